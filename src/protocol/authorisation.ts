@@ -1,0 +1,33 @@
+/**
+ * Who may send which message, docs/protocol.md section 7: one table, default deny. Tested for
+ * every role and every message.
+ */
+import type { RequestType } from './messages.js';
+import type { Role } from './records.js';
+
+/** A session before enrolment has no role. */
+export type Asker = Role | 'joining';
+
+const MEMBER: readonly RequestType[] = [
+  'ping',
+  'register',
+  'endpoints',
+  'key.mac',
+  'key.index',
+  'sync',
+];
+
+export const MAY_SEND: Readonly<Record<Asker, readonly RequestType[]>> = {
+  joining: ['ping', 'enrol'],
+  host: MEMBER,
+  plain: MEMBER,
+  link: MEMBER,
+  server: ['ping'],
+  operator: ['ping', 'list'],
+  viewer: ['ping', 'list'],
+};
+
+/** True if an asker of this role may send this message. */
+export function maySend(asker: Asker, type: RequestType): boolean {
+  return MAY_SEND[asker].includes(type);
+}

@@ -1,0 +1,54 @@
+/**
+ * Specification constants: what two machines must agree on (docs/protocol.md).
+ * Implementation constants stand beside the queues and tables that they size.
+ */
+
+export const PROTOCOL_VERSION = 1;
+
+/** Sizes in bytes. */
+export const KEY_SIZE = 32;
+export const MAC_SIZE = 6;
+export const SHIM_SIZE = 16;
+export const INNER_HEADER_SIZE = 8;
+export const TAG_SIZE = 16;
+/** What a sealed frame is longer than its payload: 40. */
+export const FRAME_OVERHEAD = SHIM_SIZE + INNER_HEADER_SIZE + TAG_SIZE;
+
+/** EtherType of the `ethernet` transport (IEEE 802 local experimental 1) and protocol number of `ip` (RFC 3692). */
+export const ETHERTYPE = 0x88b5;
+export const IP_PROTOCOL = 253;
+
+/** Sealed-frame kinds, docs/protocol.md 2.1. */
+export const FrameKind = { pair: 1, group: 2, net: 3, path: 4, relay: 5 } as const;
+export type FrameKind = (typeof FrameKind)[keyof typeof FrameKind];
+
+export const FLAG_FRAGMENT = 0x80;
+export const FLAG_GROUP = 0x40;
+export const SUBNET_TAG_MASK = 0x3f;
+
+/** Ticks of the time inside a frame, per second. */
+export const FRAME_TICKS_PER_SECOND = 256;
+
+/** Limits of one traffic key, docs/protocol.md 3.4. */
+export const MAX_FRAMES_PER_KEY = 2n ** 36n;
+export const MAX_BYTES_PER_KEY = 2n ** 46n;
+
+export const SUITES = ['aes-256-gcm', 'chacha20-poly1305'] as const;
+export type Suite = (typeof SUITES)[number];
+
+/** Labels of derivations and signatures. A label is never reused. */
+export const LABEL = {
+  pair: 'pairwire/1 pair',
+  net: 'pairwire/1 net',
+  group: 'pairwire/1 group',
+  kid: 'pairwire/1 kid',
+  mac: 'pairwire/1 mac',
+  psk: 'pairwire/1 psk',
+  grant: 'pairwire/1 grant',
+  identity: 'pairwire/1 identity',
+  member: 'pairwire/1 member',
+  boot: 'pairwire/1 boot',
+  settings: 'pairwire/1 settings',
+  audit: 'pairwire/1 audit',
+  channel: 'pairwire/1 channel',
+} as const;

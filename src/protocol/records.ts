@@ -1,0 +1,231 @@
+/**
+ * What the operator and members sign, docs/protocol.md section 5: grants, identity documents,
+ * memberships, boot records, settings. Gateways and key server verify with the same code.
+ */
+import { createHash, type KeyObject } from 'node:crypto';
+import { z } from 'zod';
+import { PairwireError } from '../runtime/errors.js';
+import { KEY_SIZE, LABEL, SUITES } from './constants.js';
+import { type Id, idSchema } from './ids.js';
+import { defaultMac, type MacAddress, macSchema, whyNotOwnable } from './mac.js';
+import { importPublic } from './public-keys.js';
+import { bytesSchema, openSigned, readUnverified, type Signed, signedSchema } from './signed.js';
+
+export const ROLES = ['host', 'plain', 'link', 'server', 'operator', 'viewer'] as const;
+export type Role = (typeof ROLES)[number];
+
+export const RIGHTS = ['router', 'dhcp', 'shared'] as const;
+export type Right = (typeof RIGHTS)[number];
+
+const MAX_MACS = 64;
+const MAX_IPS = 64;
+
+const timeSchema = z.int().nonnegative();
+
+/** An IPv4 or IPv6 address or prefix, as text. */
+export const prefixSchema = z.union([z.cidrv4(), z.cidrv6(), z.ipv4(), z.ipv6()]);
+
+export const grantSchema = z.strictObject({
+  subnet: idSchema,
+  tokenId: bytesSchema(16),
+  /** The member's id; ends with `*` where one token serves several ids with this beginning. */
+  id: z.string().regex(/^[a-z0-9][a-z0-9._-]{0,61}\*?$/),
+  role: z.enum(ROLES),
+  /** The server where the id is at home (cascade, 05-keyserver). */
+  home: idSchema,
+  macs: z.array(macSchema).max(MAX_MACS),
+  ips: z.array(prefixSchema).max(MAX_IPS),
+  rights: z.array(z.enum(RIGHTS)),
+  uses: z.int().min(1).max(1_000_000),
+  notAfter: timeSchema,
+});
+/** What the operator key signed: who may be a member with which rights. */
+export type Grant = z.infer<typeof grantSchema>;
+
+export const identitySchema = z.strictObject({
+  subnet: idSchema,
+  id: idSchema,
+  sign: bytesSchema(KEY_SIZE),
+  box: bytesSchema(KEY_SIZE),
+});
+/** A member's two public keys: Ed25519 for boot records, X25519 for messages. */
+export type Identity = z.infer<typeof identitySchema>;
+
+export const membershipSchema = z.strictObject({
+  grant: signedSchema,
+  identity: signedSchema,
+  channel: bytesSchema(KEY_SIZE),
+});
+export type Membership = z.infer<typeof membershipSchema>;
+
+export const bootRecordSchema = z.strictObject({
+  subnet: idSchema,
+  id: idSchema,
+  boot: bytesSchema(KEY_SIZE),
+  sequence: z.int().positive(),
+  macs: z.array(macSchema).max(MAX_MACS),
+  notAfter: timeSchema,
+});
+/** One start of a data plane, signed by the member's identity. */
+export type BootRecord = z.infer<typeof bootRecordSchema>;
+
+export const settingsSchema = z.strictObject({
+  subnet: idSchema,
+  version: z.int().positive(),
+  suite: z.enum(SUITES),
+  /** Largest difference between the time in a frame and ours, ms; 0 turns the check off. */
+  freshnessMs: z.int().min(0).max(3_600_000),
+  /** Frames held for each destination while its key is fetched; 0 is the documents' own rule: drop and ask. */
+  hold: z.int().min(0).max(1024),
+  /** How long a gateway that hears nothing from its key server goes on using keys, s. */
+  leaseSeconds: z.int().min(10).max(31_536_000),
+  verify: z.enum(['verify', 'off']),
+  group: z.strictObject({
+    mode: z.enum(['shared', 'pairwise']),
+    /** Receivers up to which the sender itself replicates group frames over `udp`. */
+    replicate: z.int().min(1).max(4096),
+  }),
+  unknown: z.enum(['plain', 'refuse']),
+});
+/** A subnet's security settings: versioned, signed by the operator; gateways take only newer ones. */
+export type Settings = z.infer<typeof settingsSchema>;
+
+/** A membership whose every signature held. */
+export interface VerifiedMember {
+  readonly id: Id;
+  readonly role: Role;
+  readonly grant: Grant;
+  readonly identity: Identity;
+  readonly channel: Uint8Array;
+  readonly macs: readonly MacAddress[];
+  /** Verifies this member's boot records. */
+  readonly signKey: KeyObject;
+  /** SHA-256 of the identity document as signed: what gateways pin. */
+  readonly identityDigest: Buffer;
+}
+
+/**
+ * Verifies grant (operator), identity document (itself) and membership (identity), and that the
+ * three name the same subnet and id. The grant's expiry limits enrolment, not membership, so only the key
+ * server checks it (`requireGrantValid`).
+ * @throws PairwireError RECORD_SIGNATURE, RECORD_MALFORMED or RECORD_MISMATCH
+ */
+export function verifyMembership(subnet: Id, record: Signed, operator: KeyObject): VerifiedMember {
+  const membership = readUnverified(LABEL.member, record, membershipSchema);
+  const identityBody = readUnverified(LABEL.identity, membership.identity, identitySchema);
+  const signKey = importPublic('ed25519', identityBody.sign);
+  const identity = openSigned(LABEL.identity, membership.identity, signKey, identitySchema);
+  openSigned(LABEL.member, record, signKey, membershipSchema);
+  const grant = openSigned(LABEL.grant, membership.grant, operator, grantSchema);
+  if (grant.subnet !== subnet || identity.subnet !== subnet) {
+    throw new PairwireError('RECORD_MISMATCH', 'a membership is of another subnet', {
+      where: identity.id,
+    });
+  }
+  if (!grantCovers(grant, identity.id)) {
+    throw new PairwireError(
+      'RECORD_MISMATCH',
+      'a grant does not cover the id of the identity document',
+      {
+        where: identity.id,
+      },
+    );
+  }
+  return {
+    id: identity.id,
+    role: grant.role,
+    grant,
+    identity,
+    channel: membership.channel,
+    macs: ownMacs(grant, identity.id),
+    signKey,
+    identityDigest: createHash('sha256')
+      .update(membership.identity.b)
+      .update(membership.identity.s)
+      .digest(),
+  };
+}
+
+/** True if the grant is for this id. */
+export function grantCovers(grant: Grant, id: Id): boolean {
+  if (!grant.id.endsWith('*')) return grant.id === id;
+  const stem = grant.id.slice(0, -1);
+  return id.startsWith(stem) && id.length > stem.length;
+}
+
+/** The addresses that a grant gives to an id: those it names, else the default one. */
+export function ownMacs(grant: Grant, id: Id): readonly MacAddress[] {
+  const macs = grant.macs.length > 0 ? grant.macs : [defaultMac(grant.subnet, id)];
+  for (const mac of macs) {
+    const why = whyNotOwnable(mac);
+    if (why !== undefined && !grant.rights.includes('shared')) {
+      throw new PairwireError('RECORD_MISMATCH', `${mac} ${why}, so no grant may name it`, {
+        where: id,
+      });
+    }
+  }
+  return macs;
+}
+
+/** Refuses a grant after its expiry. @throws PairwireError RECORD_EXPIRED */
+export function requireGrantValid(grant: Grant, nowMs: number): void {
+  if (grant.notAfter < nowMs) {
+    throw new PairwireError('RECORD_EXPIRED', 'the join token has expired', {
+      hint: 'ask the operator for a new one: pairwire token',
+    });
+  }
+}
+
+/**
+ * Verifies a boot record against the member it must belong to.
+ * @param highest the highest sequence seen of this member, 0 if none: an older record is a rollback
+ * @throws PairwireError RECORD_SIGNATURE, RECORD_MALFORMED, RECORD_MISMATCH, RECORD_EXPIRED or RECORD_ROLLBACK
+ */
+export function verifyBoot(
+  member: VerifiedMember,
+  record: Signed,
+  nowMs: number,
+  highest: number,
+): BootRecord {
+  const boot = openSigned(LABEL.boot, record, member.signKey, bootRecordSchema);
+  if (boot.subnet !== member.grant.subnet || boot.id !== member.id) {
+    throw new PairwireError('RECORD_MISMATCH', 'a boot record is of another member', {
+      where: member.id,
+    });
+  }
+  if (boot.macs.some((mac) => !member.macs.includes(mac))) {
+    throw new PairwireError(
+      'RECORD_MISMATCH',
+      'a boot record names an address that was not granted',
+      {
+        where: member.id,
+      },
+    );
+  }
+  if (boot.notAfter < nowMs) {
+    throw new PairwireError('RECORD_EXPIRED', 'a boot record has expired', { where: member.id });
+  }
+  if (boot.sequence < highest) {
+    throw new PairwireError('RECORD_ROLLBACK', 'a boot record is older than one seen before', {
+      where: member.id,
+    });
+  }
+  return boot;
+}
+
+/** Verifies the operator's settings and that they are not older than `atLeast`. */
+export function verifySettings(
+  subnet: Id,
+  record: Signed,
+  operator: KeyObject,
+  atLeast: number,
+): Settings {
+  const settings = openSigned(LABEL.settings, record, operator, settingsSchema);
+  if (settings.subnet !== subnet) {
+    throw new PairwireError('RECORD_MISMATCH', 'the settings are of another subnet');
+  }
+  if (settings.version < atLeast) {
+    throw new PairwireError('RECORD_ROLLBACK', 'the settings are older than those seen before');
+  }
+  return settings;
+}
