@@ -23,7 +23,7 @@ export const MAY_SEND: Readonly<Record<Asker, readonly RequestType[]>> = {
   plain: MEMBER,
   link: MEMBER,
   server: ['ping'],
-  operator: ['ping', 'list'],
+  operator: ['ping', 'list', 'settings.set'],
   viewer: ['ping', 'list'],
 };
 

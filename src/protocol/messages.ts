@@ -115,6 +115,8 @@ export const requestSchema = z.discriminatedUnion('t', [
     after: cursor.optional(),
     limit: z.int().min(1).max(MAX_ROWS).optional(),
   }),
+  /** Security settings, newer than those in force and signed by the operator. */
+  z.strictObject({ t: z.literal('settings.set'), id: requestId, settings: signedSchema }),
 ]);
 export type Request = z.infer<typeof requestSchema>;
 export type RequestType = Request['t'];
@@ -175,6 +177,11 @@ export const answerSchemas = {
     id: requestId,
     rows: z.array(z.record(z.string(), z.unknown())).max(MAX_ROWS),
     next: cursor.optional(),
+  }),
+  'settings.set': z.object({
+    t: z.literal('ok'),
+    id: requestId,
+    version: z.int().positive(),
   }),
 } as const;
 export type KeyAnswer = z.infer<(typeof answerSchemas)['key.mac']>;
