@@ -1,0 +1,359 @@
+/**
+ * What the control plane and the data plane say to each other.
+ *
+ * Made by scripts/generate.ts from gateway/dataplane/schema.json: change that file.
+ * The C++ side is gateway/native/control/messages.gen.hpp. Frame: 4-byte big-endian length,
+ * then one MessagePack map {t, id?, ...fields}; commands and answers carry id, events none.
+ */
+import { z } from 'zod';
+
+/** A longer message closes the connection. */
+export const MAX_MESSAGE = 1048576;
+
+const u8 = z.int().min(0).max(0xff);
+const u16 = z.int().min(0).max(0xffff);
+const u32 = z.int().min(0).max(0xffff_ffff);
+/** At most 2^53 - 1, so that both languages hold it exactly. */
+const u64 = z.int().min(0).max(Number.MAX_SAFE_INTEGER);
+const i64 = z.int().min(-Number.MAX_SAFE_INTEGER).max(Number.MAX_SAFE_INTEGER);
+
+/** A text of at most so many bytes in UTF-8. */
+const text = (limit: number) =>
+  z.string().refine((value) => Buffer.byteLength(value, 'utf8') <= limit, `at most ${limit} bytes`);
+const bytes = (size: number) =>
+  z.custom<Uint8Array>(
+    (value) => value instanceof Uint8Array && value.length === size,
+    `${size} bytes`,
+  );
+const bytesUpTo = (limit: number) =>
+  z.custom<Uint8Array>(
+    (value) => value instanceof Uint8Array && value.length <= limit,
+    `at most ${limit} bytes`,
+  );
+
+export const endpointSchema = z.strictObject({
+  ip: bytesUpTo(16),
+  port: u16,
+});
+export type Endpoint = z.infer<typeof endpointSchema>;
+
+export const bootSchema = z.strictObject({
+  boot: u32,
+  public: bytes(32),
+  index: u32,
+});
+export type Boot = z.infer<typeof bootSchema>;
+
+export const pairKeySchema = z.strictObject({
+  peer: text(63),
+  boot: u32,
+  peerIndex: u32,
+  pwId: u64,
+  kidSend: u16,
+  kidReceive: u16,
+  send: z.boolean(),
+});
+export type PairKey = z.infer<typeof pairKeySchema>;
+
+export const groupKeySchema = z.strictObject({
+  pwId: u64,
+  send: z.boolean(),
+});
+export type GroupKey = z.infer<typeof groupKeySchema>;
+
+export const portStateSchema = z.strictObject({
+  port: u16,
+  subnet: text(63),
+  member: text(63),
+  boots: z.array(bootSchema).max(8),
+  pairKeys: z.array(pairKeySchema).max(16384),
+  groupKeys: z.array(groupKeySchema).max(8),
+});
+export type PortState = z.infer<typeof portStateSchema>;
+
+export const counterSchema = z.strictObject({
+  name: text(40),
+  value: u64,
+});
+export type Counter = z.infer<typeof counterSchema>;
+
+export const peerStatsSchema = z.strictObject({
+  peer: text(63),
+  index: u32,
+  endpoint: endpointSchema,
+  alive: z.boolean(),
+  rttUs: u32,
+  heardMsAgo: u64,
+  txFrames: u64,
+  txBytes: u64,
+  rxFrames: u64,
+  rxBytes: u64,
+  pwId: u64,
+  hasKey: z.boolean(),
+});
+export type PeerStats = z.infer<typeof peerStatsSchema>;
+
+export const portStatsSchema = z.strictObject({
+  port: u16,
+  drops: z.array(counterSchema).max(64),
+  counters: z.array(counterSchema).max(64),
+  backend: text(20),
+  suite: text(20),
+  tap: text(15),
+  mtu: u16,
+  offload: z.boolean(),
+  peers: z.array(peerStatsSchema).max(16384),
+});
+export type PortStats = z.infer<typeof portStatsSchema>;
+
+/** Downwards, by type. */
+export const commandSchemas = {
+  /** Claims control. An older or equal epoch is refused; the connection of the former controller is cut off. */
+  attach: z.strictObject({ t: z.literal('attach'), id: u32, epoch: u64 }),
+  /** Opens the connection for `stats` only. */
+  observe: z.strictObject({ t: z.literal('observe'), id: u32 }),
+  /** Makes a port or changes it. Devices are named as the broker delivered them. */
+  'port.set': z.strictObject({
+    t: z.literal('port.set'),
+    id: u32,
+    port: u16,
+    subnet: text(63),
+    member: text(63),
+    tap: text(15),
+    udpPort: u16,
+    macs: z.array(bytes(6)).max(64),
+    suite: text(20),
+    backend: text(20),
+    tag: u8,
+    freshnessMs: u32,
+    holdFrames: u16,
+    holdMs: u16,
+    holdBytes: u32,
+    stormFrames: u32,
+    broadcasts: z.array(bytesUpTo(16)).max(16),
+  }),
+  /** Takes a port away and wipes its keys. */
+  'port.remove': z.strictObject({ t: z.literal('port.remove'), id: u32, port: u16 }),
+  /** Makes a boot key pair. The private half stays inside. */
+  'boot.make': z.strictObject({ t: z.literal('boot.make'), id: u32, port: u16 }),
+  /** The sender index that the key server drew for a boot record. Sending starts with the newest boot that has one. */
+  'boot.index': z.strictObject({
+    t: z.literal('boot.index'),
+    id: u32,
+    port: u16,
+    boot: u32,
+    index: u32,
+  }),
+  /** Forgets a boot key and every key made with it. */
+  'boot.drop': z.strictObject({ t: z.literal('boot.drop'), id: u32, port: u16, boot: u32 }),
+  /** Key-server time minus CLOCK_BOOTTIME, ms, and the boot time of the sample. */
+  clock: z.strictObject({ t: z.literal('clock'), id: u32, offsetMs: i64, sampledBootMs: u64 }),
+  /** All keys of the port are good until this key-server time, ms. */
+  lease: z.strictObject({ t: z.literal('lease'), id: u32, port: u16, notAfterMs: u64 }),
+  /** A member that may be heard. A new index adds to the old one, which the data plane retires 10 s later. Endpoints in order of preference. */
+  'peer.set': z.strictObject({
+    t: z.literal('peer.set'),
+    id: u32,
+    port: u16,
+    peer: text(63),
+    index: u32,
+    boot: bytes(32),
+    macs: z.array(bytes(6)).max(64),
+    endpoints: z.array(endpointSchema).max(8),
+    online: z.boolean(),
+  }),
+  /** Forgets a member, its keys and addresses at once. */
+  'peer.remove': z.strictObject({
+    t: z.literal('peer.remove'),
+    id: u32,
+    port: u16,
+    peer: text(63),
+  }),
+  /** Derives and installs both traffic keys of (own boot, peer's current boot). A key already held is left as it is. `send`: also send with it from now on. */
+  'key.pair': z.strictObject({
+    t: z.literal('key.pair'),
+    id: u32,
+    port: u16,
+    peer: text(63),
+    boot: u32,
+    key: bytes(32),
+    pwId: u64,
+    send: z.boolean(),
+  }),
+  /** Installs the group key: for sending with own boot (if `send`), for receiving from every known peer. */
+  'key.group': z.strictObject({
+    t: z.literal('key.group'),
+    id: u32,
+    port: u16,
+    key: bytes(32),
+    pwId: u64,
+    send: z.boolean(),
+  }),
+  /** Sends with this generation from now on; peer empty: the group key. */
+  'key.use': z.strictObject({
+    t: z.literal('key.use'),
+    id: u32,
+    port: u16,
+    peer: text(63),
+    pwId: u64,
+  }),
+  /** Forgets a generation and older ones after graceMs; peer empty: the group key. */
+  'key.drop': z.strictObject({
+    t: z.literal('key.drop'),
+    id: u32,
+    port: u16,
+    peer: text(63),
+    pwId: u64,
+    graceMs: u32,
+  }),
+  /** No key for this address for so long; frames held for it are dropped (`no_such_member`). */
+  'mac.refuse': z.strictObject({
+    t: z.literal('mac.refuse'),
+    id: u32,
+    port: u16,
+    mac: bytes(6),
+    ms: u32,
+  }),
+  /** Counters and peers of all ports. */
+  stats: z.strictObject({ t: z.literal('stats'), id: u32 }),
+  /** Forgets all keys, peers and ports. */
+  wipe: z.strictObject({ t: z.literal('wipe'), id: u32 }),
+} as const;
+
+/** Upwards, in answer to a command, by type. */
+export const answerSchemas = {
+  done: z.strictObject({ t: z.literal('done'), id: u32 }),
+  attached: z.strictObject({
+    t: z.literal('attached'),
+    id: u32,
+    instance: bytes(16),
+    version: u16,
+    backends: z.array(text(20)).max(4),
+    ports: z.array(portStateSchema).max(16),
+  }),
+  'boot.made': z.strictObject({ t: z.literal('boot.made'), id: u32, boot: u32, public: bytes(32) }),
+  'key.installed': z.strictObject({
+    t: z.literal('key.installed'),
+    id: u32,
+    kidSend: u16,
+    kidReceive: u16,
+    fresh: z.boolean(),
+  }),
+  stats: z.strictObject({
+    t: z.literal('stats'),
+    id: u32,
+    uptimeMs: u64,
+    ports: z.array(portStatsSchema).max(16),
+    eventsLost: u64,
+  }),
+  failed: z.strictObject({ t: z.literal('failed'), id: u32, why: text(200) }),
+} as const;
+
+/** Upwards, unasked, by type. */
+export const eventSchemas = {
+  /** A frame from the TAP for an address without a key (own address of the question: ours). */
+  'miss.mac': z.strictObject({ t: z.literal('miss.mac'), port: u16, mac: bytes(6) }),
+  /** A group frame from the TAP and no group key to send with. */
+  'miss.group': z.strictObject({ t: z.literal('miss.group'), port: u16 }),
+  /** A frame with a sender index or kid that is not held. group: it was a group frame. */
+  'miss.index': z.strictObject({
+    t: z.literal('miss.index'),
+    port: u16,
+    index: u32,
+    kid: u16,
+    group: z.boolean(),
+    from: endpointSchema,
+  }),
+  /** A peer answered a probe at another address, which is used from now on. */
+  'endpoint.moved': z.strictObject({
+    t: z.literal('endpoint.moved'),
+    port: u16,
+    peer: text(63),
+    endpoint: endpointSchema,
+  }),
+  /** A peer with a key has not answered probes for 45 s. */
+  'peer.silent': z.strictObject({ t: z.literal('peer.silent'), port: u16, peer: text(63) }),
+  /** A traffic key for sending reached its rekey limit (docs/protocol.md 3.4); peer empty: the group key. */
+  'key.worn': z.strictObject({ t: z.literal('key.worn'), port: u16, peer: text(63), pwId: u64 }),
+  /** All keys were wiped: orphaned, or the machine was resumed from a snapshot. */
+  'keys.wiped': z.strictObject({ t: z.literal('keys.wiped'), why: text(40) }),
+  /** A line for the log of the control plane. */
+  log: z.strictObject({ t: z.literal('log'), level: u8, text: text(500) }),
+} as const;
+
+export const commandSchema = z.discriminatedUnion('t', [
+  commandSchemas.attach,
+  commandSchemas.observe,
+  commandSchemas['port.set'],
+  commandSchemas['port.remove'],
+  commandSchemas['boot.make'],
+  commandSchemas['boot.index'],
+  commandSchemas['boot.drop'],
+  commandSchemas.clock,
+  commandSchemas.lease,
+  commandSchemas['peer.set'],
+  commandSchemas['peer.remove'],
+  commandSchemas['key.pair'],
+  commandSchemas['key.group'],
+  commandSchemas['key.use'],
+  commandSchemas['key.drop'],
+  commandSchemas['mac.refuse'],
+  commandSchemas.stats,
+  commandSchemas.wipe,
+]);
+export const answerSchema = z.discriminatedUnion('t', [
+  answerSchemas.done,
+  answerSchemas.attached,
+  answerSchemas['boot.made'],
+  answerSchemas['key.installed'],
+  answerSchemas.stats,
+  answerSchemas.failed,
+]);
+export const eventSchema = z.discriminatedUnion('t', [
+  eventSchemas['miss.mac'],
+  eventSchemas['miss.group'],
+  eventSchemas['miss.index'],
+  eventSchemas['endpoint.moved'],
+  eventSchemas['peer.silent'],
+  eventSchemas['key.worn'],
+  eventSchemas['keys.wiped'],
+  eventSchemas.log,
+]);
+/** Whatever the data plane sends: to be treated as hostile until it went through here. */
+export const upwardSchema = z.discriminatedUnion('t', [answerSchema, eventSchema]);
+
+export type CommandType = keyof typeof commandSchemas;
+export type AnswerType = keyof typeof answerSchemas;
+export type EventType = keyof typeof eventSchemas;
+export type CommandOf<T extends CommandType> = z.infer<(typeof commandSchemas)[T]>;
+export type AnswerOf<T extends AnswerType> = z.infer<(typeof answerSchemas)[T]>;
+export type EventOf<T extends EventType> = z.infer<(typeof eventSchemas)[T]>;
+export type Command = z.infer<typeof commandSchema>;
+export type Answer = z.infer<typeof answerSchema>;
+export type Event = z.infer<typeof eventSchema>;
+export type Upward = z.infer<typeof upwardSchema>;
+/** A command's own fields, without the envelope. */
+export type CommandFields<T extends CommandType> = Omit<CommandOf<T>, 't' | 'id'>;
+
+/** What a command is answered by when it succeeds; `failed` otherwise. */
+export const ANSWER_TO = {
+  attach: 'attached',
+  observe: 'done',
+  'port.set': 'done',
+  'port.remove': 'done',
+  'boot.make': 'boot.made',
+  'boot.index': 'done',
+  'boot.drop': 'done',
+  clock: 'done',
+  lease: 'done',
+  'peer.set': 'done',
+  'peer.remove': 'done',
+  'key.pair': 'key.installed',
+  'key.group': 'done',
+  'key.use': 'done',
+  'key.drop': 'done',
+  'mac.refuse': 'done',
+  stats: 'stats',
+  wipe: 'done',
+} as const satisfies Record<CommandType, AnswerType>;
+export type AnswerTo<T extends CommandType> = AnswerOf<(typeof ANSWER_TO)[T]>;

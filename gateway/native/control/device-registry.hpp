@@ -1,0 +1,51 @@
+// The devices that the broker has passed us: texts and descriptors over a SEQPACKET socket.
+//
+//   tap NAME mac XX:XX:XX:XX:XX:XX mtu N   + descriptor
+//   udp PORT                               + descriptor
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "io/unique-fd.hpp"
+#include "l2/mac.hpp"
+
+namespace pairwire {
+
+/// A TAP or a UDP socket, set up by the broker.
+struct Device {
+  enum class Kind : std::uint8_t { kTap, kUdp };
+  Kind kind = Kind::kTap;
+  std::string name;        ///< of the TAP
+  MacAddress mac;          ///< of the TAP
+  std::uint16_t mtu = 0;   ///< of the TAP
+  std::uint16_t port = 0;  ///< of the socket
+  UniqueFd fd;
+};
+
+/// Reads the text that comes with a descriptor; nothing if it is none of the two.
+[[nodiscard]] std::optional<Device> parse_device(std::string_view text);
+
+/// Receives one message with its descriptor from a connected socket.
+enum class DeviceReceive : std::uint8_t { kDevice, kNothingYet, kRefused, kClosed };
+[[nodiscard]] DeviceReceive receive_device(int connection, Device& device);
+
+/// Threads: the control thread's.
+class DeviceRegistry {
+ public:
+  /// A device of the same name is replaced; the old one is returned, because a port may still work
+  /// with it.
+  Device add(Device device);
+  [[nodiscard]] const Device* tap(std::string_view name) const;
+  [[nodiscard]] const Device* udp(std::uint16_t port) const;
+
+ private:
+  std::map<std::string, Device, std::less<>> taps_;
+  std::map<std::uint16_t, Device> udps_;
+};
+
+}  // namespace pairwire

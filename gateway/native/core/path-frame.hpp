@@ -1,0 +1,30 @@
+// Path frames: docs/protocol.md section 2.4.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+
+#include "core/frame.hpp"
+#include "core/keys.hpp"
+
+namespace pairwire {
+
+inline constexpr std::size_t kPathPayload = 12;
+inline constexpr std::size_t kPathFrame = kFrameOverhead + kPathPayload;
+
+enum class PathType : std::uint8_t { kProbe = 1, kAnswer = 2, kKeepalive = 3 };
+
+struct PathMessage {
+  PathType type = PathType::kKeepalive;
+  std::uint64_t token = 0;
+};
+
+/// Reads the payload of a path frame; nothing if it is malformed.
+[[nodiscard]] std::optional<PathMessage> parse_path(ConstBytes payload);
+
+/// Seals a path frame; nothing if the key has sealed as much as it may.
+[[nodiscard]] std::optional<std::array<std::uint8_t, kPathFrame>> seal_path(
+    const SendKey& key, const PathMessage& message, FrameTime time);
+
+}  // namespace pairwire

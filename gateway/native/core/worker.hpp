@@ -1,0 +1,79 @@
+// What the two kinds of worker have in common: the port's tables, their counters, how they are
+// stopped and woken.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "core/clock.hpp"
+#include "core/drop-reasons.hpp"
+#include "core/rcu.hpp"
+#include "core/tables.hpp"
+#include "core/worker-events.hpp"
+
+namespace pairwire {
+
+/// Counters of one worker besides its drops. One writer, as in DropCounters.
+struct WorkerCounters {
+  std::atomic<std::uint64_t> frames{0};   ///< sealed, or opened and accepted
+  std::atomic<std::uint64_t> bytes{0};    ///< of inner frames
+  std::atomic<std::uint64_t> supers{0};   ///< packets read from or written to the TAP
+  std::atomic<std::uint64_t> batches{0};  ///< wake-ups with something to do
+  std::atomic<std::uint64_t> held{0};     ///< frames that were put aside to wait for a key
+
+  static void add(std::atomic<std::uint64_t>& counter, std::uint64_t value) noexcept {
+    counter.store(counter.load(std::memory_order_relaxed) + value, std::memory_order_relaxed);
+  }
+};
+
+/// What one worker shares with the control thread.
+///
+/// Threads: the control thread makes it, before the worker starts, and destroys it after the worker
+/// has ended; each part says who may use it meanwhile.
+struct WorkerShare {
+  WorkerShare(PortTables& port_tables, const ServerClock& server_clock, int wake_fd, int control_fd)
+      : tables(port_tables),
+        clock(server_clock),
+        reader(port_tables.rcu().add_reader()),
+        wake(wake_fd),
+        control_wake(control_fd) {}
+
+  PortTables& tables;
+  const ServerClock& clock;
+  std::unique_ptr<RcuDomain::Reader> reader;  ///< the worker's
+  const int wake;                             ///< eventfd that wakes the worker
+  const int control_wake;                     ///< eventfd that wakes the control thread
+  std::atomic<bool> stop{false};
+  std::atomic<bool> holding{false};  ///< frames wait for a key: wake me when tables change
+  DropCounters drops;
+  WorkerCounters counters;
+  WorkerEvents events;
+};
+
+/// "Asked lately?" for things that are asked of the key server. Direct-mapped: a collision only
+/// means that something is asked twice.
+///
+/// Threads: one.
+class RecentlyAsked {
+ public:
+  static constexpr std::uint64_t kQuietUs = 200'000;
+
+  /// True if `key` was not asked for within 200 ms; it counts as asked from then on.
+  bool ask(std::uint64_t key, std::uint64_t now_us) noexcept {
+    Entry& entry = entries_[(key * 0x9e3779b97f4a7c15U) >> 55];
+    if (entry.key == key && now_us - entry.time_us < kQuietUs && entry.time_us != 0) return false;
+    entry = {key, now_us};
+    return true;
+  }
+
+ private:
+  struct Entry {
+    std::uint64_t key = 0;
+    std::uint64_t time_us = 0;
+  };
+  std::array<Entry, 512> entries_{};
+};
+
+}  // namespace pairwire

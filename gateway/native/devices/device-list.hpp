@@ -1,0 +1,69 @@
+/// The list of devices that the broker may open: given once, by root, at start.
+///
+/// One device a line; `#` starts a comment.
+/// ```
+/// tap NAME mac XX:XX:XX:XX:XX:XX mtu N [txqueuelen N] [address IP/PREFIX]... [forward allow]
+/// udp PORT [bind IP] [device INTERFACE] [mark N]
+/// ```
+/// | field | allowed |
+/// |---|---|
+/// | NAME | 1 to 15 of a-z 0-9 _ -, a letter first |
+/// | mac | an individual address, not zero |
+/// | mtu | 576 to 65521 |
+/// | txqueuelen | 1 to 100000; default 1000 |
+/// | address | up to 16, IPv4 or IPv6, not unspecified, loopback or multicast |
+/// | forward allow | the kernel may forward between this TAP and other interfaces |
+/// | PORT | 1 to 65535; below 1024 the broker keeps CAP_NET_BIND_SERVICE |
+/// | mark | 1 to 4294967295, decimal or 0x..: SO_MARK |
+#pragma once
+
+#include <netinet/in.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace pairwire::devices {
+
+struct InterfaceAddress {
+  int family = 0;                        ///< AF_INET or AF_INET6
+  std::array<std::uint8_t, 16> bytes{};  ///< the first 4 for IPv4
+  std::uint8_t prefix = 0;
+};
+
+struct TapDevice {
+  std::string name;
+  std::array<std::uint8_t, 6> mac{};
+  std::uint32_t mtu = 0;
+  std::uint32_t queue_length = 1000;
+  std::vector<InterfaceAddress> addresses;
+  bool forward = false;
+};
+
+struct UdpDevice {
+  std::uint16_t port = 0;
+  std::optional<in6_addr> bind;  ///< IPv4 as ::ffff:a.b.c.d
+  std::string device;
+  std::uint32_t mark = 0;
+};
+
+struct DeviceList {
+  std::vector<TapDevice> taps;
+  std::vector<UdpDevice> udps;
+};
+
+/// @throws std::runtime_error `line N: ...` for the first thing that is wrong
+DeviceList parse_device_list(std::string_view text);
+
+/// Reads FILE, or standard input for `-`. FILE must be a regular file, owned by root or by our
+/// own user and not writable by others: who can write it can have any device opened.
+/// @throws std::runtime_error, std::system_error
+std::string read_device_list(const std::string& file);
+
+std::string to_text(const std::array<std::uint8_t, 6>& mac);
+std::string to_text(const InterfaceAddress& address);  ///< without the prefix
+
+}  // namespace pairwire::devices

@@ -1,0 +1,221 @@
+#include "guard.hpp"
+
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstring>
+#include <stdexcept>
+
+#include "run-program.hpp"
+
+namespace pairwire::devices {
+namespace {
+
+constexpr const char* kNft = "/usr/sbin/nft";
+/// More addresses on one TAP than this are a mistake, or an attack by router advertisements.
+constexpr std::size_t kMaxAddresses = 512;
+
+InterfaceAddress with_host_bits(const InterfaceAddress& address, bool ones) {
+  InterfaceAddress out = address;
+  const int size = address.family == AF_INET ? 4 : 16;
+  for (int i = 0; i < size; ++i) {
+    const int fixed = std::clamp(address.prefix - 8 * i, 0, 8);
+    const auto host = static_cast<std::uint8_t>(0xff >> fixed);
+    auto& byte = out.bytes[static_cast<std::size_t>(i)];
+    byte = static_cast<std::uint8_t>(ones ? byte | host : byte & ~host);
+  }
+  return out;
+}
+
+bool is_link_local(const InterfaceAddress& address) {
+  return address.family == AF_INET6 && address.bytes[0] == 0xfe &&
+         (address.bytes[1] & 0xc0) == 0x80;
+}
+
+std::string elements(const std::vector<std::string>& items) {
+  std::string out;
+  for (const std::string& item : items) {
+    if (!out.empty()) out += ", ";
+    out += item;
+  }
+  return out;
+}
+
+}  // namespace
+
+Guard::Guard(const DeviceList& list, Netlink& netlink) : list_(list), netlink_(netlink) {
+  if (!list_.taps.empty()) table_ = "pairwire_" + list_.taps.front().name;
+}
+
+std::vector<Guard::Sets> Guard::present_sets() {
+  const std::vector<AssignedAddress> all = netlink_.addresses();
+  std::vector<Sets> sets(list_.taps.size());
+  for (std::size_t i = 0; i < list_.taps.size(); ++i) {
+    const auto link = netlink_.find_link(list_.taps[i].name);
+    if (!link) continue;
+    for (const AssignedAddress& assigned : all) {
+      if (assigned.index != link->index || is_link_local(assigned.address)) continue;
+      const InterfaceAddress& address = assigned.address;
+      auto& set = address.family == AF_INET ? sets[i].v4 : sets[i].v6;
+      set.push_back(to_text(address));
+      // The kernel takes these from any interface as well: the prefix's broadcast address, and
+      // on a router the anycast address of all its routers.
+      if (address.family == AF_INET && address.prefix < 31) {
+        set.push_back(to_text(with_host_bits(address, true)));
+      }
+      if (address.family == AF_INET6 && address.prefix < 127) {
+        set.push_back(to_text(with_host_bits(address, false)));
+      }
+    }
+    for (auto* set : {&sets[i].v4, &sets[i].v6}) {
+      std::sort(set->begin(), set->end());
+      set->erase(std::unique(set->begin(), set->end()), set->end());
+      if (set->size() > kMaxAddresses) {
+        throw std::runtime_error(list_.taps[i].name + " has more addresses than can be guarded");
+      }
+    }
+  }
+  return sets;
+}
+
+std::string Guard::rules(const std::vector<Sets>& sets) const {
+  std::string counters;
+  std::string arp_counters;
+  std::string declared;
+  std::string arp_declared;
+  std::string prerouting;
+  std::string forward;
+  std::string arp_input;
+  std::string arp_output;
+  for (std::size_t i = 0; i < sets.size(); ++i) {
+    const std::string n = std::to_string(i);
+    const std::string tap = '"' + list_.taps[i].name + '"';
+    const auto declare = [&](const char* name, const char* type, const auto& items) {
+      return std::string("set ") + name + n + " { type " + type + ";" +
+             (items.empty() ? "" : " elements = { " + elements(items) + " };") + " }\n";
+    };
+    declared += declare("v4_", "ipv4_addr", sets[i].v4) + declare("v6_", "ipv6_addr", sets[i].v6);
+    arp_declared += declare("v4_", "ipv4_addr", sets[i].v4);
+    counters += "counter underlay_" + n + " {}\ncounter forward_" + n + " {}\n";
+    arp_counters += "counter arp_" + n + " {}\n";
+    const std::string elsewhere = "iifname != { " + tap + ", \"lo\" } ";
+    prerouting += elsewhere + "ip daddr @v4_" + n + " counter name underlay_" + n + " drop\n";
+    prerouting += elsewhere + "ip6 daddr @v6_" + n + " counter name underlay_" + n + " drop\n";
+    if (!list_.taps[i].forward) {
+      forward += "iifname " + tap + " oifname != " + tap + " counter name forward_" + n + " drop\n";
+      forward += "iifname != " + tap + " oifname " + tap + " counter name forward_" + n + " drop\n";
+    }
+    arp_input +=
+        "iifname != " + tap + " arp daddr ip @v4_" + n + " counter name arp_" + n + " drop\n";
+    arp_output +=
+        "oifname != " + tap + " arp saddr ip @v4_" + n + " counter name arp_" + n + " drop\n";
+  }
+  const auto chain = [](const char* name, const char* hook, const std::string& body) {
+    return std::string("chain ") + name + " {\ntype filter hook " + hook + "; policy accept;\n" +
+           body + "}\n";
+  };
+  return "table inet " + table_ + " {\n" + counters + declared +
+         // Before connection tracking, so that what is dropped leaves no entry there.
+         chain("underlay", "prerouting priority raw", prerouting) +
+         // Once more where it is delivered: source routing (SRv6, LSRR) and DNAT give a packet
+         // another destination behind prerouting.
+         chain("delivery", "input priority filter - 10", prerouting) +
+         chain("forward", "forward priority filter - 10", forward) + "}\ntable arp " + table_ +
+         " {\n" + arp_counters + arp_declared + chain("input", "input priority filter", arp_input) +
+         chain("output", "output priority filter", arp_output) + "}\n";
+}
+
+void Guard::apply(const std::string& commands) const {
+  const ProgramResult result = run_program({kNft, "-f", "-"}, commands);
+  if (result.code != 0) {
+    throw std::runtime_error("nft: " + result.errors.substr(0, result.errors.find('\n')));
+  }
+}
+
+void Guard::turn_on() {
+  if (table_.empty()) return;
+  std::vector<Sets> sets = present_sets();
+  std::string commands;
+  for (const char* family : {"inet ", "arp "}) {
+    // `add` first, because deleting what is not there is an error.
+    commands += "add table " + (family + table_) + "\ndelete table " + (family + table_) + "\n";
+  }
+  apply(commands + rules(sets));
+  sets_ = std::move(sets);
+  on_ = true;
+}
+
+void Guard::turn_off() {
+  if (table_.empty()) return;
+  std::string commands;
+  for (const char* family : {"inet ", "arp "}) {
+    commands += "add table " + (family + table_) + "\ndelete table " + (family + table_) + "\n";
+  }
+  apply(commands);
+  on_ = false;
+}
+
+void Guard::follow_addresses() {
+  if (!on_) return;
+  std::vector<Sets> sets = present_sets();
+  if (sets == sets_) return;
+  std::string commands;
+  for (std::size_t i = 0; i < sets.size(); ++i) {
+    const auto replace = [&](const std::string& family, const char* name, const auto& items) {
+      const std::string set = family + table_ + " " + name + std::to_string(i);
+      commands += "flush set " + set + "\n";
+      if (!items.empty()) commands += "add element " + set + " { " + elements(items) + " }\n";
+    };
+    replace("inet ", "v4_", sets[i].v4);
+    replace("inet ", "v6_", sets[i].v6);
+    replace("arp ", "v4_", sets[i].v4);
+  }
+  try {
+    apply(commands);
+  } catch (const std::runtime_error&) {
+    // Somebody flushed the ruleset (`systemctl reload nftables` does): put all of it back.
+    turn_on();
+    return;
+  }
+  sets_ = std::move(sets);
+}
+
+std::vector<Guard::Count> Guard::counts() {
+  if (!on_) return {};
+  const std::string question =
+      "list counters table inet " + table_ + "\nlist counters table arp " + table_ + "\n";
+  ProgramResult result = run_program({kNft, "-f", "-"}, question);
+  if (result.code != 0) {
+    // The same: a guard that is reported as on must be there.
+    turn_on();
+    result = run_program({kNft, "-f", "-"}, question);
+  }
+  const auto packets = [&](const std::string& name) -> std::uint64_t {
+    std::size_t at = result.output.find("counter " + name + " {");
+    if (at == std::string::npos) return 0;
+    constexpr std::string_view word = "packets ";
+    at = result.output.find(word, at);
+    if (at == std::string::npos) return 0;
+    std::uint64_t value = 0;
+    std::from_chars(result.output.data() + at + word.size(),
+                    result.output.data() + result.output.size(), value);
+    return value;
+  };
+  std::vector<Count> out;
+  for (std::size_t i = 0; i < list_.taps.size(); ++i) {
+    const std::string n = std::to_string(i);
+    Count count;
+    count.tap = list_.taps[i].name;
+    count.addresses = sets_[i].v4;
+    count.addresses.insert(count.addresses.end(), sets_[i].v6.begin(), sets_[i].v6.end());
+    count.underlay = packets("underlay_" + n);
+    count.forward = packets("forward_" + n);
+    count.arp = packets("arp_" + n);
+    out.push_back(std::move(count));
+  }
+  return out;
+}
+
+}  // namespace pairwire::devices

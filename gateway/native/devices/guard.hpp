@@ -1,0 +1,78 @@
+/// The guard (design C8): the underlay must not go round the TAPs.
+///
+/// Linux takes a packet for any of its addresses from any interface and answers ARP for all of
+/// them. So a machine on the underlay, without any key, could speak in clear to the address of
+/// a TAP and pass for a member. The guard owns two nft tables, `inet` and `arp`, both named
+/// `pairwire_` and the first TAP of the list (a name that no other broker of the same network
+/// namespace can have):
+///
+/// | chain | drops | counter |
+/// |---|---|---|
+/// | inet prerouting, raw | packets for an address of a TAP that came in by another interface than
+/// it or lo | underlay | | inet forward | packets from a TAP to another interface or back, unless
+/// `forward allow` | forward | | arp input | questions for a TAP's address at another interface |
+/// arp | | arp output | ARP that would name a TAP's address at another interface | arp |
+///
+/// nft's `fib` can't do the first one: it tells whether an address is local, or local on the
+/// interface that a packet came in by (which would forbid all weak-host use, also between
+/// interfaces that are none of our business), but never on which interface it is. So the
+/// addresses stand in sets, which follow the kernel's notices within milliseconds. What is
+/// changed while no broker runs is taken up when the next one starts; until then a *new* address
+/// of a TAP is not guarded.
+///
+/// IPv6 needs no ARP: the kernel answers neighbour solicitations for the interface's own
+/// addresses only. Link-local addresses belong to their interface anyway.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "device-list.hpp"
+#include "netlink.hpp"
+
+namespace pairwire::devices {
+
+class Guard {
+ public:
+  /// One TAP's counters: packets dropped.
+  struct Count {
+    std::string tap;
+    std::vector<std::string> addresses;
+    std::uint64_t underlay = 0;
+    std::uint64_t forward = 0;
+    std::uint64_t arp = 0;
+  };
+
+  Guard(const DeviceList& list, Netlink& netlink);
+
+  bool on() const noexcept { return on_; }
+  const std::string& table() const noexcept { return table_; }
+
+  /// Makes the tables, in one transaction in place of those of a former run.
+  /// @throws std::runtime_error with what nft says
+  void turn_on();
+  /// Removes the tables, also those of a former run.
+  void turn_off();
+  /// Takes up the TAPs' present addresses, if they have changed.
+  void follow_addresses();
+  std::vector<Count> counts();
+
+ private:
+  struct Sets {
+    std::vector<std::string> v4;
+    std::vector<std::string> v6;
+    bool operator==(const Sets&) const = default;
+  };
+
+  std::vector<Sets> present_sets();
+  std::string rules(const std::vector<Sets>& sets) const;
+  void apply(const std::string& commands) const;
+
+  const DeviceList& list_;
+  Netlink& netlink_;
+  std::string table_;
+  std::vector<Sets> sets_;
+  bool on_ = false;
+};
+
+}  // namespace pairwire::devices

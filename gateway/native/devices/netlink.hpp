@@ -1,0 +1,61 @@
+/// The little of rtnetlink that the broker needs. All of it works on the network namespace that
+/// the process was started in, which /sys need not show.
+#pragma once
+
+#include <sys/types.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "device-list.hpp"
+#include "io/unique-fd.hpp"
+
+namespace pairwire::devices {
+
+struct Link {
+  int index = 0;
+  std::string kind;  ///< "tun" for TUN and TAP, empty for a physical interface
+  bool tap = false;
+  bool persistent = false;
+  std::optional<uid_t> owner;
+  std::array<std::uint8_t, 6> mac{};
+  std::uint32_t mtu = 0;
+};
+
+struct AssignedAddress {
+  int index = 0;
+  InterfaceAddress address;
+};
+
+class Netlink {
+ public:
+  /// @throws std::system_error
+  Netlink();
+
+  /// Nothing if there is no such interface.
+  std::optional<Link> find_link(const std::string& name);
+  /// Adds an address; one that is there already is fine.
+  void add_address(int index, const InterfaceAddress& address);
+  void delete_link(int index);
+  /// Every address of every interface.
+  std::vector<AssignedAddress> addresses();
+
+ private:
+  /// Sends one request; calls nothing back, returns the answers' messages one behind the other.
+  std::vector<std::uint8_t> ask(std::span<const std::uint8_t> request, bool dump);
+
+  UniqueFd fd_;
+  std::uint32_t sequence_ = 0;
+};
+
+/// A socket that gets readable when an address was added or removed anywhere.
+UniqueFd watch_addresses();
+
+/// Reads everything that waits in it. What it says is not looked at: one asks anew.
+void drain_watch(int fd);
+
+}  // namespace pairwire::devices

@@ -1,0 +1,187 @@
+#include "open-device.hpp"
+
+#include <fcntl.h>
+#include <linux/if_tun.h>
+#include <net/if.h>
+#include <net/if_arp.h>
+#include <netinet/in.h>
+#include <netinet/udp.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <stdexcept>
+#include <utility>
+
+#include "throw-errno.hpp"
+
+// Debian 12's <linux/if_tun.h> has no USO (Linux 6.2).
+#ifndef TUN_F_USO4
+#define TUN_F_USO4 0x20
+#define TUN_F_USO6 0x40
+#endif
+
+namespace pairwire::devices {
+namespace {
+
+/// virtio_net_hdr without num_buffers.
+constexpr int kVnetHeaderSize = 10;
+/// The kernel doubles it, for its own bookkeeping.
+constexpr int kBufferSize = 4 << 20;
+
+ifreq request_for(const std::string& name) {
+  ifreq request{};
+  // device-list.cpp admits 15 characters at most, so the zero behind them stays.
+  std::copy(name.begin(), name.end(), request.ifr_name);
+  return request;
+}
+
+void refuse_stranger(const TapDevice& tap, const Link& link, uid_t owner) {
+  if (link.kind != "tun" || !link.tap) {
+    throw std::runtime_error(tap.name + " is there already and is no TAP");
+  }
+  if (!link.persistent || link.owner != owner) {
+    throw std::runtime_error(tap.name + " is a TAP of somebody else");
+  }
+}
+
+std::vector<std::string> set_offload(int fd, const std::string& name) {
+  constexpr unsigned basic = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6;
+  // USO4 and USO6 are taken both or not at all.
+  if (ioctl(fd, TUNSETOFFLOAD, basic | TUN_F_USO4 | TUN_F_USO6) == 0) {
+    return {"csum", "tso4", "tso6", "uso4", "uso6"};
+  }
+  if (ioctl(fd, TUNSETOFFLOAD, basic) == 0) return {"csum", "tso4", "tso6"};
+  if (ioctl(fd, TUNSETOFFLOAD, 0) == 0) return {};
+  throw_errno(name + ": TUNSETOFFLOAD");
+}
+
+void configure(int control, const TapDevice& tap, const Link& link) {
+  const auto set = [&](unsigned long what, const ifreq& request, const char* name) {
+    if (ioctl(control, what, &request) != 0) throw_errno(tap.name + ": " + name);
+  };
+  ifreq request = request_for(tap.name);
+  // What is right already is not set again: a new MAC address makes IPv6 forget neighbours.
+  if (link.mac != tap.mac) {
+    request.ifr_hwaddr.sa_family = ARPHRD_ETHER;
+    std::copy(tap.mac.begin(), tap.mac.end(),
+              reinterpret_cast<std::uint8_t*>(request.ifr_hwaddr.sa_data));
+    set(SIOCSIFHWADDR, request, "MAC address");
+  }
+  if (link.mtu != tap.mtu) {
+    request = request_for(tap.name);
+    request.ifr_mtu = static_cast<int>(tap.mtu);
+    set(SIOCSIFMTU, request, "MTU");
+  }
+  request = request_for(tap.name);
+  request.ifr_qlen = static_cast<int>(tap.queue_length);
+  set(SIOCSIFTXQLEN, request, "txqueuelen");
+}
+
+void bring_up(int control, const TapDevice& tap) {
+  ifreq request = request_for(tap.name);
+  if (ioctl(control, SIOCGIFFLAGS, &request) != 0) throw_errno(tap.name + ": flags");
+  if ((request.ifr_flags & IFF_UP) != 0) return;
+  request.ifr_flags = static_cast<short>(request.ifr_flags | IFF_UP);
+  if (ioctl(control, SIOCSIFFLAGS, &request) != 0) throw_errno(tap.name + ": up");
+}
+
+void set_option(int fd, int level, int option, int value, const char* name) {
+  if (setsockopt(fd, level, option, &value, sizeof value) != 0) throw_errno(name);
+}
+
+}  // namespace
+
+OpenedTap open_tap(Netlink& netlink, const TapDevice& tap, uid_t owner,
+                   const std::function<void()>& before_up) {
+  OpenedTap opened;
+  if (const auto link = netlink.find_link(tap.name)) {
+    refuse_stranger(tap, *link, owner);
+    opened.attached = true;
+  }
+  opened.fd.reset(open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK));
+  if (!opened.fd) throw_errno("/dev/net/tun");
+  const int fd = opened.fd.get();
+
+  ifreq request = request_for(tap.name);
+  request.ifr_flags =
+      static_cast<short>(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (opened.attached ? 0 : IFF_TUN_EXCL));
+  if (ioctl(fd, TUNSETIFF, &request) != 0) throw_errno(tap.name + ": TUNSETIFF");
+  const int header_size = kVnetHeaderSize;
+  if (ioctl(fd, TUNSETVNETHDRSZ, &header_size) != 0) throw_errno(tap.name + ": TUNSETVNETHDRSZ");
+  opened.offload = set_offload(fd, tap.name);
+  if (!opened.attached && ioctl(fd, TUNSETOWNER, static_cast<unsigned long>(owner)) != 0) {
+    throw_errno(tap.name + ": TUNSETOWNER");
+  }
+
+  const auto link = netlink.find_link(tap.name);
+  if (!link) throw std::runtime_error(tap.name + " is gone");
+  const UniqueFd control(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  if (!control) throw_errno("socket");
+  configure(control.get(), tap, *link);
+  for (const InterfaceAddress& address : tap.addresses) netlink.add_address(link->index, address);
+  before_up();
+  bring_up(control.get(), tap);
+  // Last, so that a TAP whose making failed half-way is gone with its descriptor.
+  if (ioctl(fd, TUNSETPERSIST, 1UL) != 0) throw_errno(tap.name + ": TUNSETPERSIST");
+  return opened;
+}
+
+bool remove_tap(Netlink& netlink, const TapDevice& tap, uid_t owner) {
+  const auto link = netlink.find_link(tap.name);
+  if (!link || link->kind != "tun" || !link->tap || link->owner != owner) return false;
+  netlink.delete_link(link->index);
+  return true;
+}
+
+UniqueFd open_udp(const UdpDevice& udp) {
+  constexpr int type = SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK;
+  const bool wants_v4 = !udp.bind || IN6_IS_ADDR_V4MAPPED(&*udp.bind);
+  UniqueFd fd(socket(AF_INET6, type, IPPROTO_UDP));
+  const bool v6 = static_cast<bool>(fd);
+  if (!v6) {
+    if (errno != EAFNOSUPPORT || !wants_v4) throw_errno("UDP socket");
+    fd.reset(socket(AF_INET, type, IPPROTO_UDP));
+    if (!fd) throw_errno("UDP socket");
+  }
+  if (v6) {
+    set_option(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, 0, "IPV6_V6ONLY");
+    set_option(fd.get(), IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_PROBE, "IPV6_MTU_DISCOVER");
+  }
+  // On an IPv6 socket as well: it counts for what goes to ::ffff:a.b.c.d.
+  set_option(fd.get(), IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE, "IP_MTU_DISCOVER");
+  set_option(fd.get(), SOL_UDP, UDP_GRO, 1, "UDP_GRO");
+  set_option(fd.get(), SOL_SOCKET, SO_RCVBUFFORCE, kBufferSize, "SO_RCVBUFFORCE");
+  set_option(fd.get(), SOL_SOCKET, SO_SNDBUFFORCE, kBufferSize, "SO_SNDBUFFORCE");
+  if (udp.mark != 0) {
+    set_option(fd.get(), SOL_SOCKET, SO_MARK, static_cast<int>(udp.mark), "SO_MARK");
+  }
+  if (!udp.device.empty() && setsockopt(fd.get(), SOL_SOCKET, SO_BINDTODEVICE, udp.device.c_str(),
+                                        static_cast<socklen_t>(udp.device.size())) != 0) {
+    throw_errno(udp.device + ": SO_BINDTODEVICE");
+  }
+
+  int result = 0;
+  const auto attempt = [&](const sockaddr* address, socklen_t size) {
+    result = bind(fd.get(), address, size);
+  };
+  if (v6) {
+    sockaddr_in6 address{};
+    address.sin6_family = AF_INET6;
+    address.sin6_port = htons(udp.port);
+    if (udp.bind) address.sin6_addr = *udp.bind;
+    attempt(reinterpret_cast<const sockaddr*>(&address), sizeof address);
+  } else {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(udp.port);
+    if (udp.bind) std::memcpy(&address.sin_addr, &udp.bind->s6_addr[12], sizeof address.sin_addr);
+    attempt(reinterpret_cast<const sockaddr*>(&address), sizeof address);
+  }
+  if (result != 0) throw_errno("UDP port " + std::to_string(udp.port));
+  return fd;
+}
+
+}  // namespace pairwire::devices

@@ -1,0 +1,39 @@
+/// Opens the devices of the list and sets them up.
+#pragma once
+
+#include <sys/types.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "device-list.hpp"
+#include "io/unique-fd.hpp"
+#include "netlink.hpp"
+
+namespace pairwire::devices {
+
+struct OpenedTap {
+  UniqueFd fd;
+  bool attached = false;             ///< it was there already, from a former run
+  std::vector<std::string> offload;  ///< what the kernel may leave to us: csum tso4 tso6 uso4 uso6
+};
+
+/// Makes the TAP, or attaches to it if it is ours: a persistent TAP that belongs to `owner`. Its
+/// addresses are kept; those of the list that are missing are added.
+///
+/// IFF_TAP, IFF_NO_PI, IFF_VNET_HDR with a header of 10 bytes, offloads, non-blocking, persistent.
+/// `before_up` runs after addresses were given and before the interface carries traffic.
+/// @throws std::system_error, std::runtime_error; a TAP that is in use elsewhere gives EBUSY
+OpenedTap open_tap(Netlink& netlink, const TapDevice& tap, uid_t owner,
+                   const std::function<void()>& before_up);
+
+/// True if the TAP was there and ours, and is gone now.
+bool remove_tap(Netlink& netlink, const TapDevice& tap, uid_t owner);
+
+/// A UDP socket as the transport `udp` wants it: one IPv6 socket for both families (IPv4 alone
+/// where the host has no IPv6), never fragmenting and never believing an ICMP about the path's
+/// MTU, UDP_GRO on, 8 MiB of buffer each way, non-blocking.
+UniqueFd open_udp(const UdpDevice& udp);
+
+}  // namespace pairwire::devices

@@ -1,0 +1,79 @@
+/// The list of devices: everything in it is checked, because what is in it will be opened.
+#include <doctest/doctest.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "devices/device-list.hpp"
+
+namespace pairwire::devices {
+namespace {
+
+std::string refusal(const std::string& text) {
+  try {
+    parse_device_list(text);
+    return {};
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+}
+
+TEST_CASE("device list: a good one") {
+  const DeviceList list = parse_device_list(
+      "# gateway east\n"
+      "\n"
+      "tap pw0 mac 02:00:5e:10:00:0f mtu 1400 address 192.0.2.1/24 address 2001:db8::1/64\r\n"
+      "  tap\tpw-1 txqueuelen 500 mtu 9000 mac 02:00:00:00:00:01 forward allow # a router\n"
+      "udp 51820\n"
+      "udp 443 bind 192.0.2.7 device eth0.100 mark 0xff");
+  REQUIRE(list.taps.size() == 2);
+  CHECK(list.taps[0].name == "pw0");
+  CHECK(to_text(list.taps[0].mac) == "02:00:5e:10:00:0f");
+  CHECK(list.taps[0].mtu == 1400);
+  CHECK(list.taps[0].queue_length == 1000);
+  CHECK_FALSE(list.taps[0].forward);
+  REQUIRE(list.taps[0].addresses.size() == 2);
+  CHECK(to_text(list.taps[0].addresses[0]) == "192.0.2.1");
+  CHECK(list.taps[0].addresses[0].prefix == 24);
+  CHECK(to_text(list.taps[0].addresses[1]) == "2001:db8::1");
+  CHECK(list.taps[1].forward);
+  CHECK(list.taps[1].queue_length == 500);
+  REQUIRE(list.udps.size() == 2);
+  CHECK(list.udps[0].port == 51820);
+  CHECK_FALSE(list.udps[0].bind);
+  CHECK(list.udps[1].bind->s6_addr[15] == 7);
+  CHECK(list.udps[1].device == "eth0.100");
+  CHECK(list.udps[1].mark == 255);
+}
+
+TEST_CASE("device list: each error names its line") {
+  const std::string tap = "tap pw0 mac 02:00:00:00:00:01 mtu 1400";
+  CHECK(refusal("udp 1\n\nudp 70000\n").starts_with("line 3: the port must be"));
+  CHECK(refusal(tap + "\n" + tap) == "line 2: this device is there twice");
+  CHECK(refusal("tap") == "line 1: a device needs a kind and a name");
+  CHECK(refusal(tap + " address") == "line 1: 'address' has no value");
+  CHECK(refusal(tap + " mtu 1500") == "line 1: 'mtu' is there twice");
+  CHECK(refusal(tap + " forward deny") == "line 1: a tap has no 'forward deny'");
+  CHECK(refusal(tap + " address 192.0.2.1/33").find("prefix length") != std::string::npos);
+  CHECK(refusal(tap + " address 192.0.2.1/+8").find("prefix length") != std::string::npos);
+  CHECK(refusal(tap + " address ff02::1/64").find("can't be used") != std::string::npos);
+  CHECK(refusal(tap + " address ::ffff:192.0.2.1/128").find("can't be used") != std::string::npos);
+  CHECK(refusal("udp 51820 bind 224.0.0.1").find("multicast") != std::string::npos);
+  CHECK(refusal("udp 51820 mark 0").find("mark must be") != std::string::npos);
+  CHECK(refusal("udp 51820 device ../eth0").find("interface name") != std::string::npos);
+  CHECK(refusal(std::string("udp 5\0", 6)) == "line 1: a zero byte");
+  for (const char* name : {"lo", "PW0", "0pw", "pw.0", "pw0\"", "pw0}", "pw0pw0pw0pw0pw01"}) {
+    CHECK_MESSAGE(refusal(std::string("tap ") + name + " mac 02:00:00:00:00:01 mtu 1400") != "",
+                  name);
+  }
+  for (const char* mac : {"00:00:00:00:00:00", "01:00:00:00:00:00", "02-00-00-00-00-01",
+                          "02:00:00:00:00:0g", "02:00:00:00:00:01:", "0:2:0:0:0:0"}) {
+    CHECK_MESSAGE(refusal(std::string("tap pw0 mac ") + mac + " mtu 1400") != "", mac);
+  }
+  std::string many;
+  for (int i = 1; i <= 65; ++i) many += "udp " + std::to_string(i) + "\n";
+  CHECK(refusal(many) == "line 65: too many devices");
+}
+
+}  // namespace
+}  // namespace pairwire::devices

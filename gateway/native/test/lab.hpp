@@ -1,0 +1,277 @@
+// Two data planes in one process, without root: the TAP is one end of a socket pair that keeps
+// messages apart, the underlay is UDP on the loopback interface.
+//
+//   test -> tap | Outbound -> UDP ::1 -> Inbound | tap -> test
+//
+// `pump` does what the threads would do, so every test is deterministic.
+#pragma once
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/udp.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "core/inbound.hpp"
+#include "core/outbound.hpp"
+#include "core/path.hpp"
+#include "io/unique-fd.hpp"
+#include "io/wait.hpp"
+#include "test/l2-frames.hpp"
+#include "test/support.hpp"
+
+namespace pairwire::test {
+
+inline UniqueFd must(int fd) {
+  if (fd < 0) throw std::runtime_error(std::strerror(errno));
+  return UniqueFd(fd);
+}
+
+/// A UDP socket as the broker makes it, on ::1 with a port of the kernel's choice.
+inline UniqueFd open_udp(std::uint16_t& port) {
+  UniqueFd fd = must(socket(AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  const int on = 1;
+  setsockopt(fd.get(), SOL_UDP, 104 /* UDP_GRO */, &on, sizeof(on));
+  const int size = 4 << 20;
+  setsockopt(fd.get(), SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
+  sockaddr_in6 address{};
+  address.sin6_family = AF_INET6;
+  address.sin6_addr = in6addr_loopback;
+  if (bind(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
+    throw std::runtime_error("bind");
+  }
+  socklen_t length = sizeof(address);
+  getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &length);
+  port = ntohs(address.sin6_port);
+  return fd;
+}
+
+inline Endpoint loopback(std::uint16_t port) {
+  std::array<std::uint8_t, 16> ip{};
+  ip[15] = 1;
+  return Endpoint::from(ip, port).value();
+}
+
+struct TapPacket {
+  VnetHeader header;
+  Frame frame;
+};
+
+/// One data plane's port, without threads.
+struct Node {
+  static constexpr std::uint64_t kServerMs = 1'800'000'000'000;  ///< a time of day in 2027
+
+  Node(std::string name, const MacAddress& own_mac, std::uint32_t own_index)
+      : id(std::move(name)), mac(own_mac), index(own_index) {
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) != 0) {
+      throw std::runtime_error("socketpair");
+    }
+    tap = UniqueFd(pair[0]);
+    tap_far = UniqueFd(pair[1]);
+    const int size = 4 << 20;
+    for (const int fd : pair) setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
+    udp = open_udp(udp_port);
+    set_clock(0);
+    tables.set_settings(settings());
+    tables.set_lease(kServerMs + 3'600'000);
+    const auto made = tables.make_boot();
+    boot = made.boot;
+    boot_public = made.public_key;
+    tables.set_boot_index(boot, index);
+    outbound =
+        std::make_unique<Outbound>(out, tap.get(), UdpSocket::of(udp.get()), std::size_t{4} << 20);
+    inbound = std::make_unique<Inbound>(in, tap.get(), UdpSocket::of(udp.get()),
+                                        MergeOptions{.ecn = false, .udp = true});
+    paths.set_socket(UdpSocket::of(udp.get()));
+  }
+
+  std::unique_ptr<PortSettings> settings() const {
+    auto made = std::make_unique<PortSettings>();
+    made->subnet = "lab";
+    made->member = id;
+    made->macs = {mac};
+    made->suite = Suite::kAes256Gcm;
+    made->backend = best_backend();
+    made->udp_port = udp_port;
+    made->freshness_ms = 30'000;
+    made->hold_frames = 8;
+    made->hold_ms = 1000;
+    made->hold_bytes = 4 << 20;
+    made->storm_frames = 0;
+    made->broadcasts = {{0x0a0102ff, 30}};  // 10.1.2.255
+    return made;
+  }
+
+  /// This node's clock is `ahead_ms` ahead of key-server time.
+  void set_clock(std::int64_t ahead_ms) {
+    const std::uint64_t now = boot_ms();
+    clock.set(static_cast<std::int64_t>(kServerMs) + ahead_ms - static_cast<std::int64_t>(now),
+              now);
+  }
+
+  void know(const Node& other, bool online = true) {
+    tables.set_peer(
+        {other.id, other.index, other.boot_public, {other.mac}, {loopback(other.udp_port)}, online},
+        boot_ms());
+  }
+
+  void from_host(const VnetHeader& header, const Frame& frame) {
+    Frame packet(kVnetHeaderSize);
+    write_vnet_header(std::span(packet).first<kVnetHeaderSize>(), header);
+    append(packet, frame);
+    if (write(tap_far.get(), packet.data(), packet.size()) != static_cast<ssize_t>(packet.size())) {
+      throw std::runtime_error("write to the TAP");
+    }
+  }
+
+  std::optional<TapPacket> to_host() {
+    Frame packet(70'000);
+    const ssize_t got = read(tap_far.get(), packet.data(), packet.size());
+    if (got < static_cast<ssize_t>(kVnetHeaderSize)) return std::nullopt;
+    packet.resize(static_cast<std::size_t>(got));
+    TapPacket result;
+    result.header = read_vnet_header(packet).value();
+    result.frame.assign(packet.begin() + kVnetHeaderSize, packet.end());
+    return result;
+  }
+
+  void pump_out() {
+    out.reader->online();
+    while (outbound->batch()) out.reader->quiescent();
+    out.reader->offline();
+  }
+  void pump_in() {
+    in.reader->online();
+    while (inbound->batch()) in.reader->quiescent();
+    in.reader->offline();
+  }
+  void pump() {
+    pump_out();
+    pump_in();
+    tables.run_timers(boot_ms());
+  }
+
+  std::uint64_t drops(DropReason reason) const {
+    return out.drops.get(reason) + in.drops.get(reason);
+  }
+  std::uint64_t all_drops() const {
+    std::uint64_t sum = 0;
+    for (std::size_t i = 0; i < kDropReasonCount; ++i) sum += drops(static_cast<DropReason>(i));
+    return sum;
+  }
+
+  std::vector<WorkerEvent> events() {
+    std::vector<WorkerEvent> list;
+    WorkerEvent event;
+    while (out.events.take(event)) list.push_back(event);
+    while (in.events.take(event)) list.push_back(event);
+    return list;
+  }
+
+  const std::string id;
+  const MacAddress mac;
+  const std::uint32_t index;
+  UniqueFd tap;
+  UniqueFd tap_far;
+  UniqueFd udp;
+  std::uint16_t udp_port = 0;
+  UniqueFd wake = must(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+  UniqueFd control_wake = must(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+  ServerClock clock;
+  PortTables tables{clock};
+  std::uint32_t boot = 0;
+  std::array<std::uint8_t, 32> boot_public{};
+  WorkerShare out{tables, clock, wake.get(), control_wake.get()};
+  WorkerShare in{tables, clock, wake.get(), control_wake.get()};
+  std::unique_ptr<Outbound> outbound;
+  std::unique_ptr<Inbound> inbound;
+  std::vector<std::string> moved;
+  std::vector<std::string> silent;
+  PathManager paths{tables,
+                    clock,
+                    {[this](const Peer& peer) { moved.push_back(peer.id); },
+                     [this](const Peer& peer) { silent.push_back(peer.id); }}};
+};
+
+/// Alice owns what l2-frames.hpp takes as source, Bob its destination.
+struct Pair {
+  Node alice{"alice", MacAddress(std::array<std::uint8_t, 6>{0x02, 0, 0, 0, 0, 2}), 1001};
+  Node bob{"bob", MacAddress(std::array<std::uint8_t, 6>{0x02, 0, 0, 0, 0, 1}), 1002};
+  Random random{7};
+  std::array<std::uint8_t, 32> key = random.array<32>();
+
+  Pair() {
+    alice.know(bob);
+    bob.know(alice);
+  }
+
+  void install_pair(std::uint64_t pw_id = 1) {
+    bob.tables.install_pair_key("alice", bob.boot, key, pw_id, true);
+    alice.tables.install_pair_key("bob", alice.boot, key, pw_id, true);
+  }
+  void install_group(std::uint64_t pw_id = 1) {
+    alice.tables.install_group_key(key, pw_id, true, boot_ms());
+    bob.tables.install_group_key(key, pw_id, true, boot_ms());
+  }
+
+  /// What Alice's kernel sends is sealed and lies in Bob's socket.
+  void send(const Frame& frame, const VnetHeader& header = {}) {
+    alice.from_host(header, frame);
+    alice.pump_out();
+  }
+
+  /// Takes what lies in Bob's socket away from him: the sealed frames, one by one.
+  std::vector<Frame> intercept() {
+    std::vector<Frame> frames;
+    UdpReceiver receiver(UdpSocket::of(bob.udp.get()));
+    bool failed = false;
+    for (;;) {
+      const auto trains = receiver.receive(failed);
+      if (trains.empty()) return frames;
+      for (const auto& train : trains) {
+        for (std::size_t at = 0; at < train.bytes.size(); at += train.frame_size) {
+          const auto one =
+              train.bytes.subspan(at, std::min(train.frame_size, train.bytes.size() - at));
+          frames.emplace_back(one.begin(), one.end());
+        }
+      }
+    }
+  }
+
+  /// Gives Bob a datagram from Alice's socket.
+  void inject(const Frame& sealed) {
+    send_datagram(UdpSocket::of(alice.udp.get()), loopback(bob.udp_port), sealed);
+    bob.pump_in();
+  }
+
+  /// A frame as Alice would seal it, with anything in it; under the pair key.
+  Frame seal_as_alice(const Frame& payload, std::uint64_t counter, FrameTime time,
+                      Kind kind = Kind::kPair, std::uint8_t flags = 0, InnerHeader header = {}) {
+    SendKey* const send_key =
+        kind == Kind::kGroup ? alice.tables.group_send() : alice.tables.peer("bob")->send.load();
+    Frame sealed(payload.size() + kFrameOverhead);
+    const std::span all(sealed);
+    write_shim({kind, flags, send_key->kid, send_key->index, counter}, all.first<kShimSize>());
+    header.time = time;
+    std::array<std::uint8_t, kInnerHeaderSize> head;
+    write_inner_header(header, head);
+    send_key->aead->seal_parts(counter, all.first<kShimSize>(), head, payload,
+                               all.subspan(kShimSize, payload.size() + kInnerHeaderSize),
+                               all.last<kFrameTagSize>());
+    return sealed;
+  }
+
+  FrameTime time_now() const { return frame_time(bob.clock.server_ms(boot_ms())); }
+};
+
+}  // namespace pairwire::test
