@@ -1,7 +1,7 @@
 /**
  * Measures the secure channel (docs/protocol.md section 6; targets in the table below):
  *
- *   npx tsx scripts/bench-channel.ts [--json] [--seconds 5] [--only requests|handshakes|record]
+ *   npx tsx scripts/benchmark/channel.ts [--json] [--seconds 5] [--only requests|handshakes|record]
  *
  * Requests and handshakes go over loopback between this process, the server, and a second
  * one, the client. The cost of a record is that of sealing and opening a 256-byte message,
@@ -12,14 +12,14 @@ import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto';
 import { connect } from 'node:net';
 import { cpus, loadavg } from 'node:os';
 import { fileURLToPath } from 'node:url';
-import { ChannelClient, ChannelServer } from '../src/net/channel-tcp.js';
-import { encodeMessage } from '../src/protocol/channel/codec.js';
-import { ClientConnection } from '../src/protocol/channel/connection.js';
-import { generateKeyPair } from '../src/protocol/channel/keys.js';
-import { Direction } from '../src/protocol/channel/otp.js';
-import { OutputBuffer } from '../src/protocol/channel/output.js';
-import { RecordOpener, RecordSealer } from '../src/protocol/channel/record.js';
-import { ServerTime, SystemClock } from '../src/runtime/clock.js';
+import { ChannelClient, ChannelServer } from '../../src/net/channel-tcp.js';
+import { encodeMessage } from '../../src/protocol/channel/codec.js';
+import { ClientConnection } from '../../src/protocol/channel/connection.js';
+import { generateKeyPair } from '../../src/protocol/channel/keys.js';
+import { Direction } from '../../src/protocol/channel/otp.js';
+import { OutputBuffer } from '../../src/protocol/channel/output.js';
+import { RecordOpener, RecordSealer } from '../../src/protocol/channel/record.js';
+import { ServerTime, SystemClock } from '../../src/runtime/clock.js';
 
 const TARGETS = { requestsPerSecond: 25_000, handshakesPerSecond: 2_000, recordRatio: 2 };
 const CONNECTIONS = 100;

@@ -1,0 +1,215 @@
+/**
+ * The gateway's commands: join, up, down, status, doctor. This file only describes them; what
+ * they do is loaded when one is called, so that `pairwire --help` is quick.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { type Command, InvalidArgumentError } from 'commander';
+import { action, EXIT, type OutputTarget, printFields, printJson } from '../src/cli/output.js';
+import { PairwireError } from '../src/runtime/errors.js';
+
+const WATCH_MS = 1_000;
+const DEFAULT_DIR = '/etc/pairwire/gateway';
+
+/** Names of the commands below. */
+export const GATEWAY_COMMANDS: readonly string[] = ['join', 'up', 'down', 'status', 'doctor'];
+
+interface DirOption {
+  readonly dir: string;
+}
+
+interface JoinFlags extends DirOption {
+  readonly tokenFile?: string;
+  readonly id?: string;
+  readonly interface: string;
+  readonly address: readonly string[];
+  readonly port: number;
+}
+
+/** Adds the gateway's commands to the program. */
+export function gatewayCommands(program: Command): void {
+  withDir(program.command('join'))
+    .summary('make this machine a member of a subnet')
+    .description(
+      'Enrols this machine with a join token and writes gateway.yaml and its keys. May be repeated after a failure.',
+    )
+    .argument('[token]', 'the join token, or - for standard input (better than the command line)')
+    .option('--token-file <file>', 'read the token from a file')
+    .option('--id <id>', 'our id, for a token that serves several')
+    .option('--interface <name>', 'name of the interface to make', 'pw0')
+    .option('--address <cidr>', 'address for the interface; may be repeated', collect, [])
+    .option('--port <number>', 'UDP port of the sealed frames', portNumber, 51_820)
+    .option('--json', 'print JSON')
+    .addHelpText(
+      'after',
+      example(
+        'pairwire token --id alice | ssh alice sudo pairwire join --dir /etc/pairwire/gateway -',
+      ),
+    )
+    .action(action(runJoin));
+
+  withDir(program.command('up'))
+    .summary('run the gateway in the foreground')
+    .description(
+      [
+        'Runs the gateway in the foreground. As root it starts device broker and data plane, then gives root up.',
+        '',
+        'SIGHUP reads gateway.yaml again without dropping traffic.',
+        'SIGTERM and Ctrl-C end this process only: data plane and interface go on with the keys they have.',
+        'pairwire down takes all of it away.',
+      ].join('\n'),
+    )
+    .option('--check', 'check configuration and keys, change nothing')
+    .option('--json', 'print JSON')
+    .addHelpText('after', example('sudo pairwire up --dir /etc/pairwire/gateway'))
+    .action(action(runUp));
+
+  withDir(program.command('down'))
+    .summary('take the gateway away: interface, keys, processes')
+    .description(
+      'Ends the gateway and everything that `up` started: interface, guard, data plane; keys are wiped.',
+    )
+    .option('--json', 'print JSON')
+    .addHelpText('after', example('sudo pairwire down --dir /etc/pairwire/gateway'))
+    .action(action(runDown));
+
+  withDir(program.command('status'))
+    .summary('what this gateway does')
+    .description(
+      'Shows the gateway: key server, ports, peers with their keys and paths, drops by reason.',
+    )
+    .option('--watch', 'show it again every second')
+    .option('--json', 'print JSON; with --watch one object a line')
+    .addHelpText('after', example('pairwire status --watch --dir /etc/pairwire/gateway'))
+    .action(action(runStatus));
+
+  program
+    .command('doctor')
+    .summary('check this machine')
+    .description(
+      'Checks everything that a gateway needs of this machine, and says how to mend what is missing.',
+    )
+    .option('--dir <dir>', 'also check this gateway')
+    .option('--json', 'print JSON')
+    .addHelpText('after', example('sudo pairwire doctor --dir /etc/pairwire/gateway'))
+    .action(action(runDoctor));
+}
+
+function withDir(command: Command): Command {
+  return command.option('--dir <dir>', 'folder of the gateway', DEFAULT_DIR);
+}
+
+function example(text: string): string {
+  return `\nExample:\n  ${text}`;
+}
+
+function collect(value: string, before: readonly string[]): string[] {
+  return [...before, value];
+}
+
+function portNumber(text: string): number {
+  const port = Number(text);
+  if (Number.isInteger(port) && port >= 1 && port <= 65_535) return port;
+  throw new InvalidArgumentError('a port is a number from 1 to 65535');
+}
+
+async function runJoin(
+  target: OutputTarget,
+  token: string | undefined,
+  flags: JoinFlags,
+): Promise<void> {
+  const { join, readTokenFile } = await import('./join.js');
+  if ((token === undefined) === (flags.tokenFile === undefined)) {
+    throw new PairwireError('USAGE', 'give one join token', {
+      hint: 'pairwire join --dir DIR -  (standard input), --token-file FILE, or the token itself',
+    });
+  }
+  const onCommandLine = token !== undefined && token !== '-';
+  if (onCommandLine) {
+    target.err(
+      'warning: every user of this machine can see a token on the command line; rather use --token-file or -\n',
+    );
+  }
+  const text = onCommandLine ? token : readTokenFile(flags.tokenFile ?? '-');
+  const joined = await join({
+    dir: flags.dir,
+    token: text,
+    ...(flags.id === undefined ? {} : { id: flags.id }),
+    interface: flags.interface,
+    addresses: flags.address,
+    port: flags.port,
+  });
+  if (target.json) {
+    printJson(target, joined);
+    return;
+  }
+  printFields(target, {
+    member: `${joined.member} of ${joined.subnet} (${joined.role})`,
+    addresses: joined.macs,
+    'key servers': joined.servers,
+    configuration: joined.configKept ? `${joined.config} (kept as it was)` : joined.config,
+  });
+  target.err(`next: pairwire up --dir ${flags.dir}\n`);
+}
+
+async function runUp(
+  target: OutputTarget,
+  flags: DirOption & { readonly check?: boolean },
+): Promise<void> {
+  const { checkGateway, runGateway } = await import('./up.js');
+  if (flags.check === true) {
+    const checked = checkGateway(flags.dir);
+    printFields(target, { ...checked });
+    return;
+  }
+  await runGateway(flags.dir, target);
+}
+
+async function runDown(target: OutputTarget, flags: DirOption): Promise<void> {
+  const { takeDown } = await import('./down.js');
+  const done = await takeDown(flags.dir);
+  if (target.json) printJson(target, done);
+  else target.out(`${done.was === 'nothing' ? 'nothing was up' : 'the gateway is down'}\n`);
+}
+
+async function runStatus(
+  target: OutputTarget,
+  flags: DirOption & { readonly watch?: boolean },
+): Promise<void> {
+  const { readStatus } = await import('./status/read.js');
+  const { printStatus } = await import('./status/table.js');
+  if (flags.watch !== true) {
+    const status = await readStatus(flags.dir);
+    if (target.json) printJson(target, status);
+    else printStatus(target, status);
+    return;
+  }
+  for (;;) {
+    const status = await readStatus(flags.dir);
+    if (target.json) {
+      target.out(`${JSON.stringify(status)}\n`);
+    } else {
+      if (target.tty) target.out('\u001b[H\u001b[2J');
+      printStatus(target, status);
+    }
+    await sleep(WATCH_MS);
+  }
+}
+
+async function runDoctor(target: OutputTarget, flags: { readonly dir?: string }): Promise<void> {
+  const { examine } = await import('./doctor.js');
+  const findings = await examine(flags.dir);
+  const failed = findings.filter((finding) => finding.state === 'fail');
+  if (target.json) {
+    printJson(target, { ok: failed.length === 0, findings });
+  } else {
+    const { default: pc } = await import('picocolors');
+    const paint = target.tty ? pc : pc.createColors(false);
+    const colours = { ok: paint.green, warn: paint.yellow, fail: paint.red };
+    for (const finding of findings) {
+      const state = colours[finding.state](finding.state.padEnd(4));
+      target.out(`${state}  ${finding.check.padEnd(13)}  ${finding.message}\n`);
+      if (finding.fix !== null) target.out(`${' '.repeat(21)}-> ${finding.fix}\n`);
+    }
+  }
+  if (failed.length > 0) process.exitCode = EXIT.failed;
+}

@@ -1,0 +1,183 @@
+/**
+ * gateway.yaml: schema, defaults and the loader. Every key is explained in
+ * config/gateway.example.yaml, which a test loads; config/schema/gateway.json is made from
+ * here. Secrets never stand in it.
+ */
+import { createHash } from 'node:crypto';
+import { realpathSync } from 'node:fs';
+import { basename, dirname, join, resolve } from 'node:path';
+import { z } from 'zod';
+import { KEY_SIZE } from '../src/protocol/constants.js';
+import { idSchema } from '../src/protocol/ids.js';
+import { PairwireError } from '../src/runtime/errors.js';
+import { isLoopback } from '../src/runtime/metrics.js';
+import { loadYaml } from '../src/settings/load-yaml.js';
+import { RUN_ROOT } from './paths.js';
+
+/** Longest name of a network interface in Linux (IFNAMSIZ less the end). */
+const MAX_INTERFACE_NAME = 15;
+/** A TAP below the smallest MTU that IPv6 allows is of no use. */
+const MIN_MTU = 1280;
+const MAX_MTU = 9216;
+const MAX_EXTRA_ENDPOINTS = 8;
+
+/** 32 bytes as base64url, the form in which public keys stand in the configuration. */
+const publicKeySchema = z
+  .string()
+  .regex(/^[A-Za-z0-9_-]{43}$/, 'a public key is 43 characters of base64url')
+  .refine(
+    (text) => Buffer.from(text, 'base64url').length === KEY_SIZE,
+    'a public key has 32 bytes',
+  );
+
+/** `HOST:PORT`, IPv6 addresses in brackets. */
+const hostPortSchema = z
+  .string()
+  .max(300)
+  .refine(
+    (text) => splitHostPort(text) !== undefined,
+    'must be HOST:PORT, as in 192.0.2.1:7900 or [2001:db8::1]:7900',
+  );
+
+const interfaceSchema = z
+  .string()
+  .max(MAX_INTERFACE_NAME)
+  .regex(
+    /^[A-Za-z][A-Za-z0-9_.-]*$/,
+    'an interface name starts with a letter and has letters, digits, _ . and -',
+  );
+
+/** Names that the device broker takes for a TAP (gateway/native/devices/device-list.hpp). */
+const tapSchema = z
+  .string()
+  .max(MAX_INTERFACE_NAME)
+  .regex(/^[a-z][a-z0-9_-]*$/, 'the name of a TAP starts with a letter and has a-z, 0-9, _ and -')
+  .refine((name) => name !== 'lo', 'lo is taken');
+
+const userSchema = z.string().regex(/^[a-z_][a-z0-9_-]{0,31}$/, 'a user name as in /etc/passwd');
+
+const portNumber = z.int().min(1).max(65_535);
+
+const portSchema = z.strictObject({
+  /** How status and logs call this port. */
+  name: idSchema,
+  kind: z.literal('host').default('host'),
+  /** Name of the TAP interface that applications see. */
+  interface: tapSchema,
+  /** Addresses to give to the interface; none leaves that to the system or to DHCP. */
+  addresses: z
+    .array(z.union([z.cidrv4(), z.cidrv6()]))
+    .max(16)
+    .default([]),
+  /** MTU of the interface; without it, it is derived from the underlay. */
+  mtu: z.int().min(MIN_MTU).max(MAX_MTU).optional(),
+  /** Storm control: broadcast and multicast frames taken from the interface in a second. */
+  storm: z.int().min(1).max(10_000_000).default(20_000),
+});
+
+const transportSchema = z.strictObject({
+  kind: z.literal('udp').default('udp'),
+  /** UDP port of the sealed frames, one for each subnet. */
+  port: portNumber.default(51_820),
+  /** Local address to bind to; without it, all. */
+  bind: z.union([z.ipv4(), z.ipv6()]).optional(),
+  /** Underlay interface to bind to; without it, the routing table decides. */
+  device: interfaceSchema.optional(),
+  /** Further addresses to tell to other members, as behind a port forwarding. */
+  endpoints: z.array(hostPortSchema).max(MAX_EXTRA_ENDPOINTS).default([]),
+  /** Also tell and use loopback addresses: for tests on one machine. */
+  loopback: z.boolean().default(false),
+});
+
+/** Title of config/schema/gateway.json. */
+export const CONFIG_TITLE = 'Pairwire gateway.yaml';
+
+export const gatewayConfigSchema = z.strictObject({
+  subnet: idSchema,
+  member: idSchema,
+  /** Key servers in order of preference; the next one is tried when one does not answer. */
+  servers: z
+    .array(z.strictObject({ address: hostPortSchema, key: publicKeySchema }))
+    .min(1)
+    .max(16),
+  /** The operator's public key, as the join token carried it. */
+  operator: publicKeySchema,
+  ports: z.array(portSchema).min(1).max(1, 'this version serves one port in each gateway'),
+  transport: transportSchema.prefault({}),
+  /** Folder of the sockets; without it, one below /run/pairwire. Relative to the folder of this file. */
+  run: z.string().min(1).max(60, 'names of sockets below it would be too long').optional(),
+  /** User of the control plane, when it was started by root. */
+  user: userSchema.default('pairwire'),
+  /** User of the data plane, which parses what strangers send. */
+  dataplaneUser: userSchema.default('pairwire-dp'),
+  metrics: z
+    .strictObject({
+      /** Where /metrics answers; without it, nowhere. */
+      listen: hostPortSchema.optional(),
+      /** One series for each peer: tells local readers who talks to whom. */
+      perPeer: z.boolean().default(false),
+    })
+    .prefault({}),
+  log: z
+    .strictObject({
+      level: z.enum(['trace', 'debug', 'info', 'warn', 'error']).default('info'),
+    })
+    .prefault({}),
+  /** A data plane without control plane wipes its keys after so many seconds. */
+  orphan: z.int().min(10).max(604_800).default(900),
+});
+/** What stands in the file, before defaults. */
+export type GatewayConfigInput = z.input<typeof gatewayConfigSchema>;
+/** gateway.yaml with defaults. */
+export type GatewayConfig = Omit<z.infer<typeof gatewayConfigSchema>, 'run'> & {
+  /** Absolute. */
+  readonly run: string;
+};
+export type PortConfig = GatewayConfig['ports'][number];
+
+/** What SIGHUP takes over without touching traffic; anything else needs a new start. */
+export const RELOADABLE = ['log', 'transport.endpoints'] as const;
+
+/** Reads gateway.yaml. @throws PairwireError CONFIG_NOT_FOUND or CONFIG_INVALID with file and line */
+export function loadGatewayConfig(path: string): GatewayConfig {
+  const config = loadYaml(path, gatewayConfigSchema);
+  const listen = config.metrics.listen;
+  if (listen !== undefined && !isLoopback(splitHostPort(listen)?.host ?? '')) {
+    throw new PairwireError('CONFIG_INVALID', 'metrics.listen must be a loopback address', {
+      where: path,
+      hint: 'write 127.0.0.1:9464 and let a proxy with access control serve it further',
+    });
+  }
+  const dir = dirname(resolve(path));
+  const run = config.run === undefined ? defaultRunDir(dir) : resolve(dir, config.run);
+  return { ...config, run };
+}
+
+/**
+ * The run directory of a gateway that configures none: one for each directory, short enough for the
+ * names of sockets, and below a folder of root's.
+ */
+export function defaultRunDir(dir: string): string {
+  let real = resolve(dir);
+  try {
+    real = realpathSync(real);
+  } catch {
+    // A directory that is not there has no links to follow.
+  }
+  const digest = createHash('sha256').update(real).digest('hex').slice(0, 8);
+  return join(RUN_ROOT, `${basename(real).slice(0, 24)}-${digest}`);
+}
+
+/** Host and port of `HOST:PORT`; undefined if it is none. */
+export function splitHostPort(text: string): { host: string; port: number } | undefined {
+  const match = /^(?:\[([0-9a-fA-F:.]+)\]|([^:\s[\]]+)):(\d{1,5})$/.exec(text);
+  const host = match?.[1] ?? match?.[2];
+  const port = Number(match?.[3]);
+  if (host === undefined || host === '' || !(port >= 1 && port <= 65_535)) return undefined;
+  return { host, port };
+}
+
+/** `HOST:PORT` with brackets where needed. */
+export function joinHostPort(host: string, port: number): string {
+  return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
+}

@@ -1,0 +1,520 @@
+/**
+ * What this gateway says to its key server, over a channel that reconnects by itself.
+ *
+ *   channel open and boot key made -> register -> endpoints -> sync ... sync every 30 s
+ *
+ * The loop is level-triggered: it compares what was told with what is true, so a lost push, a
+ * reconnect, a new boot key and a new address all lead to the same few requests. Pushes are
+ * hints; `sync` with a cursor is what counts (08-attacks M18), and only it renews the lease.
+ */
+import { createHash, type KeyObject, randomBytes } from 'node:crypto';
+import { setImmediate as yieldToOthers } from 'node:timers/promises';
+import { type ClientState, type Message, RequestError } from '../../src/net/channel-tcp.js';
+import { LABEL } from '../../src/protocol/constants.js';
+import type { Id } from '../../src/protocol/ids.js';
+import { BROADCAST_MAC, type MacAddress } from '../../src/protocol/mac.js';
+import {
+  answerSchemas,
+  type Change,
+  type Endpoint,
+  type KeyAnswer,
+  pushSchema,
+} from '../../src/protocol/messages.js';
+import type { Settings, VerifiedMember } from '../../src/protocol/records.js';
+import { type Signed, signRecord } from '../../src/protocol/signed.js';
+import { messageOf, PairwireError } from '../../src/runtime/errors.js';
+import type { PeerTable } from '../key-table/peer-table.js';
+import type { Verifier } from '../key-table/verifier.js';
+import type { Outcome, Question } from './misses.js';
+import { Wake } from './wake.js';
+
+/** Implementation constants, ms unless stated. */
+const SYNC_INTERVAL = 30_000;
+const REQUEST_TIMEOUT = 10_000;
+/** A key that comes later than the hold queue waits is still useful for the next frame. */
+const KEY_TIMEOUT = 3_000;
+const RETRY_FIRST = 100;
+const RETRY_MAX = 10_000;
+/** A boot record outlives two leases, so an expiry is never what ends a peer's trust first. */
+const BOOT_LIFETIMES = 2;
+const BOOT_LIFETIME_MIN = 3_600_000;
+/** Members verified before others get their turn: 500 us each. */
+const CHANGES_AT_ONCE = 20;
+
+/** What the session needs of a channel; ChannelClient has it. */
+export interface KeyServerChannel {
+  readonly state: ClientState;
+  request<T>(
+    message: Message,
+    options: { readonly timeoutMs?: number; readonly parse: (answer: unknown) => T },
+  ): Promise<T>;
+}
+
+/** Our own boot key as the data plane made it. */
+export interface OwnBoot {
+  readonly boot: number;
+  readonly public: Uint8Array;
+}
+
+/** What was registered last. */
+export interface Registration {
+  readonly boot: number;
+  readonly index: number;
+  readonly tag: number;
+}
+
+export interface SessionDeps {
+  readonly subnet: Id;
+  readonly member: VerifiedMember;
+  readonly sign: KeyObject;
+  /** Tells hosts apart (16 bytes). */
+  readonly machine: Uint8Array;
+  readonly channel: KeyServerChannel;
+  /** Key-server time in ms. */
+  readonly now: () => number;
+  readonly nextBootSequence: (serverNowMs: number) => number;
+  readonly table: PeerTable;
+  readonly verifier: Pick<Verifier, 'settings'>;
+  readonly handlers: SessionHandlers;
+  readonly random?: () => number;
+}
+
+/** What the agent hears. */
+export interface SessionHandlers {
+  /** The key server drew a sender index for our boot key. */
+  registered(registration: Registration): Promise<void> | void;
+  /** Settings that are verified and newer than those before. */
+  settings(settings: Settings, record: Signed): void;
+  /** Settings, or an answer, that contradict what may be believed. */
+  refused(what: string, error: PairwireError): void;
+  /** A sync is complete: peers that only the data plane knows may go. */
+  synced(full: boolean, leaseUntilMs: number | undefined): void;
+  /** Something failed and is tried again. */
+  failed(what: string, error: unknown, retryInMs: number): void;
+  /** There is no sense in going on. */
+  fatal(error: PairwireError): void;
+}
+
+/** Counters and times for status. */
+export interface SessionStatus {
+  registered: Registration | undefined;
+  epoch: string | undefined;
+  cursor: number;
+  syncs: number;
+  fullSyncs: number;
+  registrations: number;
+  pushes: number;
+  /** Key-server time of the last complete sync. */
+  lastSyncMs: number | undefined;
+  lastError: string | undefined;
+}
+
+/** One member's session with the key server. */
+export class Session {
+  readonly status: SessionStatus = {
+    registered: undefined,
+    epoch: undefined,
+    cursor: 0,
+    syncs: 0,
+    fullSyncs: 0,
+    registrations: 0,
+    pushes: 0,
+    lastSyncMs: undefined,
+    lastError: undefined,
+  };
+  readonly #deps: SessionDeps;
+  readonly #nonce = randomBytes(16);
+  readonly #wake = new Wake();
+  #running: Promise<void> | undefined;
+  #stopped = false;
+  #boot: OwnBoot | undefined;
+  #record: { boot: OwnBoot; signed: Signed; notAfter: number } | undefined;
+  /** Counts openings of the channel; what was told on an earlier one is told again. */
+  #opening = 0;
+  #registeredOn = -1;
+  #endpoints: readonly Endpoint[] = [];
+  #endpointsTold: string | undefined;
+  #syncDue = true;
+  #lastSyncAt = Number.NEGATIVE_INFINITY;
+  #epoch: Uint8Array | undefined;
+  #full = false;
+  #settings: Settings | undefined;
+  #failures = 0;
+  /** Changes are applied one message after the other, whatever order they became known in. */
+  #applying: Promise<void> = Promise.resolve();
+
+  constructor(deps: SessionDeps) {
+    this.#deps = deps;
+  }
+
+  /** Begins. */
+  start(): void {
+    this.#running ??= this.#run();
+  }
+
+  /** Ends. To be called before the channel is stopped, whose end fails the requests that wait. */
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    this.#wake.now();
+    await this.#running;
+  }
+
+  /** Settings that hold already, from the disk. */
+  useSettings(settings: Settings): void {
+    this.#settings = settings;
+  }
+
+  /** The data plane has this boot key now; undefined while there is no data plane. */
+  setBoot(boot: OwnBoot | undefined): void {
+    this.#boot = boot;
+    this.#registeredOn = -1;
+    this.status.registered = undefined;
+    this.#wake.now();
+  }
+
+  /** Where our data plane may be reached now. */
+  setEndpoints(endpoints: readonly Endpoint[]): void {
+    this.#endpoints = endpoints;
+    this.#wake.now();
+  }
+
+  /** To be called with every state of the channel. */
+  onState(state: ClientState): void {
+    if (state.kind !== 'open' || state.renewed) return;
+    this.#opening += 1;
+    this.#failures = 0;
+    this.#wake.now();
+  }
+
+  /** To be called with every push. */
+  onPush(message: unknown): void {
+    const parsed = pushSchema.safeParse(message);
+    if (!parsed.success) {
+      const error = new PairwireError(
+        'CHANNEL_MALFORMED',
+        'the key server pushed a malformed message',
+      );
+      this.#deps.handlers.refused('push', error);
+      return;
+    }
+    const push = parsed.data;
+    this.status.pushes += 1;
+    if (push.t === 'duplicate') this.#deps.handlers.fatal(duplicate(this.#deps.member.id));
+    if (push.t !== 'changes') return;
+    if (this.#epoch === undefined || !Buffer.from(push.epoch).equals(this.#epoch)) {
+      this.#syncDue = true;
+      this.#wake.now();
+      return;
+    }
+    void this.#apply(push.changes);
+  }
+
+  /** Synchronises at once. */
+  syncNow(): void {
+    this.#syncDue = true;
+    this.#wake.now();
+  }
+
+  /** Asks for a key and takes the answer into the table. */
+  async ask(question: Question): Promise<Outcome> {
+    let answer: KeyAnswer;
+    try {
+      answer = await this.#request(keyRequest(this.#deps.member.id, question), {
+        timeoutMs: KEY_TIMEOUT,
+        parse: (value) => answerSchemas['key.mac'].parse(value),
+      });
+    } catch (thrown) {
+      return outcomeOf(thrown);
+    }
+    // After changes that came before the answer.
+    await this.#applying;
+    return this.#take(question, answer);
+  }
+
+  // ------------------------------------------------------------------ the loop
+
+  async #run(): Promise<void> {
+    while (!this.#stopped) {
+      const channel = this.#deps.channel.state;
+      if (channel.kind !== 'open' || this.#boot === undefined) {
+        await this.#wake.wait(SYNC_INTERVAL);
+        continue;
+      }
+      let wait: number;
+      try {
+        await this.#step(this.#boot);
+        this.#failures = 0;
+        this.status.lastError = undefined;
+        const next = this.#lastSyncAt + SYNC_INTERVAL - performance.now();
+        wait = this.#syncDue ? 0 : Math.max(0, next);
+      } catch (thrown) {
+        if (this.#stopped) return;
+        wait = this.#failed(thrown);
+      }
+      if (wait > 0) await this.#wake.wait(wait);
+    }
+  }
+
+  /** Tells what has changed, in order; each part is skipped if it was told already. */
+  async #step(boot: OwnBoot): Promise<void> {
+    const opening = this.#opening;
+    const expires = this.#record?.notAfter ?? 0;
+    const renew = expires - this.#deps.now() < this.#bootLifetime() / 2;
+    if (this.#registeredOn !== opening || renew) {
+      await this.#register(boot, opening, renew);
+      this.#endpointsTold = undefined;
+      this.#syncDue = true;
+    }
+    const endpoints = JSON.stringify(this.#endpoints.map((e) => [[...e.ip], e.port]));
+    if (this.#endpointsTold !== endpoints) {
+      await this.#request(
+        { t: 'endpoints', endpoints: this.#endpoints },
+        { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas.endpoints.parse(value) },
+      );
+      this.#endpointsTold = endpoints;
+    }
+    if (this.#syncDue || performance.now() - this.#lastSyncAt >= SYNC_INTERVAL) {
+      this.#syncDue = false;
+      try {
+        await this.#sync();
+      } catch (thrown) {
+        this.#syncDue = true;
+        throw thrown;
+      }
+    }
+  }
+
+  #failed(thrown: unknown): number {
+    const random = this.#deps.random ?? Math.random;
+    const ceiling = Math.min(RETRY_MAX, RETRY_FIRST * 2 ** Math.min(this.#failures, 10));
+    this.#failures += 1;
+    const limited = thrown instanceof RequestError && thrown.code === 'limit';
+    const wait = (limited ? 1_000 : 0) + ceiling / 2 + (random() * ceiling) / 2;
+    this.status.lastError = messageOf(thrown);
+    this.#deps.handlers.failed('key server', thrown, wait);
+    return wait;
+  }
+
+  // ------------------------------------------------------------------ requests
+
+  /** Once we stop, the channel answers nobody: a request would wait for its time to run out. */
+  #request<T>(
+    message: Message,
+    options: { readonly timeoutMs: number; readonly parse: (answer: unknown) => T },
+  ): Promise<T> {
+    if (this.#stopped) {
+      return Promise.reject(new PairwireError('CHANNEL_CLOSED', 'the gateway stops'));
+    }
+    return this.#deps.channel.request(message, options);
+  }
+
+  async #register(boot: OwnBoot, opening: number, renew: boolean): Promise<void> {
+    const signed = this.#bootRecord(boot, renew);
+    const answer = await this.#request(
+      { t: 'register', boot: signed, machine: this.#deps.machine, nonce: this.#nonce },
+      { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas.register.parse(value) },
+    );
+    // A new boot key came meanwhile: the loop registers that one.
+    if (this.#boot !== boot) return;
+    this.status.registrations += 1;
+    this.#takeSettings(answer.settings);
+    if (this.#settings === undefined) {
+      throw new PairwireError('RECORD_SIGNATURE', 'there are no settings signed by our operator', {
+        hint: 'is this the key server that the join token named? see the log',
+      });
+    }
+    const registration = { boot: boot.boot, index: answer.index, tag: answer.tag };
+    await this.#deps.handlers.registered(registration);
+    this.status.registered = registration;
+    this.#registeredOn = opening;
+  }
+
+  #bootRecord(boot: OwnBoot, renew: boolean): Signed {
+    const known = this.#record;
+    if (known !== undefined && known.boot === boot && !renew) return known.signed;
+    const now = this.#deps.now();
+    const notAfter = Math.floor(now + this.#bootLifetime());
+    const signed = signRecord(
+      LABEL.boot,
+      {
+        subnet: this.#deps.subnet,
+        id: this.#deps.member.id,
+        boot: Buffer.from(boot.public),
+        sequence: this.#deps.nextBootSequence(now),
+        macs: this.#deps.member.macs,
+        notAfter,
+      },
+      this.#deps.sign,
+    );
+    this.#record = { boot, signed, notAfter };
+    return signed;
+  }
+
+  #bootLifetime(): number {
+    const lease = (this.#settings?.leaseSeconds ?? 0) * 1_000;
+    return Math.max(BOOT_LIFETIME_MIN, BOOT_LIFETIMES * lease);
+  }
+
+  async #sync(): Promise<void> {
+    for (;;) {
+      const epoch = this.#epoch;
+      const answer = await this.#request(
+        { t: 'sync', cursor: this.status.cursor, ...(epoch === undefined ? {} : { epoch }) },
+        { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas.sync.parse(value) },
+      );
+      if (epoch === undefined || !Buffer.from(answer.epoch).equals(epoch))
+        this.#begin(answer.epoch);
+      await this.#apply(answer.changes);
+      this.status.cursor = answer.cursor;
+      if (!answer.more) break;
+    }
+    this.#lastSyncAt = performance.now();
+    this.status.syncs += 1;
+    this.status.lastSyncMs = this.#deps.now();
+    const full = this.#full;
+    this.#full = false;
+    if (full) this.status.fullSyncs += 1;
+    const lease = this.#settings?.leaseSeconds;
+    const until = lease === undefined ? undefined : Math.floor(this.#deps.now() + lease * 1_000);
+    this.#deps.handlers.synced(full, until);
+  }
+
+  /** The server's numbers begin anew (or we do): whoever is not named from now on is gone. */
+  #begin(epoch: Uint8Array): void {
+    this.#epoch = Uint8Array.from(epoch);
+    this.status.epoch = Buffer.from(epoch).toString('hex');
+    this.#full = true;
+    this.#deps.table.beginFull();
+  }
+
+  // ------------------------------------------------------------------ what the server says
+
+  #apply(changes: readonly Change[]): Promise<void> {
+    this.#applying = this.#applying.then(async () => {
+      for (const [at, change] of changes.entries()) {
+        if (at % CHANGES_AT_ONCE === CHANGES_AT_ONCE - 1) await yieldToOthers();
+        this.#change(change);
+      }
+    });
+    return this.#applying;
+  }
+
+  #change(change: Change): void {
+    const { table } = this.#deps;
+    switch (change.kind) {
+      case 'member':
+        table.takeMember(change.member, change.seq);
+        break;
+      case 'gone':
+        table.gone(change.id, change.seq);
+        break;
+      case 'pair':
+        table.takePair(change.peer, change, change.seq);
+        break;
+      case 'group':
+        table.takeGroup(change, change.seq);
+        break;
+      case 'settings':
+        this.#takeSettings(change.settings);
+        break;
+    }
+  }
+
+  #takeSettings(record: Signed): void {
+    try {
+      const settings = this.#deps.verifier.settings(record);
+      if (settings.version === this.#settings?.version) return;
+      this.#settings = settings;
+      this.#deps.handlers.settings(settings, record);
+    } catch (thrown) {
+      this.#deps.handlers.refused('settings', asError(thrown));
+    }
+  }
+
+  #take(question: Question, answer: KeyAnswer): Outcome {
+    const { table } = this.#deps;
+    const wantsGroup = question.kind === 'group' || (question.kind === 'index' && question.group);
+    if ((answer.kind === 'group') !== wantsGroup) {
+      return this.#contradiction('answered with the wrong kind of key');
+    }
+    if (answer.kind === 'group') {
+      if (answer.peer !== undefined && !table.takeMember(answer.peer)) return 'none';
+      table.takeGroup(answer);
+      return 'installed';
+    }
+    if (answer.peer.id === this.#deps.member.id) {
+      return this.#contradiction('named ourselves as the other end');
+    }
+    if (!table.takeMember(answer.peer)) return 'none';
+    const entry = table.get(answer.peer.id);
+    if (question.kind === 'mac' && !owns(entry?.macs, question.mac)) {
+      if (entry?.state === 'absent') return 'none';
+      return this.#contradiction(
+        `named ${answer.peer.id} as the owner of ${question.mac}, which it is not`,
+      );
+    }
+    table.takePair(answer.peer.id, answer);
+    if (entry?.state !== 'ready') return 'none';
+    return question.kind !== 'index' || entry.index === question.index ? 'installed' : 'none';
+  }
+
+  #contradiction(what: string): Outcome {
+    const error = new PairwireError('RECORD_MISMATCH', `the key server ${what}`);
+    this.#deps.handlers.refused('answer', error);
+    return 'none';
+  }
+}
+
+function owns(macs: readonly MacAddress[] | undefined, mac: MacAddress): boolean {
+  return macs?.includes(mac) ?? false;
+}
+
+function keyRequest(requester: Id, question: Question): Message {
+  const pwId = question.pwId === undefined ? {} : { pwId: question.pwId };
+  switch (question.kind) {
+    case 'mac':
+      return { t: 'key.mac', requester, mac: question.mac, ...pwId };
+    case 'group':
+      return { t: 'key.mac', requester, mac: BROADCAST_MAC, ...pwId };
+    case 'index': {
+      const { index, kid, group } = question;
+      return { t: 'key.index', requester, index, kid, group, ...pwId };
+    }
+  }
+}
+
+function outcomeOf(thrown: unknown): Outcome {
+  if (!(thrown instanceof RequestError)) return 'later';
+  switch (thrown.code) {
+    case 'not_found':
+    case 'refused':
+    case 'malformed':
+    case 'unsupported':
+      return 'none';
+    case 'limit':
+      return 'limited';
+    default:
+      return 'later';
+  }
+}
+
+function asError(thrown: unknown): PairwireError {
+  return thrown instanceof PairwireError
+    ? thrown
+    : new PairwireError('RECORD_MALFORMED', messageOf(thrown), { cause: thrown });
+}
+
+function duplicate(id: Id): PairwireError {
+  return new PairwireError('CONFLICT', `another machine is connected as ${id}`, {
+    where: id,
+    hint: 'was this directory or disk copied? stop one of the two, and join it anew with a token of its own',
+  });
+}
+
+/** 16 bytes that tell this machine from its copy as far as the machine itself knows. */
+export function machineDigest(subnet: Id, machineId: string): Buffer {
+  return createHash('sha256')
+    .update(`pairwire machine\n${subnet}\n${machineId}`)
+    .digest()
+    .subarray(0, 16);
+}

@@ -1,0 +1,276 @@
+/**
+ * `pairwire join`: makes this machine a member. In this order, so that a crash at any point is
+ * mended by the same command again:
+ *
+ *   keys -> membership (signed by them) -> first contact (IKpsk2), enrol -> gateway.yaml
+ *
+ * The keys are on the disk before the key server hears of them, so a repetition enrols the same
+ * identity, which the server takes for the same member.
+ */
+import { existsSync, readFileSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { stringify } from 'yaml';
+import { ChannelClient, RequestError, type ServerEndpoint } from '../src/net/channel-tcp.js';
+import { LABEL } from '../src/protocol/constants.js';
+import { type Id, parseId } from '../src/protocol/ids.js';
+import { answerSchemas } from '../src/protocol/messages.js';
+import { importPublic } from '../src/protocol/public-keys.js';
+import { type Grant, grantCovers, grantSchema, verifyMembership } from '../src/protocol/records.js';
+import { openSigned, type Signed } from '../src/protocol/signed.js';
+import { parseToken, type Token } from '../src/protocol/token.js';
+import { PairwireError } from '../src/runtime/errors.js';
+import { makeSecretFolder, writeFileAtomic } from '../src/runtime/files.js';
+import {
+  type GatewayConfigInput,
+  gatewayConfigSchema,
+  joinHostPort,
+  loadGatewayConfig,
+} from './config.js';
+import { makeKeys, readMembership, signMembership, writeMembership } from './identity.js';
+import { gatewayPaths } from './paths.js';
+import { chownToUser } from './users.js';
+
+const ENROL_TIMEOUT_MS = 20_000;
+const MAX_TOKEN_FILE = 16_384;
+
+export interface JoinOptions {
+  readonly dir: string;
+  readonly token: string;
+  /** For a token that serves several ids (`web-*`). */
+  readonly id?: string;
+  readonly interface: string;
+  readonly addresses: readonly string[];
+  readonly port: number;
+  readonly loopback?: boolean;
+  readonly timeoutMs?: number;
+}
+
+/** What `join` has done. */
+export interface Joined {
+  readonly subnet: string;
+  readonly member: string;
+  readonly role: string;
+  readonly macs: readonly string[];
+  readonly config: string;
+  /** gateway.yaml was there already and was left as it is. */
+  readonly configKept: boolean;
+  readonly servers: readonly string[];
+}
+
+/** Enrols this machine. @throws PairwireError TOKEN_MALFORMED, RECORD_*, REFUSED, CHANNEL_* */
+export async function join(options: JoinOptions): Promise<Joined> {
+  const token = parseToken(options.token);
+  const grant = openGrant(token);
+  const id = chooseId(grant, options.id);
+  const paths = gatewayPaths(options.dir);
+  requireSameMember(paths.config, token, id);
+  const config = configOf(token, id, options);
+
+  makeSecretFolder(paths.dir);
+  const keys = makeKeys(paths);
+  const membership = membershipFor(token, id, paths, () =>
+    signMembership(grant.subnet, id, token.grant, keys),
+  );
+  const member = verifyMembership(
+    grant.subnet,
+    membership,
+    importPublic('ed25519', token.operator),
+  );
+  if (!keys.channel.publicKey.equals(member.channel)) {
+    throw new PairwireError('RECORD_MISMATCH', 'the stored membership was made with other keys', {
+      where: paths.membership,
+      hint: 'remove it and join again',
+    });
+  }
+  await enrol(token, grant, id, membership, keys.channel, options.timeoutMs ?? ENROL_TIMEOUT_MS);
+  const configKept = existsSync(paths.config);
+  if (!configKept) writeFileAtomic(paths.config, config);
+  chownToUser(paths.dir, loadGatewayConfig(paths.config).user);
+  return {
+    subnet: grant.subnet,
+    member: id,
+    role: grant.role,
+    macs: member.macs,
+    config: paths.config,
+    configKept,
+    servers: token.servers.map((server) => joinHostPort(server.host, server.port)),
+  };
+}
+
+/** Reads a token from a file, or from standard input for `-`. */
+export function readTokenFile(path: string): string {
+  try {
+    const text = readFileSync(path === '-' ? 0 : path, 'utf8');
+    if (text.length > MAX_TOKEN_FILE) throw new Error('the file is too long for a token');
+    return text;
+  } catch (cause) {
+    throw new PairwireError('FILE_UNREADABLE', 'the token could not be read', {
+      where: path === '-' ? 'standard input' : path,
+      cause,
+    });
+  }
+}
+
+/** The grant, signed by the operator whose key the token names: that key is pinned from now on. */
+function openGrant(token: Token): Grant {
+  const operator = importPublic('ed25519', token.operator);
+  const grant = openSigned(LABEL.grant, token.grant, operator, grantSchema);
+  if (grant.subnet !== token.subnet) {
+    throw new PairwireError('RECORD_MISMATCH', 'token and grant name different subnets', {
+      hint: 'ask the operator for a new token',
+    });
+  }
+  return grant;
+}
+
+function chooseId(grant: Grant, wanted: string | undefined): Id {
+  if (wanted === undefined && grant.id.endsWith('*')) {
+    throw new PairwireError(
+      'USAGE',
+      `the token serves every id that begins with ${grant.id.slice(0, -1)}`,
+      {
+        hint: 'name yours: pairwire join --id ID ...',
+      },
+    );
+  }
+  const id = parseId(wanted ?? grant.id);
+  if (!grantCovers(grant, id)) {
+    throw new PairwireError('USAGE', `the token is for ${grant.id}, not for ${id}`, {
+      hint: 'leave --id out, or ask the operator for another token',
+    });
+  }
+  return id;
+}
+
+/** A directory belongs to one member for ever. */
+function requireSameMember(path: string, token: Token, id: Id): void {
+  if (!existsSync(path)) return;
+  const config = loadGatewayConfig(path);
+  const operator = Buffer.from(token.operator).toString('base64url');
+  if (config.subnet === token.subnet && config.member === id && config.operator === operator)
+    return;
+  throw new PairwireError(
+    'FILE_EXISTS',
+    `this directory belongs to ${config.member} of ${config.subnet}`,
+    { where: dirname(path), hint: 'join in an empty directory: pairwire join --dir OTHER' },
+  );
+}
+
+/** The membership of an earlier attempt with the same grant, else a new one, stored before it is used. */
+function membershipFor(
+  token: Token,
+  id: Id,
+  paths: ReturnType<typeof gatewayPaths>,
+  make: () => Signed,
+): Signed {
+  if (existsSync(paths.membership)) {
+    const stored = readMembership(paths);
+    const member = verifyMembership(token.subnet, stored, importPublic('ed25519', token.operator));
+    const sameGrant = Buffer.from(member.grant.tokenId).equals(
+      Buffer.from(openGrant(token).tokenId),
+    );
+    if (member.id === id && sameGrant) return stored;
+  }
+  const membership = make();
+  writeMembership(paths, membership);
+  return membership;
+}
+
+async function enrol(
+  token: Token,
+  grant: Grant,
+  id: Id,
+  membership: Signed,
+  staticKeys: ConstructorParameters<typeof ChannelClient>[0]['staticKeys'],
+  timeoutMs: number,
+): Promise<void> {
+  let lastError: PairwireError | undefined;
+  const client = new ChannelClient({
+    servers: serversOf(token),
+    staticKeys,
+    token: { id: Buffer.from(grant.tokenId), psk: Buffer.from(token.psk) },
+    onState: (state) => {
+      if (state.kind === 'down') lastError = state.error;
+    },
+  });
+  client.start();
+  try {
+    const answer = await client.request(
+      { t: 'enrol', membership },
+      { timeoutMs, parse: (value) => answerSchemas.enrol.parse(value) },
+    );
+    if (answer.member !== id) {
+      throw new PairwireError(
+        'REFUSED',
+        `the key server enrolled ${answer.member} instead of ${id}`,
+      );
+    }
+  } catch (thrown) {
+    if (thrown instanceof RequestError) throw refusedEnrolment(thrown);
+    if (thrown instanceof PairwireError && thrown.code === 'CHANNEL_TIMEOUT') {
+      throw new PairwireError(
+        lastError?.code ?? 'CHANNEL_UNREACHABLE',
+        `no key server could be reached: ${lastError?.message ?? 'no answer'}`,
+        {
+          ...(lastError?.where === undefined ? {} : { where: lastError.where }),
+          hint: 'is the key server running, is the address right from here, is the token still good?',
+          cause: thrown,
+        },
+      );
+    }
+    throw thrown;
+  } finally {
+    client.stop();
+  }
+}
+
+function refusedEnrolment(error: RequestError): PairwireError {
+  const detail = error.detail === undefined ? '' : `: ${error.detail}`;
+  return new PairwireError(
+    'REFUSED',
+    `the key server did not take us in (${error.code}${detail})`,
+    {
+      hint: 'the token may be used up or expired, or the id taken; ask the operator for a new one',
+      cause: error,
+    },
+  );
+}
+
+/** The token's key servers as the channel wants them. */
+function serversOf(token: Token): readonly [ServerEndpoint, ...ServerEndpoint[]] {
+  const [first, ...rest] = token.servers.map((server) => ({
+    host: server.host,
+    port: server.port,
+    publicKey: Buffer.from(server.key),
+  }));
+  if (first === undefined) throw new PairwireError('TOKEN_MALFORMED', 'the token names no server');
+  return [first, ...rest];
+}
+
+function configOf(token: Token, id: Id, options: JoinOptions): string {
+  const config: GatewayConfigInput = {
+    subnet: token.subnet,
+    member: id,
+    servers: token.servers.map((server) => ({
+      address: joinHostPort(server.host, server.port),
+      key: Buffer.from(server.key).toString('base64url'),
+    })),
+    operator: Buffer.from(token.operator).toString('base64url'),
+    ports: [{ name: 'host', interface: options.interface, addresses: [...options.addresses] }],
+    transport: {
+      port: options.port,
+      ...(options.loopback === true ? { loopback: true } : {}),
+    },
+  };
+  const checked = gatewayConfigSchema.safeParse(config);
+  if (!checked.success) {
+    const first = checked.error.issues[0];
+    throw new PairwireError('USAGE', first?.message ?? 'an option is wrong', {
+      where: first?.path.join('.') ?? 'options',
+      hint: 'see pairwire join --help',
+    });
+  }
+  const about =
+    '# Written by `pairwire join`. Every setting is explained in config/gateway.example.yaml.\n';
+  return about + stringify(config);
+}

@@ -1,0 +1,206 @@
+/**
+ * Pins: what this gateway saw once and will not see changed (docs/protocol.md section 5).
+ * Operator key, id -> identity document, MAC -> id, highest boot sequence of each id, version
+ * of the settings. A key server that contradicts a pin is not believed, whatever it signs.
+ *
+ * `check...` changes nothing; `accept...` writes. Writes reach the disk within a second and at
+ * `flush`, so a burst of a thousand new members is one file, not a thousand.
+ */
+import { existsSync } from 'node:fs';
+import { z } from 'zod';
+import { type Id, idSchema } from '../../src/protocol/ids.js';
+import { type MacAddress, macSchema } from '../../src/protocol/mac.js';
+import type { BootRecord, VerifiedMember } from '../../src/protocol/records.js';
+import { PairwireError } from '../../src/runtime/errors.js';
+import { readSecretFile, writeFileAtomic } from '../../src/runtime/files.js';
+
+const WRITE_DELAY_MS = 500;
+
+const hex = (bytes: number) => z.string().regex(new RegExp(`^[0-9a-f]{${bytes * 2}}$`));
+
+const memberPinSchema = z.strictObject({
+  /** SHA-256 of the identity document. */
+  identity: hex(32),
+  /** Highest boot sequence seen, 0 before the first. */
+  sequence: z.int().nonnegative(),
+  /** The boot key of that sequence: two keys under one sequence are a contradiction too. */
+  boot: hex(32).optional(),
+});
+
+const pinsSchema = z.strictObject({
+  version: z.literal(1),
+  operator: hex(32),
+  settings: z.strictObject({ version: z.int().nonnegative(), digest: hex(32).optional() }),
+  members: z.array(z.tuple([idSchema, memberPinSchema])),
+  macs: z.array(z.tuple([macSchema, idSchema])),
+});
+
+type MemberPin = z.infer<typeof memberPinSchema>;
+
+/** The pins of one subnet. */
+export class Pins {
+  readonly #path: string | undefined;
+  readonly #operator: string;
+  readonly #members = new Map<Id, MemberPin>();
+  readonly #macs = new Map<MacAddress, Id>();
+  #settings: { version: number; digest?: string | undefined } = { version: 0 };
+  #timer: NodeJS.Timeout | undefined;
+  #dirty = false;
+  /** Called when a write fails; the pins in memory hold all the same. */
+  onWriteError: (thrown: unknown) => void = () => {};
+
+  /**
+   * @param path undefined keeps the pins in memory (tests)
+   * @throws PairwireError PIN_MISMATCH if the operator key is not the pinned one
+   */
+  constructor(path: string | undefined, operator: Uint8Array) {
+    this.#path = path;
+    this.#operator = Buffer.from(operator).toString('hex');
+    if (path === undefined || !existsSync(path)) {
+      this.#dirty = true;
+      return;
+    }
+    const stored = readPins(path);
+    if (stored.operator !== this.#operator) {
+      throw new PairwireError('PIN_MISMATCH', 'the operator key is not the one seen before', {
+        where: path,
+        hint: 'if the operator key was really replaced, join again in an empty directory',
+      });
+    }
+    this.#settings = stored.settings;
+    for (const [id, pin] of stored.members) this.#members.set(id, pin);
+    for (const [mac, id] of stored.macs) this.#macs.set(mac, id);
+  }
+
+  /** The version below which settings are refused. */
+  get settingsVersion(): number {
+    return this.#settings.version;
+  }
+
+  /** The highest boot sequence seen of a member, 0 if none. */
+  bootSequence(id: Id): number {
+    return this.#members.get(id)?.sequence ?? 0;
+  }
+
+  /** The member that an address is pinned to. */
+  ownerOf(mac: MacAddress): Id | undefined {
+    return this.#macs.get(mac);
+  }
+
+  /** @throws PairwireError PIN_MISMATCH if identity or addresses contradict what was seen before */
+  checkMember(member: VerifiedMember): void {
+    const pin = this.#members.get(member.id);
+    if (pin !== undefined && pin.identity !== member.identityDigest.toString('hex')) {
+      throw mismatch(member.id, 'has another identity than before');
+    }
+    if (member.grant.rights.includes('shared')) return;
+    for (const mac of member.macs) {
+      const owner = this.#macs.get(mac);
+      if (owner !== undefined && owner !== member.id) {
+        throw mismatch(member.id, `claims ${mac}, which belongs to ${owner}`);
+      }
+    }
+  }
+
+  /** @throws PairwireError PIN_MISMATCH if one sequence comes with two boot keys */
+  checkBoot(member: VerifiedMember, boot: BootRecord): void {
+    const pin = this.#members.get(member.id);
+    const key = Buffer.from(boot.boot).toString('hex');
+    if (pin?.sequence === boot.sequence && pin.boot !== undefined && pin.boot !== key) {
+      throw mismatch(member.id, 'signed two boot keys under one sequence');
+    }
+  }
+
+  /** Remembers what was checked. */
+  acceptMember(member: VerifiedMember): void {
+    if (!this.#members.has(member.id)) {
+      this.#members.set(member.id, {
+        identity: member.identityDigest.toString('hex'),
+        sequence: 0,
+      });
+      this.#touch();
+    }
+    if (member.grant.rights.includes('shared')) return;
+    for (const mac of member.macs) {
+      if (this.#macs.has(mac)) continue;
+      this.#macs.set(mac, member.id);
+      this.#touch();
+    }
+  }
+
+  /** Remembers a boot record's sequence and key, if it is newer. */
+  acceptBoot(member: VerifiedMember, boot: BootRecord): void {
+    const pin = this.#members.get(member.id);
+    if (pin === undefined || pin.sequence >= boot.sequence) return;
+    this.#members.set(member.id, {
+      ...pin,
+      sequence: boot.sequence,
+      boot: Buffer.from(boot.boot).toString('hex'),
+    });
+    this.#touch();
+  }
+
+  /** Remembers the settings' version. @throws PairwireError PIN_MISMATCH for two documents of one version */
+  acceptSettings(version: number, digest: Buffer): void {
+    const text = digest.toString('hex');
+    if (this.#settings.version === version) {
+      if (this.#settings.digest === undefined || this.#settings.digest === text) return;
+      throw new PairwireError(
+        'PIN_MISMATCH',
+        `there are two settings documents of version ${version}`,
+      );
+    }
+    if (this.#settings.version > version) return;
+    this.#settings = { version, digest: text };
+    this.#touch();
+  }
+
+  /** Writes what is not on disk yet. */
+  flush(): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    if (!this.#dirty || this.#path === undefined) return;
+    const body: z.input<typeof pinsSchema> = {
+      version: 1,
+      operator: this.#operator,
+      settings: this.#settings,
+      members: [...this.#members],
+      macs: [...this.#macs],
+    };
+    writeFileAtomic(this.#path, `${JSON.stringify(body, undefined, 1)}\n`);
+    this.#dirty = false;
+  }
+
+  #touch(): void {
+    this.#dirty = true;
+    if (this.#path === undefined || this.#timer !== undefined) return;
+    this.#timer = setTimeout(() => {
+      try {
+        this.flush();
+      } catch (thrown) {
+        this.onWriteError(thrown);
+      }
+    }, WRITE_DELAY_MS);
+    this.#timer.unref();
+  }
+}
+
+function readPins(path: string): z.infer<typeof pinsSchema> {
+  try {
+    return pinsSchema.parse(JSON.parse(readSecretFile(path).toString('utf8')));
+  } catch (cause) {
+    if (cause instanceof PairwireError) throw cause;
+    throw new PairwireError('FILE_UNREADABLE', 'pins.json is damaged', {
+      where: path,
+      hint: 'restore it from a backup; without it, every member would be believed anew',
+      cause,
+    });
+  }
+}
+
+function mismatch(id: Id, what: string): PairwireError {
+  return new PairwireError('PIN_MISMATCH', `${id} ${what}`, {
+    where: id,
+    hint: 'ask the operator; if the change is right, remove the entry from pins.json and start again',
+  });
+}

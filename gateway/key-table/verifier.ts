@@ -1,0 +1,114 @@
+/**
+ * Judges what the key server says about members: every signature is checked here, against the
+ * pinned operator key, and every claim against the pins (08-attacks C4). The key server
+ * introduces; it is not believed.
+ *
+ * Error contract: a throw leaves verifier and pins as they were, and concerns that member only.
+ */
+import { createHash, type KeyObject } from 'node:crypto';
+import type { Id } from '../../src/protocol/ids.js';
+import type { PeerRecord } from '../../src/protocol/messages.js';
+import {
+  type BootRecord,
+  type Settings,
+  type VerifiedMember,
+  verifyBoot,
+  verifyMembership,
+  verifySettings,
+} from '../../src/protocol/records.js';
+import type { Signed } from '../../src/protocol/signed.js';
+import { PairwireError } from '../../src/runtime/errors.js';
+import type { Pins } from './pins.js';
+
+/** A member's record of which every part held. */
+export interface VerifiedPeer {
+  readonly member: VerifiedMember;
+  /** Missing until the member's data plane has started once, and after its boot record has expired. */
+  readonly boot?: BootRecord;
+}
+
+interface Remembered {
+  readonly digest: string;
+  readonly member: VerifiedMember;
+}
+
+/** Verifies records of one subnet. */
+export class Verifier {
+  readonly #subnet: Id;
+  readonly #operator: KeyObject;
+  readonly #pins: Pins;
+  readonly #now: () => number;
+  /** The last good membership of each id, so that a change of endpoints costs no signatures. */
+  readonly #remembered = new Map<Id, Remembered>();
+
+  /** @param now key-server time in ms */
+  constructor(input: {
+    readonly subnet: Id;
+    readonly operator: KeyObject;
+    readonly pins: Pins;
+    readonly now: () => number;
+  }) {
+    this.#subnet = input.subnet;
+    this.#operator = input.operator;
+    this.#pins = input.pins;
+    this.#now = input.now;
+  }
+
+  /**
+   * Verifies a member's membership and boot record and pins them.
+   * @throws PairwireError RECORD_* or PIN_MISMATCH
+   */
+  peer(record: PeerRecord): VerifiedPeer {
+    const member = this.#member(record.id, record.membership);
+    if (member.id !== record.id || member.role !== record.role) {
+      throw new PairwireError(
+        'RECORD_MISMATCH',
+        `the key server calls ${member.id} (${member.role}) ${record.id} (${record.role})`,
+        { where: record.id },
+      );
+    }
+    this.#pins.checkMember(member);
+    const boot = record.boot === undefined ? undefined : this.#boot(member, record.boot);
+    this.#remembered.set(member.id, { digest: digestOf(record.membership), member });
+    this.#pins.acceptMember(member);
+    if (boot === undefined) return { member };
+    this.#pins.acceptBoot(member, boot);
+    return { member, boot };
+  }
+
+  /** Verifies the operator's settings and pins their version. */
+  settings(record: Signed): Settings {
+    const pins = this.#pins;
+    const settings = verifySettings(this.#subnet, record, this.#operator, pins.settingsVersion);
+    pins.acceptSettings(settings.version, createHash('sha256').update(record.b).digest());
+    return settings;
+  }
+
+  /** Forgets what is only a saving of time. Pins stay. */
+  forget(id: Id): void {
+    this.#remembered.delete(id);
+  }
+
+  #member(id: Id, record: Signed): VerifiedMember {
+    const remembered = this.#remembered.get(id);
+    if (remembered?.digest === digestOf(record)) return remembered.member;
+    return verifyMembership(this.#subnet, record, this.#operator);
+  }
+
+  /** An expired record is no contradiction: its member has been away for long, and is absent. */
+  #boot(member: VerifiedMember, record: Signed): BootRecord | undefined {
+    let boot: BootRecord;
+    try {
+      boot = verifyBoot(member, record, this.#now(), this.#pins.bootSequence(member.id));
+    } catch (thrown) {
+      if (thrown instanceof PairwireError && thrown.code === 'RECORD_EXPIRED') return undefined;
+      throw thrown;
+    }
+    this.#pins.checkBoot(member, boot);
+    return boot;
+  }
+}
+
+function digestOf(record: Signed): string {
+  return createHash('sha256').update(record.b).update(record.s).digest('base64');
+}

@@ -1,0 +1,260 @@
+/** Puts the status together from the parts' own state and the data plane's figures. */
+import { createHash } from 'node:crypto';
+import type { ClientState } from '../../src/net/channel-tcp.js';
+import type { Endpoint } from '../../src/protocol/messages.js';
+import type { Settings, VerifiedMember } from '../../src/protocol/records.js';
+import type { ServerTime } from '../../src/runtime/clock.js';
+import { type GatewayConfig, joinHostPort } from '../config.js';
+import type { MissCounters } from '../control/misses.js';
+import type { SessionStatus } from '../control/session.js';
+import type { DataPlaneLink } from '../dataplane/link.js';
+import type { AnswerTo, PeerStats, PortStats } from '../dataplane/messages.gen.js';
+import type { PeerEntry, PeerTable } from '../key-table/peer-table.js';
+import { endpointText, type MtuPlan } from '../underlay.js';
+import type { Rates } from './rates.js';
+import type { PeerStatus, PortStatus, Status } from './snapshot.js';
+
+/** Everything that enters. */
+export interface StatusParts {
+  readonly version: string;
+  readonly dir: string;
+  readonly since: number;
+  readonly stopping: boolean;
+  readonly config: GatewayConfig;
+  readonly member: VerifiedMember;
+  readonly settings: Settings | undefined;
+  readonly mtu: MtuPlan;
+  readonly endpoints: readonly Endpoint[];
+  readonly channel: ClientState;
+  readonly connects: number;
+  readonly session: SessionStatus;
+  readonly time: ServerTime;
+  readonly leaseUntil: number | undefined;
+  readonly link: Pick<DataPlaneLink, 'state' | 'restarts' | 'eventsRefused'>;
+  readonly instance: Buffer | undefined;
+  readonly backends: readonly string[];
+  readonly commandsFailed: number;
+  readonly boot: number | undefined;
+  readonly misses: MissCounters;
+  readonly refusals: Readonly<Record<string, number>>;
+  readonly table: PeerTable;
+  readonly stats: AnswerTo<'stats'> | undefined;
+  readonly rates: Rates;
+}
+
+/** The snapshot of this moment. */
+export function buildStatus(parts: StatusParts): Status {
+  const now = performance.now();
+  parts.rates.forgetOld(now);
+  const ports = parts.config.ports.map((port, at) =>
+    portStatus(
+      parts,
+      port,
+      parts.stats?.ports.find((one) => one.port === at + 1),
+      now,
+    ),
+  );
+  const problems = problemsOf(parts, ports);
+  return {
+    schema: 1,
+    version: parts.version,
+    time: Date.now(),
+    state: stateOf(parts, problems),
+    problems,
+    subnet: parts.config.subnet,
+    member: parts.config.member,
+    role: parts.member.role,
+    dir: parts.dir,
+    pid: process.pid,
+    since: parts.since,
+    operator: { fingerprint: fingerprint(parts.config.operator), location: 'unknown' },
+    server: serverStatus(parts),
+    lease: leaseStatus(parts),
+    clock: {
+      known: parts.time.known,
+      serverTime: parts.time.now(),
+      wallDifferenceMs: parts.time.known ? Math.round(parts.time.now() - Date.now()) : 0,
+      ageMs: Number.isFinite(parts.time.age()) ? Math.round(parts.time.age()) : null,
+    },
+    settings: settingsStatus(parts.settings),
+    dataPlane: {
+      state: parts.link.state,
+      instance: parts.instance?.toString('hex') ?? null,
+      uptimeMs: parts.stats?.uptimeMs ?? null,
+      backends: [...parts.backends],
+      restarts: parts.link.restarts,
+      eventsLost: parts.stats?.eventsLost ?? 0,
+      eventsRefused: parts.link.eventsRefused,
+      commandsFailed: parts.commandsFailed,
+    },
+    misses: { ...parts.misses },
+    refusals: { ...parts.refusals },
+    ports,
+  };
+}
+
+function stateOf(parts: StatusParts, problems: Status['problems']): Status['state'] {
+  if (parts.stopping) return 'stopping';
+  if (parts.session.registered === undefined && parts.leaseUntil === undefined) return 'starting';
+  return problems.length === 0 ? 'up' : 'degraded';
+}
+
+function problemsOf(parts: StatusParts, ports: readonly PortStatus[]): Status['problems'] {
+  const problems: Status['problems'] = [];
+  const add = (code: string, message: string): void => {
+    problems.push({ code, message });
+  };
+  if (parts.link.state !== 'attached') {
+    add('DATAPLANE_GONE', 'the data plane is not there; it is being looked for');
+  }
+  if (parts.channel.kind !== 'open') {
+    add(
+      'CHANNEL_UNREACHABLE',
+      'no key server; traffic of known pairs goes on until the lease ends',
+    );
+  }
+  const age = parts.time.age();
+  if (parts.time.known && age > 3_600_000) {
+    add('CLOCK_AGE', 'key-server time was not sampled well for over an hour');
+  }
+  for (const peer of ports.flatMap((port) => port.peers)) {
+    if (peer.refusal !== null)
+      add(peer.refusal.code, `${peer.id} is stopped: ${peer.refusal.message}`);
+  }
+  return problems;
+}
+
+function serverStatus(parts: StatusParts): Status['server'] {
+  const { channel, session } = parts;
+  const server =
+    channel.kind === 'open' || channel.kind === 'connecting' ? channel.server : undefined;
+  const error = channel.kind === 'down' ? channel.error.message : session.lastError;
+  return {
+    connected:
+      parts.leaseUntil !== undefined &&
+      channel.kind === 'open' &&
+      session.registered?.boot === parts.boot &&
+      parts.boot !== undefined,
+    state: channel.kind,
+    address: server === undefined ? null : joinHostPort(server.host, server.port),
+    rttMs: parts.time.roundTrip() ?? null,
+    connects: parts.connects,
+    registrations: session.registrations,
+    epoch: session.epoch ?? null,
+    cursor: session.cursor,
+    syncs: session.syncs,
+    lastSync: session.lastSyncMs ?? null,
+    pushes: session.pushes,
+    lastError: error ?? null,
+    retryInMs: channel.kind === 'down' ? Math.round(channel.retryInMs) : null,
+  };
+}
+
+function leaseStatus(parts: StatusParts): Status['lease'] {
+  const until = parts.leaseUntil;
+  if (until === undefined) return { notAfter: null, secondsLeft: null };
+  const secondsLeft = Math.max(0, Math.floor((until - parts.time.now()) / 1_000));
+  return { notAfter: until, secondsLeft };
+}
+
+function settingsStatus(settings: Settings | undefined): Status['settings'] {
+  if (settings === undefined) return null;
+  return {
+    version: settings.version,
+    suite: settings.suite,
+    freshnessMs: settings.freshnessMs,
+    hold: settings.hold,
+    leaseSeconds: settings.leaseSeconds,
+    verify: settings.verify,
+    groupMode: settings.group.mode,
+    unknown: settings.unknown,
+  };
+}
+
+function portStatus(
+  parts: StatusParts,
+  port: GatewayConfig['ports'][number],
+  stats: PortStats | undefined,
+  now: number,
+): PortStatus {
+  const figures = new Map((stats?.peers ?? []).map((peer) => [peer.peer, peer]));
+  const peers = [...parts.table.entries()]
+    .map((entry) => peerStatus(entry, figures.get(entry.id), parts.rates, now))
+    .sort((a, b) => (a.id < b.id ? -1 : 1));
+  const counters = record(stats?.counters ?? []);
+  const { registered } = parts.session;
+  return {
+    name: port.name,
+    kind: port.kind,
+    interface: stats?.tap || port.interface,
+    transport: parts.config.transport.kind,
+    udpPort: parts.config.transport.port,
+    mtu: stats?.mtu || parts.mtu.tap,
+    underlayMtu: parts.mtu.underlay,
+    underlayInterface: parts.mtu.interface ?? null,
+    macs: [...parts.member.macs],
+    endpoints: parts.endpoints.map(endpointText),
+    suite: stats?.suite || (parts.settings?.suite ?? 'aes-256-gcm'),
+    backend: stats?.backend ?? null,
+    offload: stats?.offload ?? null,
+    index: registered?.index ?? null,
+    boot: parts.boot ?? null,
+    group: { mode: parts.settings?.group.mode ?? 'shared', pwId: parts.table.group?.pwId ?? null },
+    tx: parts.rates.sample(
+      `port ${port.name} tx`,
+      now,
+      counters.outbound_frames ?? 0,
+      counters.outbound_bytes ?? 0,
+    ),
+    rx: parts.rates.sample(
+      `port ${port.name} rx`,
+      now,
+      counters.inbound_frames ?? 0,
+      counters.inbound_bytes ?? 0,
+    ),
+    drops: record(stats?.drops ?? []),
+    counters,
+    peers,
+  };
+}
+
+function peerStatus(
+  entry: PeerEntry,
+  stats: PeerStats | undefined,
+  rates: Rates,
+  now: number,
+): PeerStatus {
+  const endpoint = stats === undefined ? '' : endpointText(stats.endpoint);
+  const heard = stats !== undefined && stats.rxFrames > 0;
+  return {
+    id: entry.id,
+    role: entry.role ?? null,
+    state: entry.state,
+    refusal: entry.refusal ?? null,
+    online: entry.online,
+    index: entry.index ?? null,
+    bootSequence: entry.bootSequence,
+    macs: [...entry.macs],
+    ips: [...entry.ips],
+    pwId: entry.key?.pwId ?? null,
+    hasKey: stats?.hasKey ?? false,
+    sendPwId: stats?.hasKey === true ? stats.pwId : null,
+    alive: stats?.alive ?? false,
+    endpoint: endpoint === '' ? null : endpoint,
+    endpoints: entry.endpoints.map(endpointText),
+    rttMs: stats === undefined || stats.rttUs === 0 ? null : stats.rttUs / 1_000,
+    heardMsAgo: heard ? stats.heardMsAgo : null,
+    tx: rates.sample(`${entry.id} tx`, now, stats?.txFrames ?? 0, stats?.txBytes ?? 0),
+    rx: rates.sample(`${entry.id} rx`, now, stats?.rxFrames ?? 0, stats?.rxBytes ?? 0),
+  };
+}
+
+function record(counters: readonly { readonly name: string; readonly value: number }[]) {
+  return Object.fromEntries(counters.map(({ name, value }) => [name, value]));
+}
+
+/** The operator key as people compare it: the first 16 hex digits of its SHA-256, in fours. */
+function fingerprint(publicKey: string): string {
+  const digest = createHash('sha256').update(Buffer.from(publicKey, 'base64url')).digest('hex');
+  return digest.slice(0, 16).replace(/(.{4})(?=.)/g, '$1-');
+}

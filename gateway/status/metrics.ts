@@ -1,0 +1,160 @@
+/**
+ * /metrics for Prometheus, filled from the status snapshot each time it is asked for, so that
+ * nothing is counted twice. Series for each peer are opt-in, because they tell local readers who
+ * talks to whom (08-attacks M19).
+ */
+import { type Counter, type Gauge, Registry } from 'prom-client';
+import { Metrics } from '../../src/runtime/metrics.js';
+import type { Status } from './snapshot.js';
+
+const KEY_SERVER_STATES = ['connecting', 'open', 'down', 'stopped'] as const;
+const DIRECTIONS = ['tx', 'rx'] as const;
+
+/** A registry that fetches its values before it shows them. */
+class SnapshotRegistry extends Registry {
+  refresh: () => Promise<void> = async () => {};
+
+  override async metrics(): Promise<string> {
+    await this.refresh();
+    return super.metrics();
+  }
+}
+
+/** The gateway's metrics: `serveMetrics` shows them. */
+export class GatewayMetrics extends Metrics {
+  override readonly registry = new SnapshotRegistry();
+  readonly #perPeer: boolean;
+
+  readonly #info = this.gauge('gateway_info', 'Always 1; what runs here.', [
+    'version',
+    'subnet',
+    'member',
+    'state',
+  ]);
+  readonly #up = this.gauge('gateway_up', '1 if everything works.');
+  readonly #channel = this.gauge(
+    'gateway_key_server_state',
+    '1 for the present state of the channel to the key server.',
+    ['state'],
+  );
+  readonly #session = this.counter(
+    'gateway_key_server_total',
+    'What was done with the key server.',
+    ['what'],
+  );
+  readonly #lease = this.gauge('gateway_lease_seconds_left', 'Until all keys run out.');
+  readonly #clockAge = this.gauge('gateway_clock_age_seconds', 'Age of the last time sample.');
+  readonly #attached = this.gauge(
+    'gateway_data_plane_attached',
+    '1 if a data plane is controlled.',
+  );
+  readonly #dataPlane = this.counter(
+    'gateway_data_plane_total',
+    'What happened to the data plane.',
+    ['what'],
+  );
+  readonly #misses = this.counter(
+    'gateway_key_misses_total',
+    'Missing keys by kind, and what became of them.',
+    ['what'],
+  );
+  readonly #refusals = this.counter(
+    'gateway_refused_total',
+    'What was not believed of the key server.',
+    ['reason'],
+  );
+  readonly #drops = this.counter('gateway_dropped_frames_total', 'Frames not passed on.', [
+    'port',
+    'reason',
+  ]);
+  readonly #details = this.counter('gateway_port_total', 'Further counters of the data plane.', [
+    'port',
+    'name',
+  ]);
+  readonly #frames = this.counter('gateway_frames_total', 'Frames sealed and opened.', [
+    'port',
+    'direction',
+  ]);
+  readonly #bytes = this.counter('gateway_bytes_total', 'Bytes sealed and opened.', [
+    'port',
+    'direction',
+  ]);
+  readonly #peers = this.gauge('gateway_peers', 'Members known.', ['port', 'state']);
+  readonly #peerFrames = this.counter('gateway_peer_frames_total', 'Frames by peer.', [
+    'port',
+    'peer',
+    'direction',
+  ]);
+  readonly #peerBytes = this.counter('gateway_peer_bytes_total', 'Bytes by peer.', [
+    'port',
+    'peer',
+    'direction',
+  ]);
+  readonly #peerRtt = this.gauge('gateway_peer_rtt_seconds', 'Round trip of probes.', [
+    'port',
+    'peer',
+  ]);
+
+  /** @param snapshot gives the status of this moment */
+  constructor(snapshot: () => Promise<Status>, perPeer: boolean) {
+    super();
+    this.#perPeer = perPeer;
+    this.registry.refresh = async () => this.fill(await snapshot());
+  }
+
+  /** Replaces all values by those of a snapshot. */
+  fill(status: Status): void {
+    this.registry.resetMetrics();
+    this.#info.labels(status.version, status.subnet, status.member, status.state).set(1);
+    this.#up.set(status.state === 'up' ? 1 : 0);
+    this.#fillKeyServer(status);
+    this.#attached.set(status.dataPlane.state === 'attached' ? 1 : 0);
+    const { restarts, eventsLost, eventsRefused, commandsFailed } = status.dataPlane;
+    each(this.#dataPlane, { restarts, eventsLost, eventsRefused, commandsFailed });
+    each(this.#misses, status.misses);
+    each(this.#refusals, status.refusals);
+    for (const port of status.ports) this.#fillPort(port);
+  }
+
+  #fillKeyServer(status: Status): void {
+    for (const state of KEY_SERVER_STATES) {
+      this.#channel.labels(state).set(status.server.state === state ? 1 : 0);
+    }
+    const { connects, registrations, syncs, pushes } = status.server;
+    each(this.#session, { connects, registrations, syncs, pushes });
+    setOrNothing(this.#lease, status.lease.secondsLeft);
+    setOrNothing(this.#clockAge, status.clock.ageMs, 1_000);
+  }
+
+  #fillPort(port: Status['ports'][number]): void {
+    for (const [reason, value] of Object.entries(port.drops)) {
+      this.#drops.labels(port.name, reason).inc(value);
+    }
+    for (const [name, value] of Object.entries(port.counters)) {
+      this.#details.labels(port.name, name).inc(value);
+    }
+    for (const direction of DIRECTIONS) {
+      this.#frames.labels(port.name, direction).inc(port[direction].frames);
+      this.#bytes.labels(port.name, direction).inc(port[direction].bytes);
+    }
+    for (const peer of port.peers) {
+      this.#peers.labels(port.name, peer.state).inc();
+      if (!this.#perPeer) continue;
+      for (const direction of DIRECTIONS) {
+        this.#peerFrames.labels(port.name, peer.id, direction).inc(peer[direction].frames);
+        this.#peerBytes.labels(port.name, peer.id, direction).inc(peer[direction].bytes);
+      }
+      if (peer.rttMs !== null) this.#peerRtt.labels(port.name, peer.id).set(peer.rttMs / 1_000);
+    }
+  }
+}
+
+function each(counter: Counter, values: Readonly<Record<string, number>>): void {
+  for (const [name, value] of Object.entries(values)) counter.labels(name).inc(value);
+}
+
+/** A gauge without a value shows nothing rather than 0, which would be a claim. */
+function setOrNothing(gauge: Gauge, value: number | null, divisor = 1): void {
+  if (value === null) gauge.remove();
+  else gauge.set(value / divisor);
+}

@@ -1,0 +1,142 @@
+/**
+ * What `pairwire status --json` prints: field names are stable, fields are only ever added.
+ * Times are milliseconds since 1970 unless the name says otherwise; nothing secret is in it.
+ */
+import { z } from 'zod';
+
+const count = z.number();
+const maybe = <T extends z.ZodType>(schema: T) => schema.nullable();
+
+const trafficSchema = z.object({
+  frames: count,
+  bytes: count,
+  framesPerSecond: count,
+  bitsPerSecond: count,
+});
+export type Traffic = z.infer<typeof trafficSchema>;
+
+const peerStatusSchema = z.object({
+  id: z.string(),
+  role: maybe(z.string()),
+  /** ready: may be heard; absent: no boot record yet; refused: a record contradicted, see refusal. */
+  state: z.enum(['ready', 'absent', 'refused']),
+  refusal: maybe(z.object({ code: z.string(), message: z.string() })),
+  online: z.boolean(),
+  index: maybe(count),
+  bootSequence: count,
+  macs: z.array(z.string()),
+  ips: z.array(z.string()),
+  /** Generation of the pair key that the control plane holds. */
+  pwId: maybe(count),
+  /** The data plane can seal to this peer. */
+  hasKey: z.boolean(),
+  /** Generation that the data plane sends with. */
+  sendPwId: maybe(count),
+  alive: z.boolean(),
+  endpoint: maybe(z.string()),
+  endpoints: z.array(z.string()),
+  rttMs: maybe(count),
+  heardMsAgo: maybe(count),
+  tx: trafficSchema,
+  rx: trafficSchema,
+});
+export type PeerStatus = z.infer<typeof peerStatusSchema>;
+
+const portStatusSchema = z.object({
+  name: z.string(),
+  kind: z.string(),
+  interface: z.string(),
+  transport: z.string(),
+  udpPort: count,
+  mtu: count,
+  underlayMtu: count,
+  underlayInterface: maybe(z.string()),
+  macs: z.array(z.string()),
+  endpoints: z.array(z.string()),
+  suite: z.string(),
+  backend: maybe(z.string()),
+  offload: maybe(z.boolean()),
+  /** Our own sender index and boot key number; null until registered. */
+  index: maybe(count),
+  boot: maybe(count),
+  group: z.object({ mode: z.string(), pwId: maybe(count) }),
+  tx: trafficSchema,
+  rx: trafficSchema,
+  drops: z.record(z.string(), count),
+  counters: z.record(z.string(), count),
+  peers: z.array(peerStatusSchema),
+});
+export type PortStatus = z.infer<typeof portStatusSchema>;
+
+export const statusSchema = z.object({
+  schema: z.literal(1),
+  version: z.string(),
+  time: count,
+  /** starting; up; degraded: traffic of known pairs goes on, see problems; stopping. */
+  state: z.enum(['starting', 'up', 'degraded', 'stopping']),
+  problems: z.array(z.object({ code: z.string(), message: z.string() })),
+  subnet: z.string(),
+  member: z.string(),
+  role: z.string(),
+  dir: z.string(),
+  pid: count,
+  since: count,
+  operator: z.object({
+    fingerprint: z.string(),
+    /** Whether the operator key lies on the key server can't be seen from here. */
+    location: z.literal('unknown'),
+  }),
+  /** The key server. connected: the channel is open, our boot key is registered, keys are leased. */
+  server: z.object({
+    connected: z.boolean(),
+    state: z.enum(['connecting', 'open', 'down', 'stopped']),
+    address: maybe(z.string()),
+    rttMs: maybe(count),
+    connects: count,
+    registrations: count,
+    epoch: maybe(z.string()),
+    cursor: count,
+    syncs: count,
+    lastSync: maybe(count),
+    pushes: count,
+    lastError: maybe(z.string()),
+    retryInMs: maybe(count),
+  }),
+  lease: z.object({ notAfter: maybe(count), secondsLeft: maybe(count) }),
+  clock: z.object({
+    known: z.boolean(),
+    serverTime: count,
+    wallDifferenceMs: count,
+    ageMs: maybe(count),
+  }),
+  settings: maybe(
+    z.object({
+      version: count,
+      suite: z.string(),
+      freshnessMs: count,
+      hold: count,
+      leaseSeconds: count,
+      verify: z.string(),
+      groupMode: z.string(),
+      unknown: z.string(),
+    }),
+  ),
+  dataPlane: z.object({
+    state: z.enum(['connecting', 'attached', 'waiting', 'stopped']),
+    instance: maybe(z.string()),
+    uptimeMs: maybe(count),
+    backends: z.array(z.string()),
+    restarts: count,
+    eventsLost: count,
+    eventsRefused: count,
+    commandsFailed: count,
+  }),
+  misses: z.record(z.string(), count),
+  /** Records and answers of the key server that were not believed, by reason. */
+  refusals: z.record(z.string(), count),
+  ports: z.array(portStatusSchema),
+});
+/** The whole of it. */
+export type Status = z.infer<typeof statusSchema>;
+
+export const NO_TRAFFIC: Traffic = { frames: 0, bytes: 0, framesPerSecond: 0, bitsPerSecond: 0 };

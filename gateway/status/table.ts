@@ -1,0 +1,137 @@
+/** `pairwire status` for people: what matters first, each drop reason with its sentence. */
+import pc from 'picocolors';
+import { type OutputTarget, printRows } from '../../src/cli/output.js';
+import { DROP_REASONS } from '../dataplane/drop-reasons.gen.js';
+import type { PortStatus, Status } from './snapshot.js';
+
+/** Prints a status as text. */
+export function printStatus(target: OutputTarget, status: Status): void {
+  const paint = target.tty ? pc : pc.createColors(false);
+  const line = (text: string): void => target.out(`${text}\n`);
+  const state = status.state === 'up' ? paint.green('up') : paint.yellow(status.state);
+  line(`${paint.bold(status.member)} in ${paint.bold(status.subnet)}: ${state}`);
+  for (const problem of status.problems) line(`  ${paint.yellow('!')} ${problem.message}`);
+  line(`  key server  ${keyServerText(status)}`);
+  line(`  lease       ${leaseText(status)}`);
+  line(`  clock       ${clockText(status)}`);
+  line(`  believed    ${believedText(status)}`);
+  line(`  data plane  ${dataPlaneText(status)}`);
+  for (const port of status.ports) printPort(target, port, line);
+}
+
+function printPort(target: OutputTarget, port: PortStatus, line: (text: string) => void): void {
+  const underlay = port.underlayInterface ?? '?';
+  line('');
+  line(
+    `port ${port.name}: ${port.interface} (${port.macs.join(' ')}), MTU ${port.mtu} over ${underlay} with ${port.underlayMtu}`,
+  );
+  line(
+    `  ${port.transport} port ${port.udpPort}, ${port.suite} by ${port.backend ?? '?'}, offload ${yesNo(port.offload)}`,
+  );
+  line(`  told addresses: ${port.endpoints.join(' ') || 'none'}`);
+  line(
+    `  group key: ${port.group.pwId === null ? 'none' : `generation ${port.group.pwId}`} (${port.group.mode})`,
+  );
+  line(`  sent ${trafficText(port.tx)}, received ${trafficText(port.rx)}`);
+  line('');
+  if (port.peers.length === 0) line('  no members known yet');
+  else printPeers(target, port);
+  const drops = Object.entries(port.drops).filter(([, count]) => count > 0);
+  if (drops.length === 0) return;
+  line('');
+  line('dropped:');
+  for (const [reason, count] of drops) {
+    line(`  ${String(count).padStart(10)}  ${reason.padEnd(20)}  ${sentenceOf(reason)}`);
+  }
+}
+
+function printPeers(target: OutputTarget, port: PortStatus): void {
+  const rows = port.peers.map((peer) => ({
+    id: peer.id,
+    state: peer.state === 'refused' ? `refused (${peer.refusal?.code ?? '?'})` : peer.state,
+    online: peer.online,
+    key: peer.pwId === null ? '-' : String(peer.pwId),
+    endpoint: peer.endpoint ?? '-',
+    rtt: peer.rttMs === null ? '-' : `${peer.rttMs.toFixed(2)} ms`,
+    sent: trafficText(peer.tx),
+    received: trafficText(peer.rx),
+  }));
+  printRows(
+    { ...target, json: false },
+    [
+      { field: 'id', title: 'peer' },
+      { field: 'state', title: 'state' },
+      { field: 'online', title: 'online' },
+      { field: 'key', title: 'key generation' },
+      { field: 'endpoint', title: 'endpoint' },
+      { field: 'rtt', title: 'round trip' },
+      { field: 'sent', title: 'sent' },
+      { field: 'received', title: 'received' },
+    ],
+    rows,
+  );
+}
+
+/** The sentence that belongs to a drop reason. */
+export function sentenceOf(reason: string): string {
+  return Object.entries(DROP_REASONS).find(([name]) => name === reason)?.[1] ?? '';
+}
+
+function keyServerText(status: Status): string {
+  const { server } = status;
+  const rtt = server.rttMs === null ? '' : `, round trip ${server.rttMs.toFixed(1)} ms`;
+  const error = server.lastError === null ? '' : `: ${server.lastError}`;
+  const at = server.address === null ? '' : ` at ${server.address}`;
+  return `${server.state}${at}${rtt}${error}`;
+}
+
+function leaseText(status: Status): string {
+  const left = status.lease.secondsLeft;
+  if (left === null) return 'none yet';
+  return left > 0 ? `keys are good for ${duration(left)} without a key server` : 'over: no traffic';
+}
+
+function clockText(status: Status): string {
+  const { clock } = status;
+  if (!clock.known) return 'key-server time is not known yet';
+  const age =
+    clock.ageMs === null ? 'never sampled well' : `sampled ${duration(clock.ageMs / 1_000)} ago`;
+  return `${clock.wallDifferenceMs} ms from the wall clock, ${age}`;
+}
+
+function believedText(status: Status): string {
+  const verify = status.settings?.verify ?? 'not known yet';
+  return `operator key ${status.operator.fingerprint}, verify: ${verify} (whether that key lies on the key server can't be seen from here)`;
+}
+
+function dataPlaneText(status: Status): string {
+  const { dataPlane } = status;
+  const uptime = dataPlane.uptimeMs === null ? '' : `, up ${duration(dataPlane.uptimeMs / 1_000)}`;
+  const lost = dataPlane.eventsLost + dataPlane.eventsRefused;
+  return `${dataPlane.state}${uptime}, restarts ${dataPlane.restarts}${lost > 0 ? `, events lost ${lost}` : ''}`;
+}
+
+function trafficText(traffic: { bytes: number; bitsPerSecond: number }): string {
+  return `${scaled(traffic.bytes, 1_024, ['B', 'KiB', 'MiB', 'GiB', 'TiB'])} (${scaled(traffic.bitsPerSecond, 1_000, ['bit/s', 'kbit/s', 'Mbit/s', 'Gbit/s'])})`;
+}
+
+function scaled(value: number, step: number, units: readonly string[]): string {
+  let rest = value;
+  let at = 0;
+  while (rest >= step && at < units.length - 1) {
+    rest /= step;
+    at += 1;
+  }
+  return `${at === 0 ? rest : rest.toFixed(1)} ${units[at] ?? ''}`;
+}
+
+function duration(seconds: number): string {
+  if (seconds < 120) return `${Math.round(seconds)} s`;
+  if (seconds < 7_200) return `${Math.round(seconds / 60)} min`;
+  return `${Math.round(seconds / 3_600)} h`;
+}
+
+function yesNo(value: boolean | null): string {
+  if (value === null) return '?';
+  return value ? 'on' : 'off';
+}

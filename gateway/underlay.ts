@@ -1,0 +1,270 @@
+/**
+ * The underlay as this machine sees it: which addresses we may tell to others, which of theirs
+ * we may send to, and how large a frame may be.
+ */
+import { execFile } from 'node:child_process';
+import { lookup } from 'node:dns/promises';
+import { isIP, isIPv4 } from 'node:net';
+import { networkInterfaces } from 'node:os';
+import { promisify } from 'node:util';
+import { z } from 'zod';
+import { FRAME_OVERHEAD } from '../src/protocol/constants.js';
+import { type Endpoint, MAX_ENDPOINTS } from '../src/protocol/messages.js';
+import { splitHostPort } from './config.js';
+
+const run = promisify(execFile);
+
+const IPV4_HEADER = 20;
+const IPV6_HEADER = 40;
+const UDP_HEADER = 8;
+const ETHERNET_HEADER = 14;
+const DEFAULT_UNDERLAY_MTU = 1_500;
+/** IPv6 works from here on, and so does everything else. */
+const MIN_TAP_MTU = 1_280;
+const MAX_TAP_MTU = 9_216;
+
+const linksSchema = z.array(z.object({ ifname: z.string().optional(), mtu: z.int().optional() }));
+const routesSchema = z.array(z.object({ dev: z.string().optional() }));
+
+/** What the MTU of a TAP was derived from. */
+export interface MtuPlan {
+  readonly tap: number;
+  readonly underlay: number;
+  /** The interface whose MTU counted. */
+  readonly interface: string | undefined;
+  readonly outerIp: 4 | 6;
+}
+
+/** An address of this machine. */
+export interface LocalAddress {
+  readonly interface: string;
+  readonly address: string;
+  readonly family: 4 | 6;
+  readonly internal: boolean;
+}
+
+/** Addresses of all interfaces that are up. */
+export function localAddresses(): LocalAddress[] {
+  return Object.entries(networkInterfaces()).flatMap(([name, addresses]) =>
+    (addresses ?? []).map((address) => ({
+      interface: name,
+      address: address.address,
+      family: address.family === 'IPv6' ? (6 as const) : (4 as const),
+      internal: address.internal,
+    })),
+  );
+}
+
+/** What limits the choice of endpoints. */
+export interface EndpointRules {
+  readonly port: number;
+  /** Interfaces that never count: our own TAPs. */
+  readonly exclude: readonly string[];
+  readonly bind?: string | undefined;
+  readonly device?: string | undefined;
+  readonly loopback: boolean;
+  /** Configured ones, told first. */
+  readonly extra: readonly string[];
+}
+
+/** The addresses where our data plane may be reached: configured ones, then IPv4 and IPv6 of the interfaces; at most 8. */
+export function endpointsOf(rules: EndpointRules, addresses: readonly LocalAddress[]): Endpoint[] {
+  const found: Endpoint[] = [];
+  for (const text of rules.extra) {
+    const split = splitHostPort(text);
+    const ip = split === undefined ? undefined : ipToBytes(split.host);
+    if (split !== undefined && ip !== undefined) found.push({ ip, port: split.port });
+  }
+  const own = addresses
+    .filter((address) => !rules.exclude.includes(address.interface))
+    .filter((address) => rules.device === undefined || address.interface === rules.device)
+    .filter((address) => rules.bind === undefined || address.address === rules.bind)
+    .sort((a, b) => a.family - b.family || (a.address < b.address ? -1 : 1));
+  for (const address of own) {
+    const ip = ipToBytes(address.address);
+    if (ip !== undefined && isUsable(ip, rules.loopback)) found.push({ ip, port: rules.port });
+  }
+  const unique = new Map(found.map((endpoint) => [endpointText(endpoint), endpoint]));
+  return [...unique.values()].slice(0, MAX_ENDPOINTS);
+}
+
+/**
+ * False for addresses that no other machine may make us send to: unspecified, loopback (unless
+ * configured), link-local, multicast, reserved (08-attacks M13).
+ */
+export function isUsable(ip: Uint8Array, loopback: boolean): boolean {
+  const bytes = Buffer.from(ip);
+  if (bytes.length === 4) return isUsableV4(bytes, loopback);
+  if (bytes.length !== 16) return false;
+  if (bytes.subarray(0, 12).equals(MAPPED)) return isUsableV4(bytes.subarray(12), loopback);
+  if (bytes.subarray(0, 15).every((byte) => byte === 0)) {
+    return bytes.readUInt8(15) === 1 && loopback;
+  }
+  const first = bytes.readUInt16BE(0);
+  const linkLocal = (first & 0xffc0) === 0xfe80;
+  return !linkLocal && first < 0xff00;
+}
+
+const MAPPED = Buffer.from('00000000000000000000ffff', 'hex');
+
+function isUsableV4(bytes: Buffer, loopback: boolean): boolean {
+  const first = bytes.readUInt8(0);
+  if (first === 127) return loopback;
+  const linkLocal = first === 169 && bytes.readUInt8(1) === 254;
+  return first !== 0 && first < 224 && !linkLocal;
+}
+
+/** The IPv4 broadcast addresses of an interface: what a group frame may carry besides multicast. */
+export function broadcastsOf(tap: string): Buffer[] {
+  return (networkInterfaces()[tap] ?? []).flatMap((address) => {
+    if (address.family !== 'IPv4') return [];
+    const ip = ipToBytes(address.address);
+    const mask = ipToBytes(address.netmask);
+    if (ip === undefined || mask === undefined) return [];
+    return [Buffer.from(ip.map((byte, at) => byte | (~(mask[at] ?? 0) & 0xff)))];
+  });
+}
+
+/** The 4 or 16 bytes of an address; undefined if it is none. */
+export function ipToBytes(text: string): Buffer | undefined {
+  const bare = text.split('%')[0] ?? '';
+  const kind = isIP(bare);
+  if (kind === 0) return undefined;
+  if (kind === 4) return Buffer.from(bare.split('.').map(Number));
+  const groups = expandV6(bare);
+  const bytes = Buffer.alloc(16);
+  for (const [at, group] of groups.entries()) bytes.writeUInt16BE(group, at * 2);
+  return bytes;
+}
+
+/** The eight groups of an IPv6 address that `isIP` has accepted. */
+function expandV6(text: string): number[] {
+  const plain = text.replace(/(\d+)\.(\d+)\.(\d+)\.(\d+)$/, (_all, a, b, c, d) => {
+    const high = (Number(a) << 8) | Number(b);
+    const low = (Number(c) << 8) | Number(d);
+    return `${high.toString(16)}:${low.toString(16)}`;
+  });
+  const [head = '', tail] = plain.split('::');
+  const parse = (part: string) =>
+    part === '' ? [] : part.split(':').map((x) => Number.parseInt(x, 16));
+  const front = parse(head);
+  if (tail === undefined) return front;
+  const back = parse(tail);
+  return [...front, ...new Array<number>(8 - front.length - back.length).fill(0), ...back];
+}
+
+/** `192.0.2.1:51820` or `[2001:db8::1]:51820`; empty for no address. */
+export function endpointText(endpoint: { readonly ip: Uint8Array; readonly port: number }): string {
+  const bytes = Buffer.from(endpoint.ip);
+  if (bytes.length === 4) return `${[...bytes].join('.')}:${endpoint.port}`;
+  if (bytes.length !== 16) return '';
+  if (bytes.subarray(0, 12).equals(MAPPED))
+    return `${[...bytes.subarray(12)].join('.')}:${endpoint.port}`;
+  const groups = Array.from({ length: 8 }, (_, at) => bytes.readUInt16BE(at * 2).toString(16));
+  return `[${shorten(groups)}]:${endpoint.port}`;
+}
+
+/** RFC 5952: the longest run of zero groups, of two at least, becomes `::`. */
+function shorten(groups: readonly string[]): string {
+  let best = { at: -1, length: 1 };
+  for (let at = 0; at < groups.length; at += 1) {
+    let length = 0;
+    while (groups[at + length] === '0') length += 1;
+    if (length > best.length) best = { at, length };
+  }
+  if (best.at < 0) return groups.join(':');
+  const front = groups.slice(0, best.at).join(':');
+  const back = groups.slice(best.at + best.length).join(':');
+  return `${front}::${back}`;
+}
+
+/** MTU of a TAP over an underlay: what is left after outer IP, UDP, seal and inner Ethernet header. */
+export function tapMtu(underlay: number, outerIp: 4 | 6): number {
+  const outer = (outerIp === 6 ? IPV6_HEADER : IPV4_HEADER) + UDP_HEADER;
+  const left = underlay - outer - FRAME_OVERHEAD - ETHERNET_HEADER;
+  return Math.min(MAX_TAP_MTU, Math.max(MIN_TAP_MTU, left));
+}
+
+/**
+ * Derives the TAP's MTU: from the configured underlay interface, else from the one with the route
+ * to a key server, else from the smallest interface with an address.
+ */
+export async function planMtu(input: {
+  readonly configured: number | undefined;
+  readonly device: string | undefined;
+  readonly servers: readonly string[];
+  readonly exclude: readonly string[];
+}): Promise<MtuPlan> {
+  const addresses = localAddresses().filter(
+    (address) => !address.internal && !input.exclude.includes(address.interface),
+  );
+  const outerIp = addresses.some((a) => a.family === 6 && !/^fe[89ab]/i.test(a.address)) ? 6 : 4;
+  const mtus = await interfaceMtus();
+  const device = input.device ?? (await deviceTowards(input.servers));
+  const named = device === undefined || device === 'lo' ? undefined : mtus.get(device);
+  const smallest = smallestOf(addresses, mtus);
+  const underlay = named ?? smallest?.mtu ?? DEFAULT_UNDERLAY_MTU;
+  return {
+    tap: input.configured ?? tapMtu(underlay, outerIp),
+    underlay,
+    interface: named === undefined ? smallest?.name : device,
+    outerIp,
+  };
+}
+
+function smallestOf(
+  addresses: readonly LocalAddress[],
+  mtus: ReadonlyMap<string, number>,
+): { name: string; mtu: number } | undefined {
+  let best: { name: string; mtu: number } | undefined;
+  for (const { interface: name } of addresses) {
+    const mtu = mtus.get(name);
+    if (mtu !== undefined && (best === undefined || mtu < best.mtu)) best = { name, mtu };
+  }
+  return best;
+}
+
+async function interfaceMtus(): Promise<Map<string, number>> {
+  const links = await ipJson(['link', 'show'], linksSchema);
+  return new Map(
+    (links ?? []).flatMap((link) =>
+      link.ifname === undefined || link.mtu === undefined ? [] : [[link.ifname, link.mtu]],
+    ),
+  );
+}
+
+async function deviceTowards(servers: readonly string[]): Promise<string | undefined> {
+  for (const server of servers) {
+    const host = splitHostPort(server)?.host;
+    if (host === undefined) continue;
+    const address = isIP(host) === 0 ? await resolveHost(host) : host;
+    if (address === undefined) continue;
+    const family = isIPv4(address) ? '-4' : '-6';
+    const routes = await ipJson([family, 'route', 'get', address], routesSchema);
+    const device = routes?.[0]?.dev;
+    if (device !== undefined) return device;
+  }
+  return undefined;
+}
+
+async function resolveHost(host: string): Promise<string | undefined> {
+  try {
+    return (await lookup(host)).address;
+  } catch {
+    return undefined;
+  }
+}
+
+/** `ip -json ...`; undefined where it fails or iproute2 is missing. */
+export async function ipJson<T>(
+  args: readonly string[],
+  schema: z.ZodType<T>,
+): Promise<T | undefined> {
+  try {
+    const { stdout } = await run('ip', ['-json', ...args], { timeout: 5_000 });
+    const parsed = schema.safeParse(JSON.parse(stdout));
+    return parsed.success ? parsed.data : undefined;
+  } catch {
+    return undefined;
+  }
+}

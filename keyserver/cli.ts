@@ -1,0 +1,496 @@
+/**
+ * Commands of the key server (06-cli.md): init, keyserver, token, settings, and the lists
+ * members, keys, macs, audit. Each takes --json and has an example in its --help.
+ */
+import { type Command, Option } from 'commander';
+import {
+  action,
+  type Column,
+  collectOption,
+  type OutputTarget,
+  parseDuration,
+  parseInteger,
+  printFields,
+  printJson,
+  printRows,
+} from '../src/cli/output.js';
+import { keyPairFromPrivate } from '../src/protocol/channel/keys.js';
+import { LABEL, SUITES, type Suite } from '../src/protocol/constants.js';
+import { idSchema, type parseId } from '../src/protocol/ids.js';
+import { macSchema } from '../src/protocol/mac.js';
+import type { ListName } from '../src/protocol/messages.js';
+import { importPrivate, importPublic, publicOf } from '../src/protocol/public-keys.js';
+import { RIGHTS, type Right, ROLES, type Role, type Settings } from '../src/protocol/records.js';
+import { type Signed, signRecord } from '../src/protocol/signed.js';
+import { PairwireError } from '../src/runtime/errors.js';
+import { readKeyFile } from '../src/runtime/files.js';
+import { createLogger } from '../src/runtime/log.js';
+import { AuditLog, readAuditHead, verifyAudit } from './audit.js';
+import {
+  DEFAULT_PORT,
+  KEY_KIND,
+  type KeyServerConfig,
+  type KeyServerPaths,
+  loadKeyServerConfig,
+  pathsOf,
+  requireHostPort,
+} from './config.js';
+import { CurrentSettings } from './current-settings.js';
+import { choose, DEFAULT_SERVER, initSubnet, type SettingsChoice } from './init.js';
+import { type ListRow, OperatorClient } from './operator-client.js';
+import { runKeyServer } from './run.js';
+import { openStore } from './storage/sql-store.js';
+import { SqliteDriver } from './storage/sqlite.js';
+import type { Store } from './storage/store.js';
+import { makeToken } from './tokens.js';
+
+/** Adds the key server's commands to a program. */
+export function keyserverCommands(program: Command): void {
+  initCommand(program);
+  runCommand(program);
+  tokenCommand(program);
+  settingsCommand(program);
+  listCommands(program);
+}
+
+// ------------------------------------------------------------------------------ init
+
+interface SettingsFlags {
+  readonly hold?: string;
+  readonly suite?: Suite;
+  readonly freshness?: string;
+  readonly lease?: string;
+  readonly replicate?: string;
+}
+
+interface InitFlags extends SettingsFlags {
+  readonly subnet: string;
+  readonly dir: string;
+  readonly server: string;
+  readonly listen: string;
+  readonly advertise: readonly string[];
+  readonly operatorKey?: string;
+  readonly metrics?: string;
+}
+
+function initCommand(program: Command): void {
+  const command = program
+    .command('init')
+    .description('make a subnet: operator key, configuration, keys, database')
+    .requiredOption('--subnet <name>', 'name of the subnet')
+    .requiredOption('--dir <dir>', 'folder of the key server; made if it does not exist')
+    .option('--server <id>', 'id of this key server', DEFAULT_SERVER)
+    .option('--listen <host:port>', 'where it accepts members', `0.0.0.0:${DEFAULT_PORT}`)
+    .option(
+      '--advertise <host:port>',
+      'address that join tokens name; repeatable',
+      collectOption,
+      [],
+    )
+    .option('--operator-key <file>', 'operator key, used if it exists; best off this machine')
+    .option('--metrics <host:port>', 'serve /metrics here (loopback)');
+  settingsOptions(command)
+    .option('--json', 'print JSON')
+    .addHelpText(
+      'after',
+      example('pairwire init --subnet east --dir /etc/pairwire/east --advertise 192.0.2.10:7900'),
+    )
+    .action(
+      action(async (target, flags: InitFlags) => {
+        for (const address of flags.advertise) requireHostPort(address, '--advertise');
+        requireHostPort(flags.listen, '--listen');
+        if (flags.metrics !== undefined) requireHostPort(flags.metrics, '--metrics');
+        const subnet = usable(flags.subnet, '--subnet');
+        const paths = await initSubnet({
+          subnet,
+          server: usable(flags.server, '--server'),
+          dir: flags.dir,
+          listen: flags.listen,
+          advertise: flags.advertise,
+          settings: settingsChoice(flags),
+          ...(flags.operatorKey === undefined ? {} : { operatorKey: flags.operatorKey }),
+          ...(flags.metrics === undefined ? {} : { metrics: flags.metrics }),
+        });
+        const operator = readKeyFile(paths.operatorPublic, KEY_KIND.operatorPublic, {
+          public: true,
+        });
+        printFields(target, {
+          subnet,
+          config: paths.config,
+          operatorKey: paths.operatorKey,
+          operator: operator.toString('base64url'),
+          next: `pairwire keyserver --dir ${flags.dir}`,
+        });
+      }),
+    );
+}
+
+// ------------------------------------------------------------------------- keyserver
+
+function runCommand(program: Command): void {
+  program
+    .command('keyserver')
+    .description('run the key server in the foreground')
+    .requiredOption('--dir <dir>', 'folder that `pairwire init` made')
+    .option('--check', 'check the configuration and exit')
+    .option('--json', 'print JSON')
+    .addHelpText('after', example('pairwire keyserver --dir /etc/pairwire/east'))
+    .action(
+      action(async (target, flags: { dir: string; check?: true }) => {
+        if (flags.check !== true) {
+          await runKeyServer(flags.dir);
+          return;
+        }
+        const config = loadKeyServerConfig(flags.dir);
+        printFields(target, {
+          subnet: config.subnet,
+          server: config.server,
+          listen: config.listen,
+        });
+      }),
+    );
+}
+
+// ----------------------------------------------------------------------------- token
+
+interface TokenFlags {
+  readonly dir: string;
+  readonly id: string;
+  readonly role: Role;
+  readonly mac: readonly string[];
+  readonly ip: readonly string[];
+  readonly grant: readonly string[];
+  readonly ttl: string;
+  readonly uses: string;
+  readonly operatorKey?: string;
+}
+
+function tokenCommand(program: Command): void {
+  program
+    .command('token')
+    .description('print a join token (works without the server)')
+    .requiredOption('--dir <dir>', 'folder of the key server')
+    .requiredOption('--id <id>', 'id of the new member; web-* serves every id that begins so')
+    .addOption(new Option('--role <role>', 'role of the member').choices(ROLES).default('host'))
+    .option(
+      '--mac <mac>',
+      'MAC address it may use; repeatable; default: one made from its id',
+      collectOption,
+      [],
+    )
+    .option(
+      '--ip <prefix>',
+      'IP address or prefix that is bound to it; repeatable',
+      collectOption,
+      [],
+    )
+    .option(
+      '--grant <rights>',
+      `rights, separated by commas: ${RIGHTS.join(', ')}`,
+      collectOption,
+      [],
+    )
+    .option('--ttl <time>', 'how long it may be used', '1h')
+    .option('--uses <n>', 'how many members may enrol with it', '1')
+    .option('--operator-key <file>', 'operator key, if it is not where the configuration says')
+    .option('--json', 'print JSON')
+    .addHelpText(
+      'after',
+      example('pairwire token --dir /etc/pairwire/east --id alice --ip 10.1.0.2 --ttl 15m'),
+    )
+    .action(
+      action((target, flags: TokenFlags) => {
+        const config = loadKeyServerConfig(flags.dir);
+        const paths = pathsOf(flags.dir, config);
+        const rights = flags.grant.flatMap((text) => text.split(',')).filter((text) => text !== '');
+        const wrong = rights.find((right) => !(RIGHTS as readonly string[]).includes(right));
+        if (wrong !== undefined) {
+          throw new PairwireError('USAGE', `--grant: "${wrong}" is no right`, {
+            hint: `allowed: ${RIGHTS.join(', ')}`,
+          });
+        }
+        const macs = flags.mac.map((text) => {
+          const parsed = macSchema.safeParse(text);
+          if (parsed.success) return parsed.data;
+          throw new PairwireError('USAGE', `--mac: "${text}" is not a MAC address`, {
+            hint: 'a MAC address looks like 02:00:5e:10:00:01',
+          });
+        });
+        const uses = parseInteger(flags.uses, '--uses', 1, 1_000_000);
+        const notAfter = Date.now() + parseDuration(flags.ttl, '--ttl');
+        const server = keyPairFromPrivate(readKeyFile(paths.serverKey, KEY_KIND.server));
+        const { text, grant } = makeToken(
+          config,
+          {
+            operator: readOperator(paths, flags.operatorKey),
+            tokenKey: readKeyFile(paths.tokenKey, KEY_KIND.token),
+            serverPublic: server.publicKey,
+          },
+          {
+            id: flags.id,
+            role: flags.role,
+            macs,
+            ips: [...flags.ip],
+            rights: rights as Right[],
+            uses,
+            notAfter,
+          },
+        );
+        if (target.json) {
+          const { id, role } = grant;
+          printJson(target, { token: text, id, role, uses, notAfter: isoTime(notAfter) });
+        } else {
+          target.out(`${text}\n`);
+        }
+      }),
+    );
+}
+
+// -------------------------------------------------------------------------- settings
+
+interface SettingsCommandFlags extends SettingsFlags {
+  readonly dir: string;
+  readonly operatorKey?: string;
+}
+
+function settingsCommand(program: Command): void {
+  const command = program
+    .command('settings')
+    .description("show the subnet's security settings, or sign and install new ones")
+    .requiredOption('--dir <dir>', 'folder of the key server')
+    .option('--operator-key <file>', 'operator key, if it is not where the configuration says');
+  settingsOptions(command)
+    .option('--json', 'print JSON')
+    .addHelpText('after', example('pairwire settings --dir /etc/pairwire/east --freshness 10s'))
+    .action(
+      action(async (target, flags: SettingsCommandFlags) => {
+        const config = loadKeyServerConfig(flags.dir);
+        const paths = pathsOf(flags.dir, config);
+        const choice = settingsChoice(flags);
+        const wanted = Object.values(choice).some((value) => value !== undefined);
+        await withStore(paths, async (store) => {
+          const operator = importPublic('ed25519', store.meta.operator);
+          const current = await CurrentSettings.load(store, operator);
+          if (!wanted) {
+            printSettings(target, current.settings);
+            return;
+          }
+          const next = choose(current.settings, current.settings.version + 1, choice);
+          const key = readOperator(paths, flags.operatorKey);
+          const record = signRecord(LABEL.settings, { ...next }, key);
+          if (!(await installAtServer(flags.dir, config, record))) {
+            // No server runs: the next one that starts reads them from the database.
+            await installOffline(store, paths, current, record);
+          }
+          printSettings(target, next);
+        });
+      }),
+    );
+}
+
+/** @returns false if there is no server to install them at */
+async function installAtServer(
+  dir: string,
+  config: KeyServerConfig,
+  record: Signed,
+): Promise<boolean> {
+  const client = new OperatorClient(dir, config);
+  try {
+    await client.setSettings(record);
+    return true;
+  } catch (thrown) {
+    if (thrown instanceof PairwireError && thrown.code === 'CHANNEL_UNREACHABLE') return false;
+    throw thrown;
+  } finally {
+    client.close();
+  }
+}
+
+async function installOffline(
+  store: Store,
+  paths: KeyServerPaths,
+  current: CurrentSettings,
+  record: Signed,
+): Promise<void> {
+  const audit = new AuditLog({
+    store,
+    server: store.meta.server,
+    key: readKeyFile(paths.auditKey, KEY_KIND.audit),
+    now: Date.now,
+    log: createLogger('settings', { level: 'warn' }),
+    headFile: paths.auditHead,
+  });
+  await current.install(store, record, Date.now(), (tx, version) =>
+    audit.append(tx, { actor: '-', action: 'settings', outcome: 'done', detail: { version } }),
+  );
+  await audit.close();
+}
+
+function printSettings(target: OutputTarget, settings: Settings): void {
+  printFields(target, { ...settings });
+}
+
+// ----------------------------------------------------------------------------- lists
+
+const LIST_COMMANDS: readonly {
+  readonly name: ListName;
+  readonly about: string;
+  readonly columns: readonly Column<ListRow>[];
+}[] = [
+  {
+    name: 'members',
+    about: 'list members',
+    columns: columns('id', 'role', 'online', 'index', 'ips', 'endpoints', 'registeredAt'),
+  },
+  {
+    name: 'keys',
+    about: 'list pair keys and group keys: who, generation, why, when; never a key',
+    columns: columns('kind', 'a', 'b', 'pwId', 'reason', 'createdAt'),
+  },
+  {
+    name: 'macs',
+    about: 'list MAC addresses and whose they are',
+    columns: columns('mac', 'member', 'kind', 'shared', 'seenAt'),
+  },
+  {
+    name: 'audit',
+    about: 'list the audit log',
+    columns: columns('seq', 'at', 'actor', 'action', 'outcome', 'count', 'detail'),
+  },
+];
+
+function listCommands(program: Command): void {
+  for (const { name, about, columns: shown } of LIST_COMMANDS) {
+    const command = program
+      .command(name)
+      .description(about)
+      .requiredOption('--dir <dir>', 'folder of the key server')
+      .option('--limit <n>', 'most rows')
+      .option('--json', 'print JSON')
+      .addHelpText('after', example(`pairwire ${name} --dir /etc/pairwire/east`));
+    if (name === 'audit') {
+      command.option('--verify', 'check the chain of the log in the database (without the server)');
+    }
+    command.action(
+      action(async (target, flags: { dir: string; limit?: string; verify?: true }) => {
+        const config = loadKeyServerConfig(flags.dir);
+        if (flags.verify === true) {
+          await checkAudit(target, pathsOf(flags.dir, config));
+          return;
+        }
+        const limit =
+          flags.limit === undefined
+            ? undefined
+            : parseInteger(flags.limit, '--limit', 1, 100_000_000);
+        const client = new OperatorClient(flags.dir, config);
+        try {
+          const rows: ListRow[] = [];
+          for await (const row of client.list(name, limit)) rows.push(row);
+          printRows(target, shown, rows);
+        } finally {
+          client.close();
+        }
+      }),
+    );
+  }
+}
+
+async function checkAudit(target: OutputTarget, paths: KeyServerPaths): Promise<void> {
+  const key = readKeyFile(paths.auditKey, KEY_KIND.audit);
+  const head = readAuditHead(paths.auditHead);
+  await withStore(paths, async (store) => {
+    const { entries, broken } = await verifyAudit(store, store.meta.server, key, head);
+    if (broken !== undefined) {
+      throw new PairwireError('STORE_FAILED', `entry ${broken.seq}: ${broken.reason}`, {
+        where: paths.database,
+        hint: 'somebody has written to the database, or a backup was put back',
+      });
+    }
+    printFields(target, { entries, intact: true });
+  });
+}
+
+// --------------------------------------------------------------------------- helpers
+
+function settingsOptions(command: Command): Command {
+  return command
+    .option(
+      '--hold <n>',
+      "frames held for each destination while its key is fetched; 0: the documents' own rule",
+    )
+    .addOption(new Option('--suite <suite>', 'AEAD of sealed frames').choices(SUITES))
+    .option('--freshness <time>', 'largest age of a frame, as 30s; 0s turns the check off')
+    .option('--lease <time>', 'how long a gateway without key server uses its keys, as 24h')
+    .option('--replicate <n>', 'receivers up to which a sender copies group frames itself');
+}
+
+function settingsChoice(flags: SettingsFlags): SettingsChoice {
+  const { hold, suite, freshness, lease, replicate } = flags;
+  return {
+    suite,
+    hold: hold === undefined ? undefined : parseInteger(hold, '--hold', 0, 1024),
+    freshnessMs:
+      freshness === undefined
+        ? undefined
+        : inRange(parseDuration(freshness, '--freshness'), '--freshness', 0, 3_600_000),
+    leaseSeconds:
+      lease === undefined
+        ? undefined
+        : inRange(Math.floor(parseDuration(lease, '--lease') / 1_000), '--lease', 10, 31_536_000),
+    replicate:
+      replicate === undefined ? undefined : parseInteger(replicate, '--replicate', 1, 4096),
+  };
+}
+
+function inRange(value: number, option: string, min: number, max: number): number {
+  if (value >= min && value <= max) return value;
+  throw new PairwireError('USAGE', `${option} is out of range`);
+}
+
+function usable(text: string, option: string): ReturnType<typeof parseId> {
+  const parsed = idSchema.safeParse(text);
+  if (parsed.success) return parsed.data;
+  throw new PairwireError('USAGE', `${option}: ${parsed.error.issues[0]?.message ?? 'wrong'}`);
+}
+
+/** The operator's private key, checked against the public half that the folder pins. */
+function readOperator(
+  paths: KeyServerPaths,
+  file: string | undefined,
+): ReturnType<typeof importPrivate> {
+  const path = file ?? paths.operatorKey;
+  const raw = readKeyFile(path, KEY_KIND.operatorPrivate);
+  const key = importPrivate('ed25519', raw);
+  raw.fill(0);
+  const pinned = readKeyFile(paths.operatorPublic, KEY_KIND.operatorPublic, { public: true });
+  if (!publicOf(key).equals(pinned)) {
+    throw new PairwireError('PIN_MISMATCH', "this is not the operator key of the folder's subnet", {
+      where: path,
+    });
+  }
+  return key;
+}
+
+async function withStore(
+  paths: KeyServerPaths,
+  fn: (store: Store) => Promise<void>,
+): Promise<void> {
+  const store = await openStore(await SqliteDriver.open(paths.database));
+  try {
+    await fn(store);
+  } finally {
+    await store.close();
+  }
+}
+
+function columns(...fields: readonly string[]): Column<ListRow>[] {
+  return fields.map((field) => ({ field, title: field.toUpperCase() }));
+}
+
+function example(text: string): string {
+  return `\nExample:\n  $ ${text}\n`;
+}
+
+function isoTime(ms: number): string {
+  return new Date(ms).toISOString();
+}

@@ -1,0 +1,150 @@
+/**
+ * keyserver.yaml: schema and loader. Every key is explained in
+ * config/keyserver.example.yaml, which a test loads; config/schema/keyserver.json is made
+ * from here. Secrets never stand in it, only the names of their files.
+ */
+import { dirname, join, resolve } from 'node:path';
+import { z } from 'zod';
+import { idSchema } from '../src/protocol/ids.js';
+import { PairwireError } from '../src/runtime/errors.js';
+import { LOG_LEVELS } from '../src/runtime/log.js';
+import { isLoopback } from '../src/runtime/metrics.js';
+import { jsonSchemaOf, loadYaml } from '../src/settings/load-yaml.js';
+
+/** Title of config/schema/keyserver.json. */
+const SCHEMA_TITLE = 'Pairwire keyserver.yaml';
+
+/** Name of the configuration in a key server's folder. */
+export const CONFIG_FILE = 'keyserver.yaml';
+export const DEFAULT_PORT = 7900;
+
+const hostPortSchema = z
+  .string()
+  .max(300)
+  .refine(
+    (text) => splitHostPort(text) !== undefined,
+    'must be HOST:PORT, as in 192.0.2.1:7900 or [2001:db8::1]:7900',
+  );
+
+const fileSchema = z.string().min(1).max(4096);
+
+export const keyServerConfigSchema = z.strictObject({
+  subnet: idSchema,
+  /** This server's id: where ids are at home. */
+  server: idSchema.prefault('s1'),
+  /** Where it accepts channels. */
+  listen: hostPortSchema.default(`0.0.0.0:${DEFAULT_PORT}`),
+  /** What join tokens name as its address; without it, `listen`. */
+  advertise: z.array(hostPortSchema).max(16).default([]),
+  /** SQLite database. */
+  database: fileSchema.default('keyserver.db'),
+  /** Private operator key: signs grants and settings. May lie elsewhere, best off this machine. */
+  operatorKey: fileSchema.default('operator.key'),
+  metrics: z
+    .strictObject({
+      /** Where /metrics answers (loopback); without it, nowhere. */
+      listen: hostPortSchema.optional(),
+    })
+    .prefault({}),
+  log: z
+    .strictObject({
+      level: z.enum(LOG_LEVELS).default('info'),
+      style: z.enum(['auto', 'json', 'pretty']).default('auto'),
+    })
+    .prefault({}),
+});
+/** What stands in the file, before defaults. */
+export type KeyServerConfigInput = z.input<typeof keyServerConfigSchema>;
+/** keyserver.yaml with defaults. */
+export type KeyServerConfig = z.output<typeof keyServerConfigSchema>;
+
+/** The files of a key server's folder. */
+export interface KeyServerPaths {
+  readonly config: string;
+  readonly database: string;
+  readonly operatorKey: string;
+  readonly operatorPublic: string;
+  readonly serverKey: string;
+  readonly tokenKey: string;
+  readonly auditKey: string;
+  readonly auditHead: string;
+  readonly adminKey: string;
+}
+
+/** Reads DIR/keyserver.yaml. @throws PairwireError CONFIG_NOT_FOUND, CONFIG_INVALID with file and line */
+export function loadKeyServerConfig(dir: string): KeyServerConfig {
+  const path = join(resolve(dir), CONFIG_FILE);
+  const config = loadYaml(path, keyServerConfigSchema);
+  const { listen } = config.metrics;
+  if (listen !== undefined && !isLoopback(splitHostPort(listen)?.host ?? '')) {
+    throw new PairwireError('CONFIG_INVALID', 'metrics.listen must be a loopback address', {
+      where: path,
+      hint: 'write 127.0.0.1:9465 and let a proxy with access control serve it further',
+    });
+  }
+  return config;
+}
+
+/** The JSON Schema that editors use: config/schema/keyserver.json. */
+export function keyServerJsonSchema(): Record<string, unknown> {
+  return jsonSchemaOf(keyServerConfigSchema, SCHEMA_TITLE);
+}
+
+/** Where everything lies; relative names are relative to the folder. */
+export function pathsOf(
+  dir: string,
+  config: Pick<KeyServerConfig, 'database' | 'operatorKey'>,
+): KeyServerPaths {
+  const at = (name: string): string => resolve(dir, name);
+  return {
+    config: at(CONFIG_FILE),
+    database: at(config.database),
+    operatorKey: at(config.operatorKey),
+    operatorPublic: at('operator.pub'),
+    serverKey: at('server.key'),
+    tokenKey: at('token.key'),
+    auditKey: at('audit.key'),
+    auditHead: join(dirname(at(config.database)), 'audit.head'),
+    adminKey: at('admin.key'),
+  };
+}
+
+/** Kinds of key files, as their first words say. */
+export const KEY_KIND = {
+  operatorPrivate: 'operator-private',
+  operatorPublic: 'operator-public',
+  server: 'keyserver-private',
+  token: 'token-key',
+  audit: 'audit-key',
+  admin: 'admin-private',
+} as const;
+
+export interface HostPort {
+  readonly host: string;
+  readonly port: number;
+}
+
+/** Host and port of `HOST:PORT`; undefined if it is none. */
+export function splitHostPort(text: string): HostPort | undefined {
+  const match = /^(?:\[([0-9a-fA-F:.]+)\]|([^:\s[\]]+)):(\d{1,5})$/.exec(text);
+  const host = match?.[1] ?? match?.[2];
+  const port = Number(match?.[3]);
+  if (host === undefined || !(port >= 1 && port <= 65_535)) return undefined;
+  return { host, port };
+}
+
+/** @throws PairwireError USAGE */
+export function requireHostPort(text: string, option: string): HostPort {
+  const address = splitHostPort(text);
+  if (address === undefined) {
+    throw new PairwireError('USAGE', `${option}: "${text}" is not HOST:PORT`, {
+      hint: 'for example 192.0.2.1:7900 or [2001:db8::1]:7900',
+    });
+  }
+  return address;
+}
+
+/** An address that every machine has, so nobody can be told to connect to it. */
+export function isWildcard(host: string): boolean {
+  return host === '0.0.0.0' || host === '::';
+}

@@ -1,0 +1,56 @@
+/**
+ * Pair keys: made on the first request, exactly once, even if both ends ask in the same
+ * millisecond (the store's primary key decides). Until the KMS issue they lie in the
+ * database in clear.
+ */
+import { randomBytes } from 'node:crypto';
+import { KEY_SIZE } from '../../src/protocol/constants.js';
+import { type Id, orderedPair } from '../../src/protocol/ids.js';
+import type { Services } from '../services.js';
+import type { PairKey } from '../storage/store.js';
+
+/**
+ * The pair key of `requester` and `peer`; made if there is none and `make` is set.
+ * @returns undefined if there is none and none was to be made
+ */
+export async function pairKeyFor(
+  services: Services,
+  requester: Id,
+  peer: Id,
+  make: boolean,
+): Promise<PairKey | undefined> {
+  const { store, settings, metrics, now } = services;
+  const present = await store.pairKey(requester, peer);
+  if (present === undefined && !make) return undefined;
+  if (present !== undefined && (settings.settings.hold > 0 || hasAsked(present, requester))) {
+    return present;
+  }
+  const [a, b] = orderedPair(requester, peer);
+  const key = randomBytes(KEY_SIZE);
+  const { pair, made } = await store.write(async (tx) => {
+    const number = await tx.nextChange();
+    let inserted = false;
+    if (make) {
+      inserted = await tx.insertPair({
+        a,
+        b,
+        key,
+        pwId: 1,
+        reason: 'first_request',
+        createdAt: now(),
+        serial: number,
+        askedA: requester === a ? number : 0,
+        askedB: requester === b ? number : 0,
+        changed: number,
+      });
+    }
+    if (!inserted) await tx.markPairAsked(a, b, requester, number);
+    return { pair: await tx.pairKey(a, b), made: inserted };
+  });
+  if (made) metrics.pairKeysMade.inc();
+  return pair;
+}
+
+function hasAsked(pair: PairKey, id: Id): boolean {
+  return (id === pair.a ? pair.askedA : pair.askedB) > 0;
+}

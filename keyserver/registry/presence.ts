@@ -1,0 +1,100 @@
+/**
+ * Who is online and where. A member is online from its registration until its channel has
+ * been gone for a while: a gateway or a key server that restarts changes nothing for
+ * anybody. Each true change gets a change number, so it reaches others by sync like all state.
+ */
+import type { Id } from '../../src/protocol/ids.js';
+import type { Endpoint } from '../../src/protocol/messages.js';
+import type { Services } from '../services.js';
+
+/** How long a member stays online without a channel. */
+const OFFLINE_AFTER_MS = 10_000;
+/** The same after a start of the server, when everybody comes back at once. */
+const OFFLINE_AFTER_START_MS = 45_000;
+
+/** Notes and changes what the store says of members' presence. */
+export class Presence {
+  readonly #services: Services;
+  readonly #changed: (id: Id) => void;
+  readonly #isLive: (id: Id) => boolean;
+  readonly #offlineAfterMs: number;
+  readonly #timers = new Set<NodeJS.Timeout>();
+
+  /** @param changed is told of each member whose record has changed */
+  constructor(
+    services: Services,
+    isLive: (id: Id) => boolean,
+    changed: (id: Id) => void,
+    offlineAfterMs = OFFLINE_AFTER_MS,
+  ) {
+    this.#services = services;
+    this.#isLive = isLive;
+    this.#changed = changed;
+    this.#offlineAfterMs = offlineAfterMs;
+  }
+
+  /** After a start: whoever was online and does not come back is offline. */
+  async resume(): Promise<void> {
+    const online = await this.#services.store.membersOnline();
+    if (online.length === 0) return;
+    this.#later(Math.max(OFFLINE_AFTER_START_MS, this.#offlineAfterMs), async () => {
+      for (const id of online) await this.#offline(id);
+    });
+  }
+
+  /** A member's channel has ended. */
+  left(id: Id): void {
+    this.#later(this.#offlineAfterMs, () => this.#offline(id));
+  }
+
+  /** A member says where its data plane may be reached. @returns false if that is known */
+  async setEndpoints(id: Id, endpoints: readonly Endpoint[]): Promise<boolean> {
+    const { store } = this.#services;
+    const known = await store.member(id);
+    if (known === undefined || sameEndpoints(known.endpoints, endpoints)) return false;
+    await store.write(async (tx) => {
+      const member = await tx.member(id);
+      if (member === undefined) return;
+      await tx.updatePresence(id, { online: member.online, endpoints }, await tx.nextChange());
+    });
+    this.#changed(id);
+    return true;
+  }
+
+  close(): void {
+    for (const timer of this.#timers) clearTimeout(timer);
+    this.#timers.clear();
+  }
+
+  async #offline(id: Id): Promise<void> {
+    if (this.#isLive(id)) return;
+    const changed = await this.#services.store.write(async (tx) => {
+      const member = await tx.member(id);
+      if (member?.online !== true || this.#isLive(id)) return false;
+      await tx.updatePresence(id, { online: false }, await tx.nextChange());
+      return true;
+    });
+    if (changed) this.#changed(id);
+  }
+
+  #later(ms: number, fn: () => Promise<void>): void {
+    const timer = setTimeout(() => {
+      this.#timers.delete(timer);
+      fn().catch((err: unknown) => this.#services.log.error({ err }, 'presence was not stored'));
+    }, ms);
+    timer.unref();
+    this.#timers.add(timer);
+  }
+}
+
+function sameEndpoints(a: readonly Endpoint[], b: readonly Endpoint[]): boolean {
+  return (
+    a.length === b.length &&
+    a.every((one, at) => {
+      const other = b[at];
+      return (
+        other !== undefined && one.port === other.port && Buffer.compare(one.ip, other.ip) === 0
+      );
+    })
+  );
+}

@@ -1,0 +1,23 @@
+/** What the parts of the key server share. Time and randomness come in from outside. */
+import type { KeyObject } from 'node:crypto';
+import type { Id } from '../src/protocol/ids.js';
+import type { Logger } from '../src/runtime/log.js';
+import type { AuditLog } from './audit.js';
+import type { CurrentSettings } from './current-settings.js';
+import type { KeyServerMetrics } from './server-metrics.js';
+import type { Store } from './storage/store.js';
+
+/** Store, time, settings and where to tell what happened. */
+export interface Services {
+  readonly store: Store;
+  readonly subnet: Id;
+  readonly server: Id;
+  /** The operator's public key. */
+  readonly operator: KeyObject;
+  readonly settings: CurrentSettings;
+  readonly audit: AuditLog;
+  readonly metrics: KeyServerMetrics;
+  readonly log: Logger;
+  /** Key-server time, ms since 1970. */
+  readonly now: () => number;
+}

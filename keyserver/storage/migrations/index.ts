@@ -1,0 +1,45 @@
+/** The migrations in their order, and the runner that any SQL store uses. */
+import { PairwireError } from '../../../src/runtime/errors.js';
+import { initial } from './0001-initial.js';
+import type { Migration } from './migration.js';
+
+export const MIGRATIONS: readonly Migration[] = [initial];
+
+/** What the runner needs of a database. `atomically` is one transaction. */
+export interface MigrationTarget {
+  execute(sql: string): Promise<void>;
+  /** The highest version applied, 0 for an empty database. */
+  version(): Promise<number>;
+  record(migration: Migration): Promise<void>;
+  atomically(fn: () => Promise<void>): Promise<void>;
+}
+
+/**
+ * Brings a database to the newest version, each step in a transaction of its own.
+ * @returns how many steps were applied
+ * @throws PairwireError STORE_VERSION for a database that is newer than the program
+ */
+export async function migrate(
+  target: MigrationTarget,
+  migrations: readonly Migration[] = MIGRATIONS,
+): Promise<number> {
+  const newest = migrations.at(-1)?.version ?? 0;
+  const present = await target.version();
+  if (present > newest) {
+    throw new PairwireError(
+      'STORE_VERSION',
+      `the database has version ${present}, this program knows versions up to ${newest}`,
+      { hint: 'run the newer program, or restore a backup made by this one' },
+    );
+  }
+  let applied = 0;
+  for (const migration of migrations) {
+    if (migration.version <= present) continue;
+    await target.atomically(async () => {
+      for (const statement of migration.statements) await target.execute(statement);
+      await target.record(migration);
+    });
+    applied += 1;
+  }
+  return applied;
+}

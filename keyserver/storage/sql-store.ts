@@ -1,0 +1,784 @@
+/**
+ * The store in SQL that SQLite and PostgreSQL both run (05-keyserver, Storage). Which
+ * database it is, is the driver's business.
+ */
+import { decode, encode } from '@msgpack/msgpack';
+import { z } from 'zod';
+import { type Id, orderedPair } from '../../src/protocol/ids.js';
+import type { MacAddress } from '../../src/protocol/mac.js';
+import { type Endpoint, endpointSchema } from '../../src/protocol/messages.js';
+import type { Role } from '../../src/protocol/records.js';
+import { PairwireError } from '../../src/runtime/errors.js';
+import { MemberCache, pairName, Touched } from './member-cache.js';
+import {
+  blob,
+  integer,
+  isNull,
+  type Row,
+  type SqlConnection,
+  type SqlDriver,
+  text,
+} from './sql.js';
+import type {
+  AuditEntry,
+  Boot,
+  ChangeWindow,
+  Counters,
+  GroupKey,
+  KeyListEntry,
+  MacEntry,
+  MacKind,
+  Member,
+  NewMember,
+  PairKey,
+  SeenPair,
+  Store,
+  StoredSettings,
+  StoreMeta,
+  StoreReads,
+  StoreTransaction,
+} from './store.js';
+
+/** Roles that take part in traffic and therefore are in the roster of members. */
+export const TALKER_ROLES: readonly Role[] = ['host', 'plain', 'link'];
+const TALKERS = "m.role IN ('host', 'plain', 'link') AND m.state = 'active'";
+
+const MEMBER = `m.id, m.serial, m.role, m.state, m.channel, m.membership, m.membership_signature,
+  m.identity_digest, m.token_id, m.ips, m.online, m.endpoints, m.group_asked, m.enrolled_at, m.changed,
+  b.record, b.record_signature, b.boot_key, b.sequence, b.sender_index, b.registered_at`;
+const MEMBER_FROM = 'members m LEFT JOIN boots b ON b.member = m.id';
+
+const EMPTY_LIST = Buffer.from([0x90]);
+
+/** Up to so many changes, going through the changed members costs less than through all pairs of one. */
+const FEW_CHANGES = 1_000;
+
+/** Makes the store's own records in an empty database. */
+export async function initialiseStore(driver: SqlDriver, meta: StoreMeta): Promise<void> {
+  await driver.transaction(async (connection) => {
+    const rows: readonly (readonly [string, Buffer])[] = [
+      ['epoch', meta.epoch],
+      ['subnet', Buffer.from(meta.subnet)],
+      ['server', Buffer.from(meta.server)],
+      ['tag', Buffer.from([meta.tag])],
+      ['operator', meta.operator],
+    ];
+    for (const [name, value] of rows) {
+      await connection.run('INSERT INTO meta (name, value) VALUES (?, ?)', [name, value]);
+    }
+  });
+}
+
+/**
+ * Opens the store of a database that `initialiseStore` has seen.
+ * @param options.onlyWriter no other process changes members or keys, so they may be cached
+ * @throws PairwireError STORE_FAILED
+ */
+export async function openStore(
+  driver: SqlDriver,
+  options: { readonly onlyWriter?: boolean } = {},
+): Promise<Store> {
+  const rows = await driver.reader.all('SELECT name, value FROM meta', []);
+  const values = new Map(rows.map((row) => [text(row, 'name'), blob(row, 'value')]));
+  const value = (name: string): Buffer => {
+    const found = values.get(name);
+    if (found === undefined) {
+      throw new PairwireError(
+        'STORE_FAILED',
+        `the database has no ${name}: it was never initialised`,
+        {
+          hint: 'make the subnet with `pairwire init`',
+        },
+      );
+    }
+    return found;
+  };
+  const meta: StoreMeta = {
+    epoch: value('epoch'),
+    subnet: value('subnet').toString() as Id,
+    server: value('server').toString() as Id,
+    tag: value('tag').readUInt8(0),
+    operator: value('operator'),
+  };
+  return new SqlStore(driver, meta, options.onlyWriter === true ? new MemberCache() : undefined);
+}
+
+class SqlReads implements StoreReads {
+  protected readonly sql: SqlConnection;
+
+  constructor(connection: SqlConnection) {
+    this.sql = connection;
+  }
+
+  async counters(): Promise<Counters> {
+    const rows = await this.sql.all('SELECT name, value FROM counters', []);
+    const of = (name: string): number => {
+      const row = rows.find((candidate) => candidate.name === name);
+      return row === undefined ? 0 : integer(row, 'value');
+    };
+    return { change: of('change'), talkers: of('talkers') };
+  }
+
+  async member(id: Id): Promise<Member | undefined> {
+    return optional(
+      await this.sql.get(`SELECT ${MEMBER} FROM ${MEMBER_FROM} WHERE m.id = ?`, [id]),
+      toMember,
+    );
+  }
+
+  async memberByChannel(channel: Uint8Array): Promise<Member | undefined> {
+    return optional(
+      await this.sql.get(`SELECT ${MEMBER} FROM ${MEMBER_FROM} WHERE m.channel = ?`, [
+        Buffer.from(channel),
+      ]),
+      toMember,
+    );
+  }
+
+  async memberByMac(mac: MacAddress): Promise<Member | undefined> {
+    return (await this.findMac(mac)).member;
+  }
+
+  protected async findMac(
+    mac: MacAddress,
+  ): Promise<{ readonly member: Member | undefined; readonly shared: boolean }> {
+    const row = await this.sql.get(
+      `SELECT ${MEMBER}, x.slot FROM macs x JOIN members m ON m.id = x.member
+         LEFT JOIN boots b ON b.member = m.id
+       WHERE x.mac = ? AND x.kind = 'own' AND ${TALKERS}
+       ORDER BY m.online DESC, b.registered_at DESC LIMIT 1`,
+      [mac],
+    );
+    return row === undefined
+      ? { member: undefined, shared: false }
+      : { member: toMember(row), shared: text(row, 'slot') !== '' };
+  }
+
+  async memberByIndex(index: number): Promise<Member | undefined> {
+    return optional(
+      await this.sql.get(
+        `SELECT ${MEMBER} FROM boots b JOIN members m ON m.id = b.member
+         WHERE b.sender_index = ? AND ${TALKERS}`,
+        [index],
+      ),
+      toMember,
+    );
+  }
+
+  async pairKey(a: Id, b: Id): Promise<PairKey | undefined> {
+    const [low, high] = orderedPair(a, b);
+    return optional(
+      await this.sql.get('SELECT * FROM pair_keys WHERE a = ? AND b = ?', [low, high]),
+      toPair,
+    );
+  }
+
+  async groupKey(id: Id): Promise<GroupKey | undefined> {
+    return optional(
+      await this.sql.get('SELECT * FROM group_keys WHERE id = ? ORDER BY pw_id DESC LIMIT 1', [id]),
+      (row) => ({
+        id: text(row, 'id') as Id,
+        key: blob(row, 'key'),
+        pwId: integer(row, 'pw_id'),
+        reason: text(row, 'reason'),
+        createdAt: integer(row, 'created_at'),
+        serial: integer(row, 'serial'),
+        changed: integer(row, 'changed'),
+      }),
+    );
+  }
+
+  async settings(): Promise<StoredSettings | undefined> {
+    return optional(
+      await this.sql.get('SELECT * FROM settings ORDER BY version DESC LIMIT 1', []),
+      (row) => ({
+        version: integer(row, 'version'),
+        record: { b: blob(row, 'body'), s: blob(row, 'signature') },
+        changed: integer(row, 'changed'),
+      }),
+    );
+  }
+
+  async peersOf(id: Id): Promise<readonly Id[]> {
+    const rows = await this.sql.all(
+      'SELECT b AS peer FROM pair_keys WHERE a = ? UNION ALL SELECT a AS peer FROM pair_keys WHERE b = ?',
+      [id, id],
+    );
+    return rows.map((row) => text(row, 'peer') as Id);
+  }
+
+  async membersOnline(): Promise<readonly Id[]> {
+    const rows = await this.sql.all('SELECT id FROM members WHERE online = 1', []);
+    return rows.map((row) => text(row, 'id') as Id);
+  }
+
+  async membersChanged(
+    window: ChangeWindow,
+    holder: Id | undefined,
+  ): Promise<readonly { readonly member: Member; readonly pairChanged: number }[]> {
+    const { after, upTo, limit } = window;
+    const inWindow = `m.changed > ? AND m.changed <= ? AND ${TALKERS} ORDER BY m.changed LIMIT ?`;
+    let rows: readonly Row[];
+    if (holder === undefined) {
+      rows = await this.sql.all(
+        `SELECT ${MEMBER}, 0 AS pair_changed FROM ${MEMBER_FROM} WHERE ${inWindow}`,
+        [after, upTo, limit],
+      );
+    } else if (upTo - after < FEW_CHANGES) {
+      // Few members can have changed: look for a pair key with each of them.
+      rows = await this.sql.all(
+        `SELECT ${MEMBER}, coalesce(p.changed, q.changed) AS pair_changed FROM ${MEMBER_FROM}
+           LEFT JOIN pair_keys p ON p.a = m.id AND p.b = ?
+           LEFT JOIN pair_keys q ON q.a = ? AND q.b = m.id
+         WHERE (p.changed IS NOT NULL OR q.changed IS NOT NULL) AND ${inWindow}`,
+        [holder, holder, after, upTo, limit],
+      );
+    } else {
+      rows = await this.sql.all(
+        `SELECT ${MEMBER}, p.changed AS pair_changed FROM
+           (SELECT b AS peer, changed FROM pair_keys WHERE a = ?
+            UNION ALL SELECT a AS peer, changed FROM pair_keys WHERE b = ?) p
+           JOIN members m ON m.id = p.peer LEFT JOIN boots b ON b.member = m.id
+         WHERE ${inWindow}`,
+        [holder, holder, after, upTo, limit],
+      );
+    }
+    return rows.map((row) => ({
+      member: toMember(row),
+      pairChanged: integer(row, 'pair_changed'),
+    }));
+  }
+
+  async pairsChanged(
+    window: ChangeWindow,
+    id: Id,
+    askedOnly: boolean,
+  ): Promise<readonly SeenPair[]> {
+    const { after, upTo, limit } = window;
+    // An end that must ask has a key from the later of its change and its own first request.
+    const seen = (asked: string): string =>
+      askedOnly ? `CASE WHEN ${asked} > changed THEN ${asked} ELSE changed END` : 'changed';
+    const half = (own: string, peer: string, asked: string): string =>
+      askedOnly
+        ? `SELECT ${peer} AS peer, key, pw_id, ${seen(asked)} AS seq FROM pair_keys
+           WHERE ${own} = ? AND ${asked} > 0 AND ${seen(asked)} > ? AND ${seen(asked)} <= ?`
+        : `SELECT ${peer} AS peer, key, pw_id, changed AS seq FROM pair_keys
+           WHERE ${own} = ? AND changed > ? AND changed <= ?`;
+    const rows = await this.sql.all(
+      `${half('a', 'b', 'asked_a')} UNION ALL ${half('b', 'a', 'asked_b')} ORDER BY seq LIMIT ?`,
+      [id, after, upTo, id, after, upTo, limit],
+    );
+    return rows.map((row) => ({
+      seq: integer(row, 'seq'),
+      peer: text(row, 'peer') as Id,
+      key: blob(row, 'key'),
+      pwId: integer(row, 'pw_id'),
+    }));
+  }
+
+  async macsOf(id: Id): Promise<readonly MacEntry[]> {
+    return (await this.sql.all('SELECT * FROM macs WHERE member = ? ORDER BY serial', [id])).map(
+      toMac,
+    );
+  }
+
+  async listMembers(after: number, limit: number): Promise<readonly Member[]> {
+    const rows = await this.sql.all(
+      `SELECT ${MEMBER} FROM ${MEMBER_FROM} WHERE m.serial > ? ORDER BY m.serial LIMIT ?`,
+      [after, limit],
+    );
+    return rows.map(toMember);
+  }
+
+  async listKeys(after: number, limit: number): Promise<readonly KeyListEntry[]> {
+    const rows = await this.sql.all(
+      `SELECT 'pair' AS kind, a, b, pw_id, reason, created_at, serial FROM pair_keys WHERE serial > ?
+       UNION ALL
+       SELECT 'group' AS kind, id AS a, NULL AS b, pw_id, reason, created_at, serial
+         FROM group_keys WHERE serial > ?
+       ORDER BY serial LIMIT ?`,
+      [after, after, limit],
+    );
+    return rows.map((row) => ({
+      kind: text(row, 'kind') as 'pair' | 'group',
+      a: text(row, 'a') as Id,
+      b: isNull(row, 'b') ? undefined : (text(row, 'b') as Id),
+      pwId: integer(row, 'pw_id'),
+      reason: text(row, 'reason'),
+      createdAt: integer(row, 'created_at'),
+      serial: integer(row, 'serial'),
+    }));
+  }
+
+  async listMacs(after: number, limit: number): Promise<readonly MacEntry[]> {
+    return (
+      await this.sql.all('SELECT * FROM macs WHERE serial > ? ORDER BY serial LIMIT ?', [
+        after,
+        limit,
+      ])
+    ).map(toMac);
+  }
+
+  async listAudit(server: Id, after: number, limit: number): Promise<readonly AuditEntry[]> {
+    return (
+      await this.sql.all('SELECT * FROM audit WHERE server = ? AND seq > ? ORDER BY seq LIMIT ?', [
+        server,
+        after,
+        limit,
+      ])
+    ).map(toAudit);
+  }
+
+  async lastAudit(server: Id): Promise<AuditEntry | undefined> {
+    return optional(
+      await this.sql.get('SELECT * FROM audit WHERE server = ? ORDER BY seq DESC LIMIT 1', [
+        server,
+      ]),
+      toAudit,
+    );
+  }
+}
+
+class SqlTransaction extends SqlReads implements StoreTransaction {
+  readonly touched = new Touched();
+
+  async nextChange(): Promise<number> {
+    return this.#count('change', 1);
+  }
+
+  async macEntries(mac: MacAddress): Promise<readonly MacEntry[]> {
+    return (await this.sql.all('SELECT * FROM macs WHERE mac = ?', [mac])).map(toMac);
+  }
+
+  async insertMember(member: NewMember): Promise<void> {
+    this.touched.members.add(member.id);
+    await this.sql.run(
+      `INSERT INTO members (id, serial, role, state, channel, membership, membership_signature,
+         identity_digest, token_id, ips, online, endpoints, group_asked, enrolled_at, changed)
+       VALUES (?, ?, ?, 'active', ?, ?, ?, ?, ?, ?, 0, ?, 0, ?, ?)`,
+      [
+        member.id,
+        member.serial,
+        member.role,
+        member.channel,
+        Buffer.from(member.membership.b),
+        Buffer.from(member.membership.s),
+        member.identityDigest,
+        member.tokenId,
+        JSON.stringify(member.ips),
+        EMPTY_LIST,
+        member.enrolledAt,
+        member.changed,
+      ],
+    );
+    if (TALKER_ROLES.includes(member.role)) await this.#count('talkers', 1);
+  }
+
+  async updateMembership(member: NewMember): Promise<void> {
+    this.touched.members.add(member.id);
+    const before = await this.member(member.id);
+    if (before === undefined) return;
+    const talked = TALKER_ROLES.includes(before.role) ? 1 : 0;
+    const talks = TALKER_ROLES.includes(member.role) ? 1 : 0;
+    await this.sql.run(
+      `UPDATE members SET role = ?, channel = ?, membership = ?, membership_signature = ?,
+         token_id = ?, ips = ?, changed = ? WHERE id = ?`,
+      [
+        member.role,
+        member.channel,
+        Buffer.from(member.membership.b),
+        Buffer.from(member.membership.s),
+        member.tokenId,
+        JSON.stringify(member.ips),
+        member.changed,
+        member.id,
+      ],
+    );
+    if (talked !== talks) await this.#count('talkers', talks - talked);
+  }
+
+  async updatePresence(
+    id: Id,
+    presence: { readonly online: boolean; readonly endpoints?: readonly Endpoint[] },
+    changed: number,
+  ): Promise<void> {
+    this.touched.members.add(id);
+    if (presence.endpoints === undefined) {
+      await this.sql.run('UPDATE members SET online = ?, changed = ? WHERE id = ?', [
+        presence.online ? 1 : 0,
+        changed,
+        id,
+      ]);
+      return;
+    }
+    await this.sql.run('UPDATE members SET online = ?, endpoints = ?, changed = ? WHERE id = ?', [
+      presence.online ? 1 : 0,
+      Buffer.from(encode(presence.endpoints)),
+      changed,
+      id,
+    ]);
+  }
+
+  async touchMember(id: Id, changed: number): Promise<void> {
+    this.touched.members.add(id);
+    await this.sql.run('UPDATE members SET changed = ? WHERE id = ?', [changed, id]);
+  }
+
+  async setBoot(id: Id, boot: Boot): Promise<void> {
+    this.touched.members.add(id);
+    await this.sql.run(
+      `INSERT INTO boots (member, record, record_signature, boot_key, sequence, sender_index, registered_at)
+       VALUES (?, ?, ?, ?, ?, ?, ?)
+       ON CONFLICT (member) DO UPDATE SET record = excluded.record,
+         record_signature = excluded.record_signature, boot_key = excluded.boot_key,
+         sequence = excluded.sequence, sender_index = excluded.sender_index,
+         registered_at = excluded.registered_at`,
+      [
+        id,
+        Buffer.from(boot.record.b),
+        Buffer.from(boot.record.s),
+        boot.key,
+        boot.sequence,
+        boot.index,
+        boot.registeredAt,
+      ],
+    );
+  }
+
+  async takeIndex(index: number, id: Id, bootDigest: Buffer, now: number): Promise<boolean> {
+    const inserted = await this.sql.run(
+      `INSERT INTO sender_indices (sender_index, member, boot_digest, drawn_at, released_at)
+       VALUES (?, ?, ?, ?, NULL) ON CONFLICT (sender_index) DO NOTHING`,
+      [index, id, bootDigest, now],
+    );
+    return inserted === 1;
+  }
+
+  async releaseIndex(index: number, now: number): Promise<void> {
+    await this.sql.run('UPDATE sender_indices SET released_at = ? WHERE sender_index = ?', [
+      now,
+      index,
+    ]);
+  }
+
+  async forgetIndices(releasedBefore: number): Promise<void> {
+    await this.sql.run('DELETE FROM sender_indices WHERE released_at < ?', [releasedBefore]);
+  }
+
+  async putMac(entry: MacEntry): Promise<void> {
+    this.touched.macs.add(entry.mac);
+    await this.sql.run(
+      `INSERT INTO macs (mac, slot, member, kind, serial, seen_at) VALUES (?, ?, ?, ?, ?, ?)
+       ON CONFLICT (mac, slot) DO UPDATE SET member = excluded.member, kind = excluded.kind,
+         seen_at = excluded.seen_at`,
+      [
+        entry.mac,
+        entry.shared ? entry.member : '',
+        entry.member,
+        entry.kind,
+        entry.serial,
+        entry.seenAt,
+      ],
+    );
+  }
+
+  async ipOwner(prefix: string): Promise<Id | undefined> {
+    return optional(
+      await this.sql.get("SELECT member FROM ip_bindings WHERE prefix = ? AND slot = ''", [prefix]),
+      (row) => text(row, 'member') as Id,
+    );
+  }
+
+  async bindIps(id: Id, prefixes: readonly string[], shared: boolean, now: number): Promise<void> {
+    await this.sql.run("DELETE FROM ip_bindings WHERE member = ? AND source = 'granted'", [id]);
+    for (const prefix of new Set(prefixes)) {
+      await this.sql.run(
+        `INSERT INTO ip_bindings (prefix, slot, member, source, bound_at)
+         VALUES (?, ?, ?, 'granted', ?)`,
+        [prefix, shared ? id : '', id, now],
+      );
+    }
+  }
+
+  async tokenUses(tokenId: Uint8Array): Promise<number> {
+    const row = await this.sql.get('SELECT used FROM tokens_used WHERE token_id = ?', [
+      Buffer.from(tokenId),
+    ]);
+    return row === undefined ? 0 : integer(row, 'used');
+  }
+
+  async countToken(tokenId: Uint8Array, now: number): Promise<void> {
+    await this.sql.run(
+      `INSERT INTO tokens_used (token_id, used, last_at) VALUES (?, 1, ?)
+       ON CONFLICT (token_id) DO UPDATE SET used = tokens_used.used + 1, last_at = excluded.last_at`,
+      [Buffer.from(tokenId), now],
+    );
+  }
+
+  async insertPair(pair: PairKey): Promise<boolean> {
+    const inserted = await this.sql.run(
+      `INSERT INTO pair_keys (a, b, key, pw_id, reason, created_at, serial, asked_a, asked_b, changed)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (a, b) DO NOTHING`,
+      [
+        pair.a,
+        pair.b,
+        pair.key,
+        pair.pwId,
+        pair.reason,
+        pair.createdAt,
+        pair.serial,
+        pair.askedA,
+        pair.askedB,
+        pair.changed,
+      ],
+    );
+    return inserted === 1;
+  }
+
+  async markPairAsked(a: Id, b: Id, id: Id, change: number): Promise<void> {
+    this.touched.pairs.add(pairName(a, b));
+    const [low, high] = orderedPair(a, b);
+    const column = id === low ? 'asked_a' : 'asked_b';
+    await this.sql.run(
+      `UPDATE pair_keys SET ${column} = ? WHERE a = ? AND b = ? AND ${column} = 0`,
+      [change, low, high],
+    );
+  }
+
+  async markGroupAsked(id: Id, change: number): Promise<void> {
+    this.touched.members.add(id);
+    await this.sql.run('UPDATE members SET group_asked = ? WHERE id = ? AND group_asked = 0', [
+      change,
+      id,
+    ]);
+  }
+
+  async insertGroupKey(key: GroupKey): Promise<void> {
+    await this.sql.run(
+      `INSERT INTO group_keys (id, pw_id, key, reason, created_at, serial, changed)
+       VALUES (?, ?, ?, ?, ?, ?, ?)`,
+      [key.id, key.pwId, key.key, key.reason, key.createdAt, key.serial, key.changed],
+    );
+  }
+
+  async insertSettings(settings: StoredSettings, now: number): Promise<void> {
+    await this.sql.run(
+      'INSERT INTO settings (version, body, signature, installed_at, changed) VALUES (?, ?, ?, ?, ?)',
+      [
+        settings.version,
+        Buffer.from(settings.record.b),
+        Buffer.from(settings.record.s),
+        now,
+        settings.changed,
+      ],
+    );
+  }
+
+  async renumberMembers(): Promise<void> {
+    const rows = await this.sql.all(
+      `SELECT m.id FROM members m WHERE ${TALKERS} ORDER BY m.changed`,
+      [],
+    );
+    for (const row of rows) {
+      await this.touchMember(text(row, 'id') as Id, await this.nextChange());
+    }
+  }
+
+  async renumberKeys(): Promise<void> {
+    this.touched.all = true;
+    const pairs = await this.sql.all(
+      'SELECT a, b FROM pair_keys WHERE asked_a = 0 OR asked_b = 0 ORDER BY changed',
+      [],
+    );
+    for (const row of pairs) {
+      await this.sql.run('UPDATE pair_keys SET changed = ? WHERE a = ? AND b = ?', [
+        await this.nextChange(),
+        text(row, 'a'),
+        text(row, 'b'),
+      ]);
+    }
+    const groups = await this.sql.all('SELECT id, pw_id FROM group_keys ORDER BY changed', []);
+    for (const row of groups) {
+      await this.sql.run('UPDATE group_keys SET changed = ? WHERE id = ? AND pw_id = ?', [
+        await this.nextChange(),
+        text(row, 'id'),
+        integer(row, 'pw_id'),
+      ]);
+    }
+  }
+
+  async appendAudit(entry: AuditEntry): Promise<void> {
+    await this.sql.run(
+      `INSERT INTO audit (server, seq, at, actor, action, outcome, detail, count, mac)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+      [
+        entry.server,
+        entry.seq,
+        entry.at,
+        entry.actor,
+        entry.action,
+        entry.outcome,
+        entry.detail,
+        entry.count,
+        entry.mac,
+      ],
+    );
+  }
+
+  async #count(name: 'change' | 'talkers', by: number): Promise<number> {
+    const row = await this.sql.get(
+      'UPDATE counters SET value = value + ? WHERE name = ? RETURNING value',
+      [by, name],
+    );
+    if (row === undefined) throw new PairwireError('STORE_FAILED', `no counter ${name}`);
+    return integer(row, 'value');
+  }
+}
+
+class SqlStore extends SqlReads implements Store {
+  readonly meta: StoreMeta;
+  readonly #driver: SqlDriver;
+  readonly #cache: MemberCache | undefined;
+
+  constructor(driver: SqlDriver, meta: StoreMeta, cache: MemberCache | undefined) {
+    super(driver.reader);
+    this.#driver = driver;
+    this.meta = meta;
+    this.#cache = cache;
+  }
+
+  override member(id: Id): Promise<Member | undefined> {
+    return this.#cached(this.#cache?.member(id), () => super.member(id));
+  }
+
+  override memberByIndex(index: number): Promise<Member | undefined> {
+    return this.#cached(talker(this.#cache?.byIndex(index)), () => super.memberByIndex(index));
+  }
+
+  override async memberByMac(mac: MacAddress): Promise<Member | undefined> {
+    const known = talker(this.#cache?.byMac(mac));
+    if (known !== undefined) return known;
+    const generation = this.#cache?.generation ?? 0;
+    const { member, shared } = await this.findMac(mac);
+    // Which of several has a shared address depends on who is online.
+    if (!shared) this.#cache?.keepMember(generation, member, mac);
+    return member;
+  }
+
+  override async pairKey(a: Id, b: Id): Promise<PairKey | undefined> {
+    const known = this.#cache?.pair(a, b);
+    if (known !== undefined) return known;
+    const generation = this.#cache?.generation ?? 0;
+    const pair = await super.pairKey(a, b);
+    this.#cache?.keepPair(generation, pair);
+    return pair;
+  }
+
+  async write<T>(fn: (tx: StoreTransaction) => Promise<T>): Promise<T> {
+    let touched: Touched | undefined;
+    const result = await this.#driver.transaction((connection) => {
+      const tx = new SqlTransaction(connection);
+      touched = tx.touched;
+      return fn(tx);
+    });
+    if (touched !== undefined) this.#cache?.drop(touched);
+    return result;
+  }
+
+  close(): Promise<void> {
+    return this.#driver.close();
+  }
+
+  async #cached(
+    known: Member | undefined,
+    read: () => Promise<Member | undefined>,
+  ): Promise<Member | undefined> {
+    if (known !== undefined) return known;
+    const generation = this.#cache?.generation ?? 0;
+    const member = await read();
+    this.#cache?.keepMember(generation, member);
+    return member;
+  }
+}
+
+/** A member if it takes part in traffic. */
+function talker(member: Member | undefined): Member | undefined {
+  return member !== undefined && TALKER_ROLES.includes(member.role) ? member : undefined;
+}
+
+function optional<T>(row: Row | undefined, convert: (row: Row) => T): T | undefined {
+  return row === undefined ? undefined : convert(row);
+}
+
+const ipsSchema = z.array(z.string());
+const endpointsSchema = z.array(endpointSchema);
+
+function toMember(row: Row): Member {
+  const ips = text(row, 'ips');
+  const endpoints = blob(row, 'endpoints');
+  return {
+    id: text(row, 'id') as Id,
+    serial: integer(row, 'serial'),
+    role: text(row, 'role') as Role,
+    state: text(row, 'state') as 'active',
+    channel: blob(row, 'channel'),
+    membership: { b: blob(row, 'membership'), s: blob(row, 'membership_signature') },
+    identityDigest: blob(row, 'identity_digest'),
+    tokenId: blob(row, 'token_id'),
+    ips: ips === '[]' ? [] : ipsSchema.parse(JSON.parse(ips)),
+    online: integer(row, 'online') === 1,
+    endpoints: endpoints.length <= 1 ? [] : endpointsSchema.parse(decode(endpoints)),
+    groupAsked: integer(row, 'group_asked'),
+    enrolledAt: integer(row, 'enrolled_at'),
+    changed: integer(row, 'changed'),
+    boot: isNull(row, 'record')
+      ? undefined
+      : {
+          record: { b: blob(row, 'record'), s: blob(row, 'record_signature') },
+          key: blob(row, 'boot_key'),
+          sequence: integer(row, 'sequence'),
+          index: integer(row, 'sender_index'),
+          registeredAt: integer(row, 'registered_at'),
+        },
+  };
+}
+
+function toPair(row: Row): PairKey {
+  return {
+    a: text(row, 'a') as Id,
+    b: text(row, 'b') as Id,
+    key: blob(row, 'key'),
+    pwId: integer(row, 'pw_id'),
+    reason: text(row, 'reason'),
+    createdAt: integer(row, 'created_at'),
+    serial: integer(row, 'serial'),
+    askedA: integer(row, 'asked_a'),
+    askedB: integer(row, 'asked_b'),
+    changed: integer(row, 'changed'),
+  };
+}
+
+function toMac(row: Row): MacEntry {
+  return {
+    mac: text(row, 'mac') as MacAddress,
+    shared: text(row, 'slot') !== '',
+    member: text(row, 'member') as Id,
+    kind: text(row, 'kind') as MacKind,
+    serial: integer(row, 'serial'),
+    seenAt: integer(row, 'seen_at'),
+  };
+}
+
+function toAudit(row: Row): AuditEntry {
+  return {
+    server: text(row, 'server') as Id,
+    seq: integer(row, 'seq'),
+    at: integer(row, 'at'),
+    actor: text(row, 'actor'),
+    action: text(row, 'action'),
+    outcome: text(row, 'outcome') as 'done' | 'refused',
+    detail: text(row, 'detail'),
+    count: integer(row, 'count'),
+    mac: blob(row, 'mac'),
+  };
+}

@@ -1,0 +1,61 @@
+/**
+ * The few things that the domain SQL needs of a database: parameters by `?`, rows as
+ * objects, and checked access to their columns.
+ */
+import { PairwireError } from '../../src/runtime/errors.js';
+
+/** What may be bound. Anything else is refused before it reaches the driver. */
+export type SqlValue = string | number | bigint | Buffer | null;
+
+export type Row = Readonly<Record<string, unknown>>;
+
+/** One place where statements run: a reader that sees committed state, or a transaction. */
+export interface SqlConnection {
+  get(sql: string, params: readonly SqlValue[]): Promise<Row | undefined>;
+  all(sql: string, params: readonly SqlValue[]): Promise<readonly Row[]>;
+  /** @returns the number of rows changed */
+  run(sql: string, params: readonly SqlValue[]): Promise<number>;
+}
+
+/** A database behind a store. */
+export interface SqlDriver {
+  /** Sees committed state only. */
+  readonly reader: SqlConnection;
+  /** Runs `fn` atomically; settles only after the commit is on the disk. */
+  transaction<T>(fn: (connection: SqlConnection) => Promise<T>): Promise<T>;
+  close(): Promise<void>;
+}
+
+/** Column access that fails loudly where a row is not what the schema says. */
+export function text(row: Row, name: string): string {
+  const value = row[name];
+  if (typeof value !== 'string') throw wrongColumn(name);
+  return value;
+}
+
+/** A BIGINT column as a number (PostgreSQL's client gives it as a string). */
+export function integer(row: Row, name: string): number {
+  const value = row[name];
+  const number =
+    typeof value === 'bigint' || typeof value === 'string' ? Number(value) : (value as number);
+  if (typeof number !== 'number' || !Number.isSafeInteger(number)) throw wrongColumn(name);
+  return number;
+}
+
+/** Bytes; libsql gives them as a Buffer from `get` and as an ArrayBuffer from `all`. */
+export function blob(row: Row, name: string): Buffer {
+  const value = row[name];
+  if (Buffer.isBuffer(value)) return value;
+  if (value instanceof ArrayBuffer) return Buffer.from(value);
+  throw wrongColumn(name);
+}
+
+/** True for a column that is null (or missing, as in an outer join). */
+export function isNull(row: Row, name: string): boolean {
+  const value = row[name];
+  return value === null || value === undefined;
+}
+
+function wrongColumn(name: string): PairwireError {
+  return new PairwireError('STORE_FAILED', `the column ${name} of the database holds a wrong type`);
+}

@@ -1,0 +1,335 @@
+/**
+ * SQLite by `libsql` (better-sqlite3's interface) as an `SqlDriver`.
+ *
+ * Durability: WAL with synchronous=FULL, so a commit is on the disk before it returns. One
+ * commit costs about 180 us here, so writes are group-committed: all that were queued in
+ * one turn of the event loop run in one transaction, each within a savepoint of its own (a
+ * failing one takes nobody with it), and all are answered after its COMMIT. Reads use a
+ * second connection and therefore never see what is not yet committed.
+ *
+ * Trap: binding a bare Buffer as the only argument makes libsql 0.5.29 panic and abort the
+ * process. All parameters go through `bind`, as one array of checked values.
+ */
+import { chmodSync, closeSync, existsSync, openSync } from 'node:fs';
+import Database from 'libsql';
+import { messageOf, PairwireError } from '../../src/runtime/errors.js';
+import { requireSecretMode } from '../../src/runtime/files.js';
+import { type MigrationTarget, migrate } from './migrations/index.js';
+import type { Row, SqlConnection, SqlDriver, SqlValue } from './sql.js';
+import { integer } from './sql.js';
+
+/** Most writes in one transaction: bounds the time to the first answer (about 50 us each). */
+const MAX_BATCH = 2_000;
+const BUSY_TIMEOUT_MS = 5_000;
+/** Result codes after which nothing in a batch can be trusted to have happened. */
+const FATAL = /^SQLITE_(FULL|IOERR|CORRUPT|NOTADB|READONLY|CANTOPEN|BUSY|LOCKED|NOMEM|PROTOCOL)/;
+
+interface Job {
+  readonly run: (connection: SqlConnection) => Promise<void>;
+  readonly resolve: () => void;
+  readonly reject: (error: unknown) => void;
+}
+
+/** Counts of what the driver has done, for metrics and tests. */
+export interface SqliteCounts {
+  commits: number;
+  writes: number;
+}
+
+interface Prepared {
+  readonly statement: ReturnType<Database.Database['prepare']>;
+  readonly columns: readonly string[];
+}
+
+class SqliteConnection implements SqlConnection {
+  readonly database: Database.Database;
+  readonly #file: string;
+  readonly #statements = new Map<string, Prepared>();
+
+  constructor(file: string) {
+    this.#file = file;
+    try {
+      this.database = new Database(file);
+      this.execute(`PRAGMA busy_timeout = ${BUSY_TIMEOUT_MS}`);
+      this.execute('PRAGMA journal_mode = WAL');
+      this.execute('PRAGMA synchronous = FULL');
+      this.execute('PRAGMA foreign_keys = ON');
+    } catch (error) {
+      throw storeError(error, file);
+    }
+    if (this.#pragma('synchronous') !== 2 || this.#pragma('foreign_keys') !== 1) {
+      throw new PairwireError('STORE_FAILED', 'SQLite did not take the settings for durability', {
+        where: file,
+      });
+    }
+  }
+
+  /** Runs a statement without parameters and ignores its rows. */
+  execute(sql: string): void {
+    try {
+      this.database.exec(sql);
+    } catch (error) {
+      throw storeError(error, this.#file);
+    }
+  }
+
+  get(sql: string, params: readonly SqlValue[]): Promise<Row | undefined> {
+    return this.#run(() => {
+      const { statement, columns } = this.#prepare(sql);
+      const row = statement.get(bind(params)) as unknown[] | undefined;
+      return row === undefined ? undefined : toRow(columns, row);
+    });
+  }
+
+  all(sql: string, params: readonly SqlValue[]): Promise<readonly Row[]> {
+    return this.#run(() => {
+      const { statement, columns } = this.#prepare(sql);
+      return (statement.all(bind(params)) as unknown[][]).map((row) => toRow(columns, row));
+    });
+  }
+
+  run(sql: string, params: readonly SqlValue[]): Promise<number> {
+    return this.#run(() => this.#prepare(sql).statement.run(bind(params)).changes);
+  }
+
+  close(): void {
+    this.#statements.clear();
+    this.database.close();
+  }
+
+  #run<T>(fn: () => T): Promise<T> {
+    try {
+      return Promise.resolve(fn());
+    } catch (error) {
+      return Promise.reject(storeError(error, this.#file));
+    }
+  }
+
+  #prepare(sql: string): Prepared {
+    let prepared = this.#statements.get(sql);
+    if (prepared === undefined) {
+      const statement = this.database.prepare(sql);
+      const columns = statement.columns().map(({ name }) => name);
+      // As arrays, rows cost half of what they cost as objects; only statements with rows know the mode.
+      prepared = { statement: columns.length === 0 ? statement : statement.raw(true), columns };
+      this.#statements.set(sql, prepared);
+    }
+    return prepared;
+  }
+
+  #pragma(name: string): number {
+    return integer(this.database.prepare(`PRAGMA ${name}`).get([]) as Row, name);
+  }
+}
+
+/** A store's database in one file. One process writes; others may read. */
+export class SqliteDriver implements SqlDriver {
+  readonly reader: SqlConnection;
+  readonly counts: SqliteCounts = { commits: 0, writes: 0 };
+  readonly #reader: SqliteConnection;
+  readonly #writer: SqliteConnection;
+  readonly #file: string;
+  #queue: Job[] = [];
+  #draining: Promise<void> | undefined;
+  #closed = false;
+
+  private constructor(file: string) {
+    this.#file = file;
+    this.#writer = new SqliteConnection(file);
+    this.#reader = new SqliteConnection(file);
+    this.reader = this.#reader;
+  }
+
+  /**
+   * Opens a database and brings it to the newest version.
+   * @param options.create make the file (mode 0600) if it does not exist
+   * @throws PairwireError STORE_FAILED, STORE_VERSION, FILE_MODE, FILE_UNREADABLE
+   */
+  static async open(
+    file: string,
+    options: { readonly create?: boolean } = {},
+  ): Promise<SqliteDriver> {
+    if (!existsSync(file)) {
+      if (options.create !== true) {
+        throw new PairwireError('FILE_UNREADABLE', 'there is no database', {
+          where: file,
+          hint: 'make the subnet with `pairwire init`, or restore the file from a backup',
+        });
+      }
+      // SQLite gives its -wal and -shm files the mode of the database.
+      closeSync(openSync(file, 'wx', 0o600));
+      chmodSync(file, 0o600);
+    }
+    requireSecretMode(file);
+    const driver = new SqliteDriver(file);
+    try {
+      await migrate(driver.#migrationTarget());
+    } catch (error) {
+      await driver.close();
+      throw error;
+    }
+    return driver;
+  }
+
+  transaction<T>(fn: (connection: SqlConnection) => Promise<T>): Promise<T> {
+    if (this.#closed) {
+      return Promise.reject(
+        new PairwireError('STORE_FAILED', 'the store is closed', { where: this.#file }),
+      );
+    }
+    return new Promise<T>((resolve, reject) => {
+      let result: T;
+      this.#queue.push({
+        run: async (connection) => {
+          result = await fn(connection);
+        },
+        resolve: () => resolve(result),
+        reject,
+      });
+      this.#draining ??= this.#drain();
+    });
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    await this.#draining;
+    this.#reader.close();
+    this.#writer.close();
+  }
+
+  async #drain(): Promise<void> {
+    // After this turn's reads from sockets, so that one commit serves them all.
+    await new Promise(setImmediate);
+    while (this.#queue.length > 0) {
+      const batch = this.#queue.splice(0, MAX_BATCH);
+      await this.#commit(batch);
+      if (this.#queue.length > 0) await new Promise(setImmediate);
+    }
+    this.#draining = undefined;
+  }
+
+  async #commit(batch: readonly Job[]): Promise<void> {
+    const writer = this.#writer;
+    const failed = new Map<Job, unknown>();
+    try {
+      writer.execute('BEGIN IMMEDIATE');
+      for (const job of batch) {
+        writer.execute('SAVEPOINT job');
+        try {
+          await job.run(writer);
+        } catch (error) {
+          if (isFatal(error)) throw error;
+          failed.set(job, error);
+          writer.execute('ROLLBACK TO job');
+        }
+        writer.execute('RELEASE job');
+      }
+      writer.execute('COMMIT');
+    } catch (error) {
+      // A full disk makes SQLite roll back by itself; anything else is rolled back here.
+      if (writer.database.inTransaction) {
+        try {
+          writer.execute('ROLLBACK');
+        } catch {
+          // The connection reports the same failure again at the next BEGIN.
+        }
+      }
+      for (const job of batch) job.reject(failed.get(job) ?? error);
+      return;
+    }
+    this.counts.commits += 1;
+    this.counts.writes += batch.length;
+    for (const job of batch) {
+      if (failed.has(job)) job.reject(failed.get(job));
+      else job.resolve();
+    }
+  }
+
+  #migrationTarget(): MigrationTarget {
+    const writer = this.#writer;
+    return {
+      execute: async (sql) => writer.execute(sql),
+      version: async () => {
+        writer.execute(
+          `CREATE TABLE IF NOT EXISTS schema_version (
+            version BIGINT PRIMARY KEY, name TEXT NOT NULL, applied_at BIGINT NOT NULL)`,
+        );
+        const row = await writer.get(
+          'SELECT coalesce(max(version), 0) AS version FROM schema_version',
+          [],
+        );
+        return row === undefined ? 0 : integer(row, 'version');
+      },
+      record: async ({ version, name }) => {
+        await writer.run(
+          'INSERT INTO schema_version (version, name, applied_at) VALUES (?, ?, ?)',
+          [version, name, Date.now()],
+        );
+      },
+      atomically: async (fn) => {
+        writer.execute('BEGIN IMMEDIATE');
+        try {
+          await fn();
+          writer.execute('COMMIT');
+        } catch (error) {
+          if (writer.database.inTransaction) writer.execute('ROLLBACK');
+          throw error;
+        }
+      },
+    };
+  }
+}
+
+function toRow(columns: readonly string[], values: readonly unknown[]): Row {
+  const row: Record<string, unknown> = {};
+  for (let at = 0; at < columns.length; at += 1) row[columns[at] ?? ''] = values[at];
+  return row;
+}
+
+/** The one way to the driver's binding: a fresh array of values of known types. */
+function bind(params: readonly SqlValue[]): SqlValue[] {
+  for (const value of params) {
+    const good =
+      value === null ||
+      typeof value === 'string' ||
+      typeof value === 'bigint' ||
+      (typeof value === 'number' && Number.isSafeInteger(value)) ||
+      Buffer.isBuffer(value);
+    if (!good) throw new PairwireError('STORE_FAILED', 'a value of a wrong type was to be bound');
+  }
+  return [...params];
+}
+
+function isFatal(error: unknown): boolean {
+  return (
+    error instanceof PairwireError &&
+    error.code === 'STORE_FAILED' &&
+    FATAL.test(sqliteCode(error.cause) ?? '')
+  );
+}
+
+function sqliteCode(error: unknown): string | undefined {
+  const code = (error as { code?: unknown } | undefined)?.code;
+  return typeof code === 'string' ? code : undefined;
+}
+
+function storeError(error: unknown, file: string): PairwireError {
+  if (error instanceof PairwireError) return error;
+  const code = sqliteCode(error);
+  const hint =
+    code === undefined
+      ? undefined
+      : code.startsWith('SQLITE_FULL')
+        ? 'the disk is full: make room, then go on; nothing that was answered is lost'
+        : /^SQLITE_(CORRUPT|NOTADB)/.test(code)
+          ? 'the database is damaged: stop the server and restore a backup'
+          : code.startsWith('SQLITE_IOERR')
+            ? 'the disk reports an error: look at the kernel log'
+            : undefined;
+  return new PairwireError('STORE_FAILED', `the database failed: ${messageOf(error)}`, {
+    where: file,
+    cause: error,
+    ...(hint === undefined ? {} : { hint }),
+  });
+}

@@ -1,0 +1,154 @@
+/**
+ * State by change numbers (M18): what a member may see that changed after its cursor. Each
+ * record has the number of its last change, so a member that was away gets each record once,
+ * as it is now, however often it changed.
+ *
+ * What member A may see:
+ *   members     all, up to `group.replicate` of them; above that, those A shares a key with
+ *   pair keys   its own; with hold = 0 (the documents' rule) only those it asked for itself
+ *   group key   with hold = 0 only once it has asked
+ *   settings    always
+ *
+ * A member's record never comes after the pair key with it.
+ */
+import { GROUP_ID, type Id } from '../../src/protocol/ids.js';
+import { type Change, MAX_ROWS } from '../../src/protocol/messages.js';
+import { peerRecordSize, toPeerRecord } from '../registry/peer-record.js';
+import type { Services } from '../services.js';
+import type { Member } from '../storage/store.js';
+
+/** Bytes of changes in one message; a message may have 1 MiB. */
+export const BATCH_BYTES = 256 * 1_024;
+
+/** One answer to `sync`. */
+export interface Batch {
+  readonly epoch: Buffer;
+  readonly changes: readonly Change[];
+  readonly cursor: number;
+  readonly more: boolean;
+}
+
+/** Where a member stands; the epoch is that of the store that gave the cursor. */
+export interface Position {
+  readonly cursor: number;
+  readonly epoch: Uint8Array | undefined;
+}
+
+/**
+ * Collects the next batch for a member.
+ * @param maxRows most changes in it, for tests
+ */
+export async function collect(
+  services: Services,
+  id: Id,
+  position: Position,
+  maxRows: number = MAX_ROWS,
+): Promise<Batch> {
+  const { store, settings } = services;
+  const { epoch } = store.meta;
+  const self = await store.member(id);
+  // Read first: whatever changes from here on has a higher number and comes next time.
+  const { change: upTo, talkers } = await store.counters();
+  const known = position.epoch !== undefined && Buffer.compare(position.epoch, epoch) === 0;
+  const after = known && position.cursor <= upTo ? position.cursor : 0;
+  if (self === undefined || after === upTo)
+    return { epoch, changes: [], cursor: upTo, more: false };
+
+  const { settings: rules, record, changed } = settings.inForce;
+  const asksItself = rules.hold === 0;
+  const holder = settings.showsAll(talkers) ? undefined : id;
+  const window = { after, upTo, limit: maxRows + 1 };
+  const members = await store.membersChanged(window, holder);
+  const pairs = await store.pairsChanged(window, id, asksItself);
+
+  // A source that reached its limit says nothing of what lies beyond its last row.
+  let horizon = upTo;
+  if (members.length === window.limit) horizon = Math.min(horizon, last(members).member.changed);
+  if (pairs.length === window.limit) horizon = Math.min(horizon, last(pairs).seq);
+
+  const groups: Group[] = [];
+  if (changed > after) {
+    groups.push({
+      seq: changed,
+      bytes: 1_024,
+      changes: [{ kind: 'settings', seq: changed, settings: record }],
+    });
+  }
+  const group = await store.groupKey(GROUP_ID);
+  const groupSeq = Math.max(group?.changed ?? 0, asksItself ? self.groupAsked : 0);
+  if (group !== undefined && groupSeq > after && (!asksItself || self.groupAsked > 0)) {
+    groups.push({
+      seq: groupSeq,
+      bytes: 128,
+      changes: [
+        { kind: 'group', seq: groupSeq, group: group.id, key: group.key, pwId: group.pwId },
+      ],
+    });
+  }
+  for (const { member, pairChanged } of members) {
+    // One that comes with its newer pair key anyway is left to that.
+    const withPair = !asksItself && pairChanged > member.changed;
+    if (member.id === id || withPair) continue;
+    groups.push({
+      seq: member.changed,
+      bytes: peerRecordSize(member),
+      changes: [memberChange(member, member.changed)],
+    });
+  }
+  const shown = new Set(members.map(({ member }) => member.id));
+  for (const { seq, peer, key, pwId } of pairs) {
+    const changes: Change[] = [{ kind: 'pair', seq, peer, key, pwId }];
+    let bytes = 128;
+    const member = await store.member(peer);
+    // Already at the receiver: shown to all, and not changed since the cursor.
+    const told =
+      holder === undefined && member !== undefined && member.changed <= after && !shown.has(peer);
+    if (member !== undefined && !told) {
+      changes.unshift(memberChange(member, seq));
+      bytes += peerRecordSize(member);
+    }
+    groups.push({ seq, bytes, changes });
+  }
+  groups.sort((a, b) => a.seq - b.seq);
+  return cut(groups, epoch, upTo, horizon, maxRows);
+}
+
+/** Changes with one number: they are sent together or not yet. */
+interface Group {
+  readonly seq: number;
+  readonly bytes: number;
+  readonly changes: readonly Change[];
+}
+
+function cut(
+  groups: readonly Group[],
+  epoch: Buffer,
+  upTo: number,
+  horizon: number,
+  maxRows: number,
+): Batch {
+  const changes: Change[] = [];
+  let bytes = 0;
+  let cursor = 0;
+  for (const group of groups) {
+    if (group.seq > horizon) break;
+    const full =
+      changes.length > 0 &&
+      (changes.length + group.changes.length > maxRows || bytes + group.bytes > BATCH_BYTES);
+    if (full) return { epoch, changes, cursor, more: true };
+    changes.push(...group.changes);
+    bytes += group.bytes;
+    cursor = group.seq;
+  }
+  return { epoch, changes, cursor: horizon, more: horizon < upTo };
+}
+
+export function memberChange(member: Member, seq: number): Change {
+  return { kind: 'member', seq, member: toPeerRecord(member) };
+}
+
+function last<T>(items: readonly T[]): T {
+  const item = items.at(-1);
+  if (item === undefined) throw new RangeError('an empty list has no last item');
+  return item;
+}

@@ -1,0 +1,271 @@
+/**
+ * The demonstration; run it by scripts/demo. Three members and a key server on one segment, real
+ * programs, one line per claim, and a capture of the underlay beside one of the inside.
+ */
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import pc from 'picocolors';
+import { parseId } from '../src/protocol/ids.js';
+import { defaultMac, macToBytes } from '../src/protocol/mac.js';
+import { Lab } from './laboratory/lab.js';
+import { cutOffloads } from './laboratory/network.js';
+import { run, waitFor } from './laboratory/processes.js';
+import { listLabs } from './laboratory/state.js';
+import { readTopology } from './laboratory/topology.js';
+
+const NAME = `demo-${process.pid}`;
+const SUBNET = 'lan';
+const TOPOLOGY = 'config/lab/three-hosts.yaml';
+const BOB = '198.51.100.12';
+const BOB_6 = '2001:db8:51::12';
+const BOB_UNDERLAY = '192.0.2.12';
+const BROADCAST = '198.51.100.255';
+const IPERF_SECONDS = 3;
+/** Goes over TCP and in a broadcast; must never be seen outside. */
+const SECRET = 'the-harvest-figures-are-4711';
+const SHOUT = 'who-has-the-coffee-key';
+/** 16 bytes in each ping. */
+const PING_HEX = '70696e672d7061796c6f61642d313131';
+
+let failed = 0;
+let claims = 0;
+
+function title(text: string): void {
+  console.log(`\n${pc.bold(text)}`);
+}
+
+function note(text: string): void {
+  console.log(`  ${text}`);
+}
+
+function shown(lines: string): void {
+  for (const line of lines.trimEnd().split('\n')) console.log(pc.dim(`    ${line.trimEnd()}`));
+}
+
+/** One line per claim. */
+function claim(text: string, holds: boolean): void {
+  claims += 1;
+  if (!holds) failed += 1;
+  console.log(`  ${holds ? pc.green('OK    ') : pc.red('FAILED')}  ${text}`);
+}
+
+/** A step that fails as a whole is a claim that does not hold; the rest goes on. */
+async function step(text: string, action: () => Promise<void>): Promise<void> {
+  title(text);
+  try {
+    await action();
+  } catch (error) {
+    if (interrupted) throw error;
+    claim(`${text}: ${error instanceof Error ? error.message : String(error)}`, false);
+  }
+}
+
+async function main(): Promise<void> {
+  console.log(pc.bold('Pairwire: an encrypted Ethernet subnet of three hosts'));
+  note('alice, bob and carol share a wire with each other and with a key server.');
+  note('Each has an interface pw0 in the encrypted subnet 198.51.100.0/24.');
+
+  title('Building the laboratory');
+  const lab = await Lab.create(readTopology(TOPOLOGY), { name: NAME, log: (line) => note(line) });
+
+  await step('Ping', () => showPing(lab));
+  await step('Broadcast and multicast', () => showBroadcast(lab));
+  await step('Throughput of one TCP stream', () => showThroughput(lab));
+  await step('What a listener on the wire sees', () => showCaptures(lab));
+  await step('Status', () => showStatus(lab));
+}
+
+async function showPing(lab: Lab): Promise<void> {
+  const { stdout } = await lab.exec('alice', ['ping', '-n', '-c', '3', '-i', '0.2', BOB], {
+    check: false,
+  });
+  const times = [...stdout.matchAll(/icmp_seq=(\d+) .*time=([\d.]+) ms/g)];
+  shown(times.map((match) => match[0]).join('\n'));
+  const [first, second] = times.map((match) => Number(match[2]));
+  claim('the first ping is answered: it waited while the key was fetched', times[0]?.[1] === '1');
+  if (first !== undefined && second !== undefined) {
+    note(`first ${first.toFixed(2)} ms, second ${second.toFixed(2)} ms`);
+  }
+  const six = await lab.exec('alice', ['ping', '-n', '-c', '2', '-i', '0.2', BOB_6], {
+    check: false,
+  });
+  claim('IPv6 works alike', six.stdout.includes('2 received'));
+}
+
+async function showBroadcast(lab: Lab): Promise<void> {
+  const tap = await lab.capture('carol', { interface: 'pw0' });
+  const shout = ['socat', '-u', '-', `UDP4-DATAGRAM:${BROADCAST}:9999,broadcast`];
+  await lab.exec('alice', shout, { input: SHOUT });
+  const heard = await tap
+    .waitForPacket((packet) => packet.bytes.includes(SHOUT), 'the broadcast', 3_000)
+    .then(() => true)
+    .catch(() => false);
+  await tap.stop();
+  claim("carol hears alice's broadcast", heard);
+  const { stdout } = await lab.exec(
+    'alice',
+    ['ping', '-n', '-c', '2', '-i', '0.3', 'ff02::1%pw0'],
+    {
+      check: false,
+    },
+  );
+  const answers = new Set([...stdout.matchAll(/from (fe80::[0-9a-f:]+)/g)].map((m) => m[1]));
+  const others = await Promise.all(['bob', 'carol'].map((host) => linkLocal(lab, host)));
+  claim(
+    'bob and carol both answer an IPv6 multicast ping',
+    others.every((address) => address !== undefined && answers.has(address)),
+  );
+}
+
+async function linkLocal(lab: Lab, host: string): Promise<string | undefined> {
+  const { stdout } = await lab.exec(host, ['ip', '-6', 'address', 'show', 'pw0', 'scope', 'link']);
+  return /inet6 (\S+)\//.exec(stdout)?.[1];
+}
+
+async function showThroughput(lab: Lab): Promise<void> {
+  const plain = await iperf(lab, BOB_UNDERLAY, 5201);
+  const sealed = await iperf(lab, BOB, 5202);
+  note(`without encryption, on the wire itself  ${(plain / 1e9).toFixed(2)} Gbit/s`);
+  note(`inside the encrypted subnet             ${(sealed / 1e9).toFixed(2)} Gbit/s`);
+  note('(both ends, and both data planes, share the processors of this machine)');
+  claim('a TCP stream runs inside the subnet', sealed > 0);
+}
+
+/** Bits per second of one stream from alice to bob. */
+async function iperf(lab: Lab, address: string, port: number): Promise<number> {
+  const server = lab.spawn('bob', ['iperf3', '-s', '-1', '-p', String(port), '-B', address]);
+  await waitFor(
+    async () => (await lab.exec('bob', ['ss', '-Hltn', `sport = :${port}`])).stdout !== '',
+    { what: 'iperf3 to listen' },
+  );
+  const argv = ['iperf3', '-J', '-c', address, '-p', String(port), '-t', String(IPERF_SECONDS)];
+  const { stdout } = await lab.exec('alice', argv, { timeoutMs: 30_000 });
+  await lab.stop(server);
+  const rate = /"sum_received":\s*\{[^}]*"bits_per_second":\s*([\d.e+]+)/.exec(stdout)?.[1];
+  return Number(rate ?? 0);
+}
+
+async function showCaptures(lab: Lab): Promise<void> {
+  for (const host of ['alice', 'bob', 'carol']) await cutOffloads(lab.namespace(host), 'eth0');
+  const outside = await lab.capture('wire');
+  const inside = await lab.capture('bob', { interface: 'pw0' });
+  await lab.exec('alice', ['ping', '-n', '-c', '2', '-i', '0.2', '-p', PING_HEX, BOB]);
+  const text = await sendText(lab, `${SECRET}\n`.repeat(200));
+  claim('a text over TCP from alice to bob arrives unchanged', text);
+  await lab.exec('alice', ['socat', '-u', '-', `UDP4-DATAGRAM:${BROADCAST}:9999,broadcast`], {
+    input: SHOUT,
+  });
+  await inside.waitForPacket((packet) => packet.bytes.includes(SHOUT), 'the broadcast', 3_000);
+  const seenInside = await inside.stop();
+  const seenOutside = await outside.stop();
+
+  note(`inside, at pw0 of bob (${seenInside.length} packets):`);
+  shown(await excerpt(inside.file));
+  note(`outside, on the wire (${seenOutside.length} packets):`);
+  shown(await excerpt(outside.file));
+
+  const expected =
+    'udp.port == 7000 or tcp.port == 7100 or udp.port == 7100 or arp or icmpv6 or igmp';
+  const rest = await run(['tshark', '-r', outside.file, '-Y', `not (${expected})`]);
+  claim(
+    'on the wire tshark sees sealed frames and secure-channel records only',
+    rest.stdout.trim() === '',
+  );
+  const markers: Record<string, Buffer> = {
+    'the payload of a ping': Buffer.from(PING_HEX, 'hex'),
+    'a text sent over TCP': Buffer.from(SECRET),
+    'a broadcast': Buffer.from(SHOUT),
+    'the MAC address of pw0 of alice': macToBytes(defaultMac(SUBNET, parseId('alice'))),
+    'the MAC address of pw0 of bob': macToBytes(defaultMac(SUBNET, parseId('bob'))),
+  };
+  const insideFile = readFileSync(inside.file);
+  const outsideFile = readFileSync(outside.file);
+  for (const [what, marker] of Object.entries(markers)) {
+    const within = insideFile.includes(marker);
+    claim(
+      `${what}: found inside, and nowhere on the wire`,
+      within && !outsideFile.includes(marker),
+    );
+  }
+}
+
+async function sendText(lab: Lab, text: string): Promise<boolean> {
+  const send = async () => {
+    await waitFor(
+      async () => (await lab.exec('bob', ['ss', '-Hltn', 'sport = :8080'])).stdout !== '',
+      { what: 'socat to listen' },
+    );
+    await lab.exec('alice', ['socat', '-u', '-', `TCP:${BOB}:8080`], { input: text });
+  };
+  const [received] = await Promise.all([
+    lab.exec('bob', ['socat', '-u', 'TCP-LISTEN:8080,reuseaddr', '-']),
+    send(),
+  ]);
+  return received.stdout === text;
+}
+
+/** A few lines of a capture, as tshark shows them. */
+async function excerpt(file: string): Promise<string> {
+  const columns = ['_ws.col.Source', '_ws.col.Destination', '_ws.col.Protocol', '_ws.col.Info'];
+  const fields = columns.flatMap((column) => ['-e', column]);
+  const filter = 'icmp or (udp and not icmpv6) or tcp';
+  const argv = ['tshark', '-r', file, '-Y', filter, '-T', 'fields', '-E', 'separator=|', ...fields];
+  const { stdout } = await run(argv, { check: false });
+  return stdout
+    .split('\n')
+    .slice(0, 6)
+    .map((line) => {
+      const [source = '', destination = '', protocol = '', info = ''] = line.split('|');
+      const place = `${source.padEnd(15)} ${destination.padEnd(15)} ${protocol.padEnd(6)}`;
+      return `${place} ${info}`.slice(0, 96);
+    })
+    .join('\n');
+}
+
+async function showStatus(lab: Lab): Promise<void> {
+  const args = ['status', '--dir', lab.gatewayDir('bob')];
+  const { stdout } = await lab.pairwire('bob', args);
+  shown(stdout);
+  const { drops } = await lab.port('bob');
+  const bad = ['not_authentic', 'malformed', 'wrong_source_mac', 'replayed'];
+  claim(
+    'no frame was refused as forged or replayed',
+    bad.every((reason) => (drops[reason] ?? 0) === 0),
+  );
+}
+
+let interrupted = false;
+
+/** Takes the laboratory down, whoever made how much of it. */
+async function takeDown(): Promise<void> {
+  if (listLabs().includes(NAME)) await Lab.open(NAME).destroy();
+}
+
+for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+  process.on(name, () => {
+    if (interrupted) return;
+    interrupted = true;
+    console.log('\ninterrupted: taking the laboratory down');
+    // What main() is doing meanwhile fails, and then it ends.
+    void takeDown();
+  });
+}
+
+let crashed = false;
+try {
+  await main();
+} catch (error) {
+  crashed = true;
+  if (!interrupted) console.error(pc.red(error instanceof Error ? error.message : String(error)));
+}
+if (failed > 0 && !interrupted && listLabs().includes(NAME)) {
+  title('Logs');
+  shown(Lab.open(NAME).logTails());
+}
+await takeDown();
+if (interrupted) process.exit(130);
+console.log(
+  `\n${claims - failed} of ${claims} claims hold${crashed ? '; the demonstration did not get to its end' : ''}. ` +
+    `Try it yourself: scripts/lab up ${join(TOPOLOGY)}`,
+);
+process.exit(failed > 0 || crashed ? 1 : 0);

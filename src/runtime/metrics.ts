@@ -1,0 +1,124 @@
+/**
+ * Prometheus metrics: a registry for each process, and the small HTTP server that shows it
+ * at /metrics. It answers on loopback only: rates by member tell who talks to whom, so a
+ * proxy with access control serves them further.
+ */
+import { createServer } from 'node:http';
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+import { PairwireError } from './errors.js';
+
+const PREFIX = 'pairwire_';
+
+/** Makes counters, gauges and histograms of one registry; every name begins with `pairwire_`. */
+export class Metrics {
+  readonly registry = new Registry();
+
+  /** @param process also memory, CPU time and event loop lag of this process */
+  constructor(options: { readonly process?: boolean } = {}) {
+    if (options.process === true) {
+      collectDefaultMetrics({ register: this.registry, prefix: PREFIX });
+    }
+  }
+
+  counter<L extends string = never>(
+    name: string,
+    help: string,
+    labels: readonly L[] = [],
+  ): Counter<L> {
+    return new Counter({
+      name: PREFIX + name,
+      help,
+      labelNames: [...labels],
+      registers: [this.registry],
+    });
+  }
+
+  /** @param collect sets the gauge when it is looked at */
+  gauge<L extends string = never>(
+    name: string,
+    help: string,
+    labels: readonly L[] = [],
+    collect?: (gauge: Gauge<L>) => void | Promise<void>,
+  ): Gauge<L> {
+    const gauge: Gauge<L> = new Gauge({
+      name: PREFIX + name,
+      help,
+      labelNames: [...labels],
+      registers: [this.registry],
+      ...(collect === undefined ? {} : { collect: () => collect(gauge) }),
+    });
+    return gauge;
+  }
+
+  /** @param buckets upper bounds in the unit that the name says */
+  histogram<L extends string = never>(
+    name: string,
+    help: string,
+    buckets: readonly number[],
+    labels: readonly L[] = [],
+  ): Histogram<L> {
+    return new Histogram({
+      name: PREFIX + name,
+      help,
+      buckets: [...buckets],
+      labelNames: [...labels],
+      registers: [this.registry],
+    });
+  }
+}
+
+/** A running /metrics server. */
+export interface MetricsServer {
+  readonly host: string;
+  readonly port: number;
+  close(): Promise<void>;
+}
+
+/**
+ * Serves a registry at http://host:port/metrics.
+ * @param port 0 takes a free one
+ * @throws PairwireError CONFIG_INVALID for an address that is not loopback, CHANNEL_UNREACHABLE if the port can't be had
+ */
+export function serveMetrics(metrics: Metrics, host: string, port: number): Promise<MetricsServer> {
+  if (!isLoopback(host)) {
+    throw new PairwireError('CONFIG_INVALID', 'metrics may listen on a loopback address only', {
+      where: host,
+      hint: 'write 127.0.0.1 and let a proxy with access control serve it further',
+    });
+  }
+  const { registry } = metrics;
+  const server = createServer((request, response) => {
+    if (request.url !== '/metrics' || (request.method !== 'GET' && request.method !== 'HEAD')) {
+      response.writeHead(404).end();
+      return;
+    }
+    registry.metrics().then(
+      (text) => response.writeHead(200, { 'content-type': registry.contentType }).end(text),
+      () => response.writeHead(500).end(),
+    );
+  });
+  server.requestTimeout = 5_000;
+  return new Promise((resolve, reject) => {
+    server.once('error', (cause) => {
+      const text = `cannot listen for metrics: ${cause.message}`;
+      reject(new PairwireError('CHANNEL_UNREACHABLE', text, { where: `${host}:${port}`, cause }));
+    });
+    server.listen({ host, port }, () => {
+      const address = server.address();
+      resolve({
+        host,
+        port: typeof address === 'object' && address !== null ? address.port : port,
+        close: () =>
+          new Promise((done) => {
+            server.close(() => done());
+            server.closeAllConnections();
+          }),
+      });
+    });
+  });
+}
+
+/** True for an address or name that only this machine can reach. */
+export function isLoopback(host: string): boolean {
+  return host === 'localhost' || host === '::1' || /^127(\.\d{1,3}){3}$/.test(host);
+}

@@ -1,0 +1,136 @@
+/** gateway.yaml: the example loads, mistakes name file and line, the JSON Schema is up to date. */
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { stringify } from 'yaml';
+import {
+  CONFIG_TITLE,
+  defaultRunDir,
+  gatewayConfigSchema,
+  loadGatewayConfig,
+  splitHostPort,
+} from '../../../gateway/config.js';
+import { runPaths } from '../../../gateway/paths.js';
+import { ConfigError, jsonSchemaOf } from '../../../src/settings/load-yaml.js';
+
+const root = new URL('../../..', import.meta.url).pathname;
+const KEY = Buffer.alloc(32, 7).toString('base64url');
+const GOOD = {
+  subnet: 'office',
+  member: 'alice',
+  servers: [{ address: '192.0.2.1:7900', key: KEY }],
+  operator: KEY,
+  ports: [{ name: 'host', interface: 'pw0' }],
+};
+
+describe('gateway.yaml', () => {
+  let dir = '';
+  beforeEach(() => {
+    dir = mkdtempSync(join(tmpdir(), 'pairwire-config-'));
+  });
+  afterEach(() => rmSync(dir, { recursive: true, force: true }));
+
+  const load = (text: string) => {
+    const path = join(dir, 'gateway.yaml');
+    writeFileSync(path, text);
+    return loadGatewayConfig(path);
+  };
+  const issuesOf = (text: string) => {
+    try {
+      load(text);
+    } catch (thrown) {
+      if (thrown instanceof ConfigError) return thrown;
+      throw thrown;
+    }
+    throw new Error('it was accepted');
+  };
+
+  it('the example loads', () => {
+    const config = loadGatewayConfig(join(root, 'config/gateway.example.yaml'));
+    expect(config).toMatchObject({ subnet: 'office', member: 'alice', user: 'pairwire' });
+  });
+
+  it('every default that the example shows as a comment is the default', () => {
+    const text = readFileSync(join(root, 'config/gateway.example.yaml'), 'utf8');
+    const config = load(stringify(GOOD));
+    const shown = (name: string) => new RegExp(`# ${name}: (\\S+)`).exec(text)?.[1];
+    expect(shown('user')).toBe(config.user);
+    expect(shown('dataplaneUser')).toBe(config.dataplaneUser);
+    expect(shown('orphan')).toBe(String(config.orphan));
+    expect(shown('storm')).toBe(String(config.ports[0]?.storm));
+    expect(shown('perPeer')).toBe(String(config.metrics.perPeer));
+    expect(shown('loopback')).toBe(String(config.transport.loopback));
+  });
+
+  it('defaults are filled in and the whole is frozen', () => {
+    const config = load(stringify(GOOD));
+    expect(config.transport).toEqual({ kind: 'udp', port: 51_820, endpoints: [], loopback: false });
+    expect(config.run).toBe(defaultRunDir(dir));
+    expect(Object.isFrozen(config.transport)).toBe(true);
+  });
+
+  it('the run directory is absolute, one for each directory, and short enough for a socket', () => {
+    expect(load(stringify({ ...GOOD, run: 'r' })).run).toBe(join(dir, 'r'));
+    const long = join(dir, 'x'.repeat(200));
+    expect(runPaths(defaultRunDir(long)).control.length).toBeLessThan(100);
+    expect(defaultRunDir('/a/gateway')).not.toBe(defaultRunDir('/b/gateway'));
+  });
+
+  it('a mistake is reported with file, line and what is allowed', () => {
+    const text = stringify({ ...GOOD, log: { level: 'loud' } });
+    const error = issuesOf(text);
+    const line = text.split('\n').findIndex((one) => one.includes('level: loud')) + 1;
+    expect(error.code).toBe('CONFIG_INVALID');
+    expect(error.message).toContain(`gateway.yaml:${line}:`);
+    expect(error.message).toContain('must be one of: trace, debug, info, warn, error');
+  });
+
+  it.each([
+    ['an unknown setting', { ...GOOD, colour: 'red' }, 'colour: is not a setting'],
+    ['no member', { ...GOOD, member: undefined }, 'member: is missing'],
+    [
+      'a server without port',
+      { ...GOOD, servers: [{ address: 'x', key: KEY }] },
+      'must be HOST:PORT',
+    ],
+    ['a short key', { ...GOOD, operator: 'abc' }, 'a public key is 43 characters'],
+    ['two ports', { ...GOOD, ports: [...GOOD.ports, ...GOOD.ports] }, 'one port in each gateway'],
+    [
+      'an interface name for a shell',
+      { ...GOOD, ports: [{ name: 'host', interface: 'a;b' }] },
+      'the name of a TAP',
+    ],
+    ['an MTU below 1280', { ...GOOD, ports: [{ ...GOOD.ports[0], mtu: 500 }] }, '1280'],
+  ])('%s is refused', (_what, config, message) => {
+    expect(issuesOf(stringify(config)).message).toContain(message);
+  });
+
+  it('metrics never listen beyond this machine', () => {
+    expect(() => load(stringify({ ...GOOD, metrics: { listen: '0.0.0.0:9464' } }))).toThrow(
+      'must be a loopback address',
+    );
+  });
+
+  it('config/schema/gateway.json is what the schema says', () => {
+    const stored: unknown = JSON.parse(
+      readFileSync(join(root, 'config/schema/gateway.json'), 'utf8'),
+    );
+    expect(stored).toEqual(
+      JSON.parse(JSON.stringify(jsonSchemaOf(gatewayConfigSchema, CONFIG_TITLE))),
+    );
+  });
+});
+
+describe('HOST:PORT', () => {
+  it.each([
+    ['192.0.2.1:80', '192.0.2.1', 80],
+    ['[2001:db8::1]:80', '2001:db8::1', 80],
+    ['keys.example.net:7900', 'keys.example.net', 7900],
+  ])('%s', (text, host, port) => expect(splitHostPort(text)).toEqual({ host, port }));
+
+  it.each(['', ':80', 'host', 'host:0', 'host:65536', '2001:db8::1:80', 'a b:80', '[x]:80'])(
+    'refuses %j',
+    (text) => expect(splitHostPort(text)).toBeUndefined(),
+  );
+});
