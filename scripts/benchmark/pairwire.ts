@@ -26,7 +26,7 @@ export function pairwire(name: string): Peer {
       const environment = off ? ['env', 'PAIRWIRE_NATIVE_PRESET=null'] : ['env'];
       const cli = (side: Bed['a'], ...args: readonly string[]) =>
         bed.run(side, 'env', process.execPath, PROGRAM, ...args);
-      cli(bed.b, 'init', '--subnet', 'bench', '--dir', server, '--listen', `${bed.b.address}:7400`);
+      cli(bed.b, 'init', '--subnet', 'bench', '--dir', server, '--listen', `${bed.b.address}:7900`);
       const children = [bed.start(bed.b, process.execPath, PROGRAM, 'keyserver', '--dir', server)];
       const addresses = new Map([
         [bed.a, '198.51.100.1'],
@@ -39,8 +39,8 @@ export function pairwire(name: string): Peer {
         await waitFor(
           'the key server',
           () =>
-            bed.try(side, 'sh', '-c', `exec 3<>/dev/tcp/${bed.b.address}/7400`) !== undefined ||
-            bed.try(bed.b, 'ss', '-Hltn', 'sport = :7400')?.includes(':7400') === true,
+            bed.try(side, 'sh', '-c', `exec 3<>/dev/tcp/${bed.b.address}/7900`) !== undefined ||
+            bed.try(bed.b, 'ss', '-Hltn', 'sport = :7900')?.includes(':7900') === true,
         );
         cli(
           side,

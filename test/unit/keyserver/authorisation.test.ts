@@ -1,0 +1,104 @@
+/** Who may send what: every role with every message against a running server; what the table does not allow is refused and audited. */
+import { randomBytes } from 'node:crypto';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { ChannelClient } from '../../../src/net/channel-tcp.js';
+import { type Asker, MAY_SEND, maySend } from '../../../src/protocol/authorisation.js';
+import { type RequestType, requestSchema } from '../../../src/protocol/messages.js';
+import { ROLES } from '../../../src/protocol/records.js';
+import { TestMember, TestSubnet, until } from './support/subnet.js';
+
+const TYPES = requestSchema.options.map((option) => option.shape.t.value);
+const ASKERS: readonly Asker[] = ['joining', ...ROLES];
+
+/** The rights as the design gives them, written out once more by hand. */
+const EXPECTED: Readonly<Record<Asker, readonly RequestType[]>> = {
+  joining: ['ping', 'enrol'],
+  host: ['ping', 'register', 'endpoints', 'key.mac', 'key.index', 'sync'],
+  plain: ['ping', 'register', 'endpoints', 'key.mac', 'key.index', 'sync'],
+  link: ['ping', 'register', 'endpoints', 'key.mac', 'key.index', 'sync'],
+  server: ['ping'],
+  operator: ['ping', 'list', 'settings.set'],
+  viewer: ['ping', 'list'],
+};
+
+const signed = { b: randomBytes(8), s: randomBytes(64) };
+const FIELDS: Readonly<Record<RequestType, Record<string, unknown>>> = {
+  ping: {},
+  enrol: { membership: signed },
+  register: { boot: signed, machine: randomBytes(16), nonce: randomBytes(16) },
+  endpoints: { endpoints: [] },
+  'key.mac': { requester: 'x', mac: '02:00:00:00:00:01' },
+  'key.index': { requester: 'x', index: 1, kid: 0, group: false },
+  sync: { cursor: 0 },
+  list: { what: 'members' },
+  'settings.set': { settings: signed },
+};
+
+describe('authorisation', () => {
+  let subnet: TestSubnet;
+  const clients = new Map<Asker, ChannelClient>();
+
+  beforeAll(async () => {
+    subnet = await TestSubnet.start();
+    for (const role of ROLES) {
+      const member = await subnet.enrolled(`the-${role}`, { role });
+      // A session of its own by the static key, as after a reconnect.
+      clients.set(role, subnet.client(member.channelKeys.privateKey));
+    }
+    const joining = new TestMember(subnet, 'somebody');
+    const token = subnet.token({ id: 'somebody' });
+    clients.set('joining', joining.connect({ id: joining.grantOf(token).tokenId, psk: token.psk }));
+  });
+  afterAll(() => subnet.close());
+
+  it('is the table of the design', () => {
+    for (const asker of ASKERS) {
+      expect([...MAY_SEND[asker]].sort(), asker).toEqual([...EXPECTED[asker]].sort());
+    }
+    expect(Object.keys(FIELDS).sort()).toEqual([...TYPES].sort());
+  });
+
+  for (const asker of ASKERS) {
+    for (const type of TYPES) {
+      const allowed = EXPECTED[asker].includes(type);
+      it(`${asker} ${allowed ? 'may' : 'may not'} send ${type}`, async () => {
+        expect(maySend(asker, type)).toBe(allowed);
+        const client = clients.get(asker);
+        const outcome = await client?.request({ t: type, ...FIELDS[type] }).then(
+          () => 'ok',
+          (thrown: { code: string; detail?: string }) => `${thrown.code} ${thrown.detail ?? ''}`,
+        );
+        const byTable = `refused ${asker} may not send ${type}`;
+        if (allowed) expect(outcome).not.toBe(byTable);
+        else expect(outcome).toBe(byTable);
+      });
+    }
+  }
+
+  it('audits what was refused, repeats as a count', async () => {
+    const viewer = clients.get('viewer');
+    for (let at = 0; at < 50; at += 1) {
+      await viewer?.request({ t: 'sync', cursor: 0 }).catch(() => {});
+    }
+    const own = async (): Promise<{ count: number }[]> =>
+      (await subnet.audit()).filter(
+        ({ action, actor }) => action === 'role' && actor === 'the-viewer',
+      );
+    await until(async () => (await own()).length > 0, 'the audit entry');
+    expect(await own()).toHaveLength(1);
+    for (const role of ROLES) {
+      expect((await subnet.audit()).some(({ actor }) => actor === `the-${role}`)).toBe(true);
+    }
+  });
+
+  it('answers an unknown type with unsupported and ends the channel for a malformed message', async () => {
+    const member = await subnet.enrolled('odd');
+    await expect(member.client.request({ t: 'give.me.all' })).rejects.toMatchObject({
+      code: 'unsupported',
+    });
+    const ended = member.client
+      .request({ t: 'sync', cursor: -1 }, { timeoutMs: 300 })
+      .catch((thrown: { code: string }) => thrown.code);
+    expect(await ended).toBe('CHANNEL_TIMEOUT');
+  });
+});

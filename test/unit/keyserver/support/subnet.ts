@@ -1,0 +1,322 @@
+/** A subnet in a temporary folder with a real key server on loopback, and members that talk to it by the real channel. */
+import { type KeyObject, randomBytes } from 'node:crypto';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { KEY_KIND, pathsOf } from '../../../../keyserver/config.js';
+import { initSubnet, type SettingsChoice } from '../../../../keyserver/init.js';
+import { KeyServer, type KeyServerOptions } from '../../../../keyserver/server.js';
+import { openStore } from '../../../../keyserver/storage/sql-store.js';
+import { SqliteDriver } from '../../../../keyserver/storage/sqlite.js';
+import type { Store } from '../../../../keyserver/storage/store.js';
+import { type GrantWish, makeToken } from '../../../../keyserver/tokens.js';
+import { ChannelClient } from '../../../../src/net/channel-tcp.js';
+import type { Envelope } from '../../../../src/protocol/channel/codec.js';
+import { keyPairFromPrivate } from '../../../../src/protocol/channel/keys.js';
+import { LABEL } from '../../../../src/protocol/constants.js';
+import { type Id, parseId } from '../../../../src/protocol/ids.js';
+import { answerSchemas, type Change, pushSchema } from '../../../../src/protocol/messages.js';
+import { generateRawKeyPair, importPrivate } from '../../../../src/protocol/public-keys.js';
+import { type Grant, grantSchema } from '../../../../src/protocol/records.js';
+import { readUnverified, type Signed, signRecord } from '../../../../src/protocol/signed.js';
+import { parseToken, type Token } from '../../../../src/protocol/token.js';
+import type { Clock } from '../../../../src/runtime/clock.js';
+import { readKeyFile } from '../../../../src/runtime/files.js';
+import { createLogger, type Logger } from '../../../../src/runtime/log.js';
+
+export const SUBNET = parseId('east');
+export const HOUR = 3_600_000;
+
+export interface SubnetOptions {
+  readonly settings?: SettingsChoice;
+  readonly tuning?: KeyServerOptions['tuning'];
+  readonly log?: Logger;
+  readonly clock?: Clock;
+}
+
+/** A key server's folder, and the server while it runs. */
+export class TestSubnet {
+  readonly dir: string;
+  readonly operator: KeyObject;
+  readonly tokenKey: Buffer;
+  readonly auditKey: Buffer;
+  readonly serverPublic: Buffer;
+  readonly adminKey: Buffer;
+  readonly clients: ChannelClient[] = [];
+  server!: KeyServer;
+  store!: Store;
+  driver!: SqliteDriver;
+  readonly #options: SubnetOptions;
+  #port = 0;
+
+  private constructor(dir: string, options: SubnetOptions) {
+    this.dir = dir;
+    this.#options = options;
+    const paths = this.paths;
+    this.operator = importPrivate(
+      'ed25519',
+      readKeyFile(paths.operatorKey, KEY_KIND.operatorPrivate),
+    );
+    this.tokenKey = readKeyFile(paths.tokenKey, KEY_KIND.token);
+    this.auditKey = readKeyFile(paths.auditKey, KEY_KIND.audit);
+    this.adminKey = readKeyFile(paths.adminKey, KEY_KIND.admin);
+    this.serverPublic = keyPairFromPrivate(readKeyFile(paths.serverKey, KEY_KIND.server)).publicKey;
+  }
+
+  /** Makes a subnet and starts its server. */
+  static async start(options: SubnetOptions = {}): Promise<TestSubnet> {
+    const dir = mkdtempSync(join(tmpdir(), 'pairwire-keyserver-'));
+    await initSubnet({
+      subnet: SUBNET,
+      dir,
+      listen: '127.0.0.1:7900',
+      advertise: [],
+      settings: options.settings ?? {},
+    });
+    const subnet = new TestSubnet(dir, options);
+    await subnet.startServer();
+    return subnet;
+  }
+
+  get paths(): ReturnType<typeof pathsOf> {
+    return pathsOf(this.dir, { database: 'keyserver.db', operatorKey: 'operator.key' });
+  }
+
+  get port(): number {
+    return this.#port;
+  }
+
+  async startServer(): Promise<void> {
+    const { tuning, log, clock } = this.#options;
+    this.driver = await SqliteDriver.open(this.paths.database);
+    this.store = await openStore(this.driver, { onlyWriter: true });
+    this.server = await KeyServer.start({
+      store: this.store,
+      host: '127.0.0.1',
+      port: this.#port,
+      staticKeys: keyPairFromPrivate(readKeyFile(this.paths.serverKey, KEY_KIND.server)),
+      tokenKey: this.tokenKey,
+      auditKey: this.auditKey,
+      auditHeadFile: this.paths.auditHead,
+      log: log ?? createLogger('test', { level: 'silent' }),
+      ...(tuning === undefined ? {} : { tuning }),
+      ...(clock === undefined ? {} : { clock }),
+    });
+    this.#port = this.server.address.port;
+  }
+
+  async stopServer(): Promise<void> {
+    await this.server.close();
+    await this.store.close();
+  }
+
+  async close(): Promise<void> {
+    for (const client of this.clients) client.stop();
+    await this.stopServer();
+    rmSync(this.dir, { recursive: true, force: true });
+  }
+
+  token(wish: Partial<GrantWish> & { id: string }): Token {
+    const { text } = makeToken(
+      { subnet: SUBNET, server: parseId('s1'), listen: `127.0.0.1:${this.#port}`, advertise: [] },
+      { operator: this.operator, tokenKey: this.tokenKey, serverPublic: this.serverPublic },
+      {
+        role: 'host',
+        macs: [],
+        ips: [],
+        rights: [],
+        uses: 1,
+        notAfter: Date.now() + HOUR,
+        ...wish,
+      },
+    );
+    return parseToken(text);
+  }
+
+  /** A member that is enrolled and connected, not registered. */
+  async enrolled(id: string, wish: Partial<GrantWish> = {}): Promise<TestMember> {
+    const member = new TestMember(this, id);
+    await member.enrol(this.token({ id, ...wish }));
+    return member;
+  }
+
+  /** A member that is enrolled, connected and registered. */
+  async member(id: string, wish: Partial<GrantWish> = {}): Promise<TestMember> {
+    const member = await this.enrolled(id, wish);
+    await member.register();
+    return member;
+  }
+
+  /** A client with the administrator's key. */
+  admin(): ChannelClient {
+    return this.client(this.adminKey);
+  }
+
+  client(
+    channelPrivate: Buffer,
+    more: Partial<ConstructorParameters<typeof ChannelClient>[0]> = {},
+  ): ChannelClient {
+    const client = new ChannelClient({
+      servers: [{ host: '127.0.0.1', port: this.#port, publicKey: this.serverPublic }],
+      staticKeys: keyPairFromPrivate(channelPrivate),
+      ...more,
+    });
+    this.clients.push(client);
+    client.start();
+    return client;
+  }
+
+  async audit(): Promise<
+    readonly { action: string; actor: string; detail: unknown; count: number }[]
+  > {
+    const entries = await this.store.listAudit(parseId('s1'), 0, 10_000);
+    return entries.map(({ action, actor, detail, count }) => ({
+      action,
+      actor,
+      detail: JSON.parse(detail) as unknown,
+      count,
+    }));
+  }
+}
+
+/** One identity with its keys; speaks the protocol as a gateway would. */
+export class TestMember {
+  readonly id: Id;
+  readonly subnet: TestSubnet;
+  readonly sign = generateRawKeyPair('ed25519');
+  readonly box = generateRawKeyPair('x25519');
+  channelKeys = generateRawKeyPair('x25519');
+  machine = randomBytes(16);
+  nonce = randomBytes(16);
+  sequence = 0;
+  bootKey = generateRawKeyPair('x25519').publicKey;
+  readonly pushes: Envelope[] = [];
+  onPush: (message: Envelope) => void = () => {};
+  client!: ChannelClient;
+
+  constructor(subnet: TestSubnet, id: string) {
+    this.subnet = subnet;
+    this.id = parseId(id);
+  }
+
+  membership(token: Token, channel: Uint8Array = this.channelKeys.publicKey): Signed {
+    const key = importPrivate('ed25519', this.sign.privateKey);
+    const identity = signRecord(
+      LABEL.identity,
+      { subnet: SUBNET, id: this.id, sign: this.sign.publicKey, box: this.box.publicKey },
+      key,
+    );
+    return signRecord(LABEL.member, { grant: token.grant, identity, channel }, key);
+  }
+
+  grantOf(token: Token): Grant {
+    return readUnverified(LABEL.grant, token.grant, grantSchema);
+  }
+
+  /** Connects with a token and enrols; afterwards the connection stays. */
+  async enrol(token: Token, membership: Signed = this.membership(token)): Promise<Envelope> {
+    this.client?.stop();
+    this.connect({ id: this.grantOf(token).tokenId, psk: token.psk });
+    const answer = await this.client.request({ t: 'enrol', membership });
+    this.client.forgetToken();
+    return answer;
+  }
+
+  connect(token?: { id: Uint8Array; psk: Uint8Array }): ChannelClient {
+    this.client = this.subnet.client(this.channelKeys.privateKey, {
+      ...(token === undefined ? {} : { token }),
+      onPush: (message) => {
+        pushSchema.parse(message);
+        this.pushes.push(message);
+        this.onPush(message);
+      },
+    });
+    return this.client;
+  }
+
+  bootRecord(change: Record<string, unknown> = {}, key = this.sign.privateKey): Signed {
+    return signRecord(
+      LABEL.boot,
+      {
+        subnet: SUBNET,
+        id: this.id,
+        boot: this.bootKey,
+        sequence: this.sequence,
+        macs: [],
+        notAfter: Date.now() + HOUR,
+        ...change,
+      },
+      importPrivate('ed25519', key),
+    );
+  }
+
+  /** Registers the next start of the data plane. */
+  async register(boot?: Signed): Promise<{ index: number; tag: number }> {
+    this.sequence += 1;
+    this.bootKey = generateRawKeyPair('x25519').publicKey;
+    return this.registerAgain(boot ?? this.bootRecord());
+  }
+
+  async registerAgain(boot: Signed = this.bootRecord()): Promise<{ index: number; tag: number }> {
+    return this.client.request(
+      { t: 'register', boot, machine: this.machine, nonce: this.nonce },
+      { parse: (answer) => answerSchemas.register.parse(answer) },
+    );
+  }
+
+  keyByMac(mac: string, requester: string = this.id): Promise<KeyAnswer> {
+    return this.client.request(
+      { t: 'key.mac', requester, mac },
+      { parse: (answer) => answerSchemas['key.mac'].parse(answer) },
+    );
+  }
+
+  keyByIndex(index: number, group = false, requester: string = this.id): Promise<KeyAnswer> {
+    return this.client.request(
+      { t: 'key.index', requester, index, kid: 7, group },
+      { parse: (answer) => answerSchemas['key.mac'].parse(answer) },
+    );
+  }
+
+  async sync(cursor = 0, epoch?: Uint8Array): Promise<SyncAnswer> {
+    return this.client.request(
+      { t: 'sync', cursor, epoch },
+      { parse: (answer) => answerSchemas.sync.parse(answer) },
+    );
+  }
+
+  /** All changes after a cursor. */
+  async syncAll(cursor = 0, epoch?: Uint8Array): Promise<{ changes: Change[]; cursor: number }> {
+    const changes: Change[] = [];
+    let at = cursor;
+    let known = epoch;
+    for (;;) {
+      const page = await this.sync(at, known);
+      changes.push(...page.changes);
+      at = page.cursor;
+      known = page.epoch;
+      if (!page.more) return { changes, cursor: at };
+    }
+  }
+
+  /** All changes that were pushed so far. */
+  pushed(): Change[] {
+    return this.pushes.flatMap((push) => (push.t === 'changes' ? (push.changes as Change[]) : []));
+  }
+}
+
+export type KeyAnswer = ReturnType<(typeof answerSchemas)['key.mac']['parse']>;
+export type SyncAnswer = ReturnType<(typeof answerSchemas)['sync']['parse']>;
+
+/** Waits until something holds. */
+export async function until(holds: () => boolean | Promise<boolean>, what: string): Promise<void> {
+  const end = Date.now() + 10_000;
+  while (!(await holds())) {
+    if (Date.now() > end) throw new Error(`waited in vain for ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}
+
+export function sleep(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
