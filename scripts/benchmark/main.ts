@@ -173,10 +173,10 @@ function install(packages: readonly string[]): void {
   const missing = [...new Set([...packages, 'iperf3', 'iputils-ping', 'iproute2'])].filter(
     (name) => {
       try {
-        return !execFileSync('dpkg-query', ['-W', '-f', '${Status}', name], {
+        return !execFileSync('dpkg-query', ['-s', name], {
           encoding: 'utf8',
           stdio: ['ignore', 'pipe', 'ignore'],
-        }).startsWith('install ok installed');
+        }).includes('Status: install ok installed');
       } catch {
         return true;
       }
