@@ -215,8 +215,10 @@ class SqlReads implements StoreReads {
   async membersChanged(
     window: ChangeWindow,
     holder: Id | undefined,
+    askedOnly: boolean,
   ): Promise<readonly { readonly member: Member; readonly pairChanged: number }[]> {
     const { after, upTo, limit } = window;
+    const asked = (column: string): string => (askedOnly ? `AND ${column} > 0` : '');
     const inWindow = `m.changed > ? AND m.changed <= ? AND ${TALKERS} ORDER BY m.changed LIMIT ?`;
     let rows: readonly Row[];
     if (holder === undefined) {
@@ -228,16 +230,16 @@ class SqlReads implements StoreReads {
       // Few members can have changed: look for a pair key with each of them.
       rows = await this.sql.all(
         `SELECT ${MEMBER}, coalesce(p.changed, q.changed) AS pair_changed FROM ${MEMBER_FROM}
-           LEFT JOIN pair_keys p ON p.a = m.id AND p.b = ?
-           LEFT JOIN pair_keys q ON q.a = ? AND q.b = m.id
+           LEFT JOIN pair_keys p ON p.a = m.id AND p.b = ? ${asked('p.asked_b')}
+           LEFT JOIN pair_keys q ON q.a = ? AND q.b = m.id ${asked('q.asked_a')}
          WHERE (p.changed IS NOT NULL OR q.changed IS NOT NULL) AND ${inWindow}`,
         [holder, holder, after, upTo, limit],
       );
     } else {
       rows = await this.sql.all(
         `SELECT ${MEMBER}, p.changed AS pair_changed FROM
-           (SELECT b AS peer, changed FROM pair_keys WHERE a = ?
-            UNION ALL SELECT a AS peer, changed FROM pair_keys WHERE b = ?) p
+           (SELECT b AS peer, changed FROM pair_keys WHERE a = ? ${asked('asked_a')}
+            UNION ALL SELECT a AS peer, changed FROM pair_keys WHERE b = ? ${asked('asked_b')}) p
            JOIN members m ON m.id = p.peer LEFT JOIN boots b ON b.member = m.id
          WHERE ${inWindow}`,
         [holder, holder, after, upTo, limit],

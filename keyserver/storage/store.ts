@@ -165,10 +165,14 @@ export interface StoreReads {
   peersOf(id: Id): Promise<readonly Id[]>;
   /** Members that were marked online. */
   membersOnline(): Promise<readonly Id[]>;
-  /** Changed members that take part in traffic; with `holder`, only those that have a pair key with it. */
+  /**
+   * Changed members that take part in traffic; with `holder`, only those that have a pair key
+   * with it, and with `askedOnly` only if the holder asked for that key itself.
+   */
   membersChanged(
     window: ChangeWindow,
     holder: Id | undefined,
+    askedOnly: boolean,
   ): Promise<readonly { readonly member: Member; readonly pairChanged: number }[]>;
   /** Changed pair keys of a member; with `askedOnly`, those that it asked for itself. */
   pairsChanged(window: ChangeWindow, id: Id, askedOnly: boolean): Promise<readonly SeenPair[]>;

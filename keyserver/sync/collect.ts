@@ -4,7 +4,8 @@
  * as it is now, however often it changed.
  *
  * What member A may see:
- *   members     all, up to `group.replicate` of them; above that, those A shares a key with
+ *   members     all, up to `group.replicate` of them; above that, those A shares a key with (with
+ *               hold = 0: those whose key A asked for itself)
  *   pair keys   its own; with hold = 0 (the documents' rule) only those it asked for itself
  *   group key   with hold = 0 only once it has asked
  *   settings    always
@@ -58,7 +59,7 @@ export async function collect(
   const asksItself = rules.hold === 0;
   const holder = settings.showsAll(talkers) ? undefined : id;
   const window = { after, upTo, limit: maxRows + 1 };
-  const members = await store.membersChanged(window, holder);
+  const members = await store.membersChanged(window, holder, asksItself);
   const pairs = await store.pairsChanged(window, id, asksItself);
 
   // A source that reached its limit says nothing of what lies beyond its last row.

@@ -224,7 +224,7 @@ describe('opening devices', () => {
       /got udp 51820 with a descriptor/.test(readFileSync(lab.log, 'utf8')),
     );
     const log = readFileSync(lab.log, 'utf8');
-    expect(log).toContain('got tap pw0 mac 02:00:00:00:00:01 mtu 1400 with a descriptor');
+    expect(log).toContain('got tap pw0 mac 02:00:00:00:00:01 mtu 1400 offload 1 with a descriptor');
     // The data plane: its own user and session, no inherited descriptor but 0 to 4, no environment.
     expect(log).toMatch(
       new RegExp(

@@ -359,7 +359,7 @@ answer::Stats DataPlane::stats(std::uint64_t events_lost) const {
     out.tap = entry.tap;
     const Device* const tap = devices_.tap(entry.tap);
     out.mtu = tap == nullptr ? std::uint16_t{0} : tap->mtu;
-    out.offload = true;
+    out.offload = tap != nullptr && tap->offload;
     for (std::size_t i = 0; i < kDropReasonCount; ++i) {
       const auto reason = static_cast<DropReason>(i);
       out.drops.push_back({std::string(drop_reason_name(reason)), port.drops(reason)});

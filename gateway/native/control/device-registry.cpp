@@ -64,7 +64,10 @@ std::optional<Device> parse_device(std::string_view text) {
   const auto mac = parse_mac(next_word(text));
   if (!mac || next_word(text) != "mtu") return std::nullopt;
   const auto mtu = parse_u16(next_word(text));
-  if (!mtu || !text.empty()) return std::nullopt;
+  if (!mtu || next_word(text) != "offload") return std::nullopt;
+  const std::string_view offload = next_word(text);
+  if ((offload != "0" && offload != "1") || !text.empty()) return std::nullopt;
+  device.offload = offload == "1";
   device.mac = *mac;
   device.mtu = *mtu;
   return device;

@@ -1,7 +1,7 @@
 // The devices that the broker has passed us: texts and descriptors over a SEQPACKET socket.
 //
-//   tap NAME mac XX:XX:XX:XX:XX:XX mtu N   + descriptor
-//   udp PORT                               + descriptor
+//   tap NAME mac XX:XX:XX:XX:XX:XX mtu N offload 0|1   + descriptor
+//   udp PORT                                           + descriptor
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,7 @@ struct Device {
   std::string name;        ///< of the TAP
   MacAddress mac;          ///< of the TAP
   std::uint16_t mtu = 0;   ///< of the TAP
+  bool offload = false;    ///< the kernel hands the TAP's super-frames and partial checksums to us
   std::uint16_t port = 0;  ///< of the socket
   UniqueFd fd;
 };

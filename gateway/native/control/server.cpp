@@ -7,6 +7,7 @@
 // A message is wiped from the input buffer as soon as it was done: it may have held a key.
 #include "control/server.hpp"
 
+#include <linux/netlink.h>
 #include <openssl/crypto.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
@@ -382,6 +383,10 @@ void Server::check_uevents() {
       // events come with every hot-plugged disk; the jump of server time catches it.
       return;
     }
+    // The kernel has number 0. Others may send to a netlink socket too, and must not be able to end us.
+    sockaddr_nl sender{};
+    std::memcpy(&sender, &from, sizeof(sender));
+    if (sender.nl_family == AF_NETLINK && sender.nl_pid != 0) continue;
     const std::string_view text(buffer.data(), static_cast<std::size_t>(got));
     std::size_t at = 0;
     while (at < text.size()) {

@@ -6,10 +6,11 @@
 
 namespace pairwire {
 
-HoldQueue::HoldQueue(const Capacity& capacity, std::uint64_t seed)
+HoldQueue::HoldQueue(const Capacity& capacity, std::uint64_t seed, Dropped dropped)
     : capacity_(capacity),
       random_(seed | 1),
       seed_(seed),
+      dropped_(std::move(dropped)),
       keys_(capacity.keys),
       buckets_(std::bit_ceil(capacity.keys * 2), kNone),
       frames_(capacity.frames),
@@ -82,7 +83,7 @@ std::size_t HoldQueue::expire(std::uint64_t now_us) {
   for (std::uint32_t at = 0; at < keys_.size(); ++at) {
     if (keys_[at].first == kNone) continue;
     while (keys_[at].first != kNone && frames_[keys_[at].first].deadline_us <= now_us) {
-      pop(at);
+      drop_first(at);
       ++dropped;
     }
     if (keys_[at].first == kNone) forget(at);
@@ -94,7 +95,7 @@ std::size_t HoldQueue::drop(std::uint64_t key) {
   const std::uint32_t at = find(key);
   if (at == kNone) return 0;
   const std::size_t dropped = keys_[at].count;
-  while (keys_[at].first != kNone) pop(at);
+  while (keys_[at].first != kNone) drop_first(at);
   forget(at);
   return dropped;
 }
@@ -144,6 +145,12 @@ void HoldQueue::pop(std::uint32_t at) {
   --frames_used_;
 }
 
+/// As `pop`, for a frame that nobody gets any more.
+void HoldQueue::drop_first(std::uint32_t at) {
+  if (dropped_) dropped_(frames_[keys_[at].first].note);
+  pop(at);
+}
+
 /// Frees a key that has no frames.
 void HoldQueue::forget(std::uint32_t at) {
   std::uint32_t* link = &buckets_[bucket(keys_[at].key)];
@@ -158,7 +165,7 @@ bool HoldQueue::evict_one() {
   if (empty()) return false;
   std::size_t at = random() % keys_.size();
   while (keys_[at].first == kNone) at = (at + 1) % keys_.size();
-  pop(static_cast<std::uint32_t>(at));
+  drop_first(static_cast<std::uint32_t>(at));
   if (keys_[at].first == kNone) forget(static_cast<std::uint32_t>(at));
   return true;
 }

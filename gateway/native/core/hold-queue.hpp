@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -33,7 +34,11 @@ class HoldQueue {
   /// What the caller wants to have back with a frame.
   using Note = std::array<std::uint8_t, 24>;
 
-  HoldQueue(const Capacity& capacity, std::uint64_t seed);
+  /// `dropped(note)` is called for each frame that goes without being released: evicted, expired or
+  /// dropped. It must not call back into the queue.
+  using Dropped = std::function<void(const Note&)>;
+
+  HoldQueue(const Capacity& capacity, std::uint64_t seed, Dropped dropped = {});
 
   enum class Result : std::uint8_t {
     kFirst,  ///< held; nothing else waited under this key
@@ -102,6 +107,7 @@ class HoldQueue {
   [[nodiscard]] std::size_t bucket(std::uint64_t key) const;
   [[nodiscard]] std::size_t load(std::uint32_t frame, Bytes out) const;
   void pop(std::uint32_t at);
+  void drop_first(std::uint32_t at);
   void forget(std::uint32_t at);
   bool evict_one();
   std::uint64_t random();
@@ -109,6 +115,7 @@ class HoldQueue {
   Capacity capacity_;
   std::uint64_t random_;
   std::uint64_t seed_;
+  Dropped dropped_;
   std::vector<Key> keys_;
   std::vector<std::uint32_t> buckets_;
   std::vector<Frame> frames_;

@@ -43,8 +43,16 @@ constexpr std::size_t kMaxDatagram = 65'536;  // Longer than any that UDP carrie
 constexpr std::uint32_t kAsksPerSource = 20;
 constexpr std::size_t kSourceBudgets = 256;
 
+/// Path answers that members with one number modulo kAnswerBudgets may have passed on: far more than
+/// are due to 9 probes a second, for some members that share a budget.
+constexpr std::uint32_t kAnswersPerSecond = 64;
+constexpr std::size_t kAnswerBudgets = 1024;
+
 /// A peer that sends from elsewhere is told of so often.
 constexpr std::uint64_t kElsewhereMs = 1000;
+
+/// A frame that waits is counted as dropped when it is, and then under the reason it waits for.
+constexpr std::size_t kReasonInNote = 18;
 
 /// Waiting frames are found by what they wait for: index, kid and kind.
 constexpr std::uint64_t hold_key(const Shim& shim) {
@@ -52,9 +60,10 @@ constexpr std::uint64_t hold_key(const Shim& shim) {
          shim.index;
 }
 
-void write_note(HoldQueue::Note& note, const Endpoint& from) {
+void write_note(HoldQueue::Note& note, const Endpoint& from, DropReason reason) {
   std::copy(from.ip.begin(), from.ip.end(), note.begin());
   store_be<std::uint16_t>(std::span(note).subspan<16, 2>(), from.port);
+  note[kReasonInNote] = static_cast<std::uint8_t>(reason);
 }
 Endpoint read_note(const HoldQueue::Note& note) {
   Endpoint from;
@@ -72,8 +81,12 @@ Inbound::Inbound(WorkerShare& share, int tap, UdpSocket udp, MergeOptions option
       receiver_(udp),
       merge_buffer_(new std::uint8_t[Merger::kBufferSize]),
       merger_(Bytes(merge_buffer_.get(), Merger::kBufferSize), options),
-      held_({kHeldFrames, kHeldFrames, kHeldBytes, true}, boot_us()),
+      held_({kHeldFrames, kHeldFrames, kHeldBytes, true}, boot_us(),
+            [this](const HoldQueue::Note& note) {
+              share_.drops.count(static_cast<DropReason>(note[kReasonInNote]));
+            }),
       source_budgets_(kSourceBudgets, TokenBucket(kAsksPerSource, kAsksPerSource)),
+      answer_budgets_(kAnswerBudgets, TokenBucket(kAnswersPerSecond, kAnswersPerSecond)),
       seed_(boot_us() * 0x9e3779b97f4a7c15U),
       released_(new std::uint8_t[kMaxDatagram]),
       padded_(new std::uint8_t[kVnetHeaderSize + kMaxDatagram]) {
@@ -90,6 +103,7 @@ void Inbound::run() {
     if (!sound) static_cast<void>(wait_readable(share_.wake, share_.wake, kFailedWaitMs));
     sound = wait_readable(udp_.fd, share_.wake, held_.empty() ? -1 : kHoldingWaitMs);
   }
+  held_.clear();  // Counts what still waited.
 }
 
 // --- 1. Receive ---------------------------------------------------------------------------------
@@ -132,17 +146,15 @@ void Inbound::receive(const Endpoint& from, ConstBytes datagram, bool held) {
 
   const Incarnation* const sender = share_.tables.sender(shim->index);  // Step 3.
   if (sender == nullptr) {
-    share_.drops.count(DropReason::unknown_index, held ? 0 : 1);
-    if (!held) hold(*shim, from, datagram);
-    return;
+    if (held) return share_.drops.count(DropReason::unknown_index);
+    return hold(*shim, from, datagram, DropReason::unknown_index);
   }
   if (sender->peer == nullptr) return share_.drops.count(DropReason::reflected);
 
   if (!find_keys(*shim, *sender)) {  // Step 4.
     if (sender->is_stale(shim->kid)) return share_.drops.count(DropReason::stale_kid);
-    share_.drops.count(DropReason::unknown_kid, held ? 0 : 1);
-    if (!held) hold(*shim, from, datagram);
-    return;
+    if (held) return share_.drops.count(DropReason::unknown_kid);
+    return hold(*shim, from, datagram, DropReason::unknown_kid);
   }
   if (!now_.lease) return share_.drops.count(DropReason::lease_over);  // Step 5.
 
@@ -167,12 +179,18 @@ bool Inbound::find_keys(const Shim& shim, const Incarnation& sender) {
 
 /// Nothing about this frame is known to be true, so it gets little: a place among 256, and a
 /// question if its source has not asked too much. Outbound questions have a budget of their own.
-void Inbound::hold(const Shim& shim, const Endpoint& from, ConstBytes datagram) {
-  if (shim.index == 0 || shim.kind == Kind::kNet || shim.kind == Kind::kRelay) return;
+/// A frame that is not held is dropped now, for `reason`; one that is, when it goes in vain.
+void Inbound::hold(const Shim& shim, const Endpoint& from, ConstBytes datagram, DropReason reason) {
+  if (shim.index == 0 || shim.kind == Kind::kNet || shim.kind == Kind::kRelay) {
+    return share_.drops.count(reason);
+  }
   const std::uint64_t key = hold_key(shim);
   TokenBucket& source = source_budgets_[((from.prefix() ^ seed_) * 0xbf58476d1ce4e5b9U) >> 56];
   static_assert(kSourceBudgets == 256);
-  if (asked_.ask(key, now_.us) && source.take(now_.us) && ask_budget_.take(now_.us)) {
+  // Noted as asked only when it is: else a stranger whose budget is used up could keep the question
+  // of an honest sender from ever being asked, by naming the same index and kid.
+  if (!asked_.lately(key, now_.us) && source.take(now_.us) && ask_budget_.take(now_.us)) {
+    asked_.note(key, now_.us);
     WorkerEvent event;
     event.kind = WorkerEvent::Kind::kMissIndex;
     event.index = shim.index;
@@ -182,21 +200,21 @@ void Inbound::hold(const Shim& shim, const Endpoint& from, ConstBytes datagram) 
     put(event);
   }
   const PortSettings& settings = share_.tables.settings();
-  if (settings.hold_frames == 0) return;
+  if (settings.hold_frames == 0) return share_.drops.count(reason);
   HoldQueue::Note note{};
-  write_note(note, from);
-  std::uint64_t evicted = 0;
+  write_note(note, from, reason);
+  std::uint64_t evicted = 0;  // The queue itself tells of each.
   if (held_.hold(key, datagram, note, std::min<std::size_t>(kHeldPerKey, settings.hold_frames),
                  now_.us + std::uint64_t{settings.hold_ms} * 1000,
-                 evicted) != HoldQueue::Result::kFull) {
-    WorkerCounters::add(share_.counters.held, 1);
+                 evicted) == HoldQueue::Result::kFull) {
+    return share_.drops.count(reason);
   }
+  WorkerCounters::add(share_.counters.held, 1);
 }
 
 /// After a change of the tables: frames whose key has come are received once more.
 void Inbound::look_at_held() {
-  // They were counted when they came, so no more is said about those that waited in vain.
-  held_.expire(now_.us);
+  held_.expire(now_.us);  // Counts those that waited in vain.
   const std::uint64_t version = share_.tables.version();
   if (version == version_) return;
   version_ = version;
@@ -297,9 +315,14 @@ std::optional<InnerHeader> Inbound::check_opened(const Shim& shim, const Receive
     share_.drops.count(DropReason::not_fresh);
     return std::nullopt;
   }
-  if (key.group && !std::is_gteq(compare_frame_times(inner->time, key.not_before))) {
-    share_.drops.count(DropReason::before_group_key);
-    return std::nullopt;
+  if (key.group) {
+    // Reckoned now, not when the key came: by then there may have been no time sample, or a bad one.
+    const FrameTime not_before =
+        frame_time(share_.clock.server_ms(key.installed_ms)) - kGroupKeySlack;
+    if (!std::is_gteq(compare_frame_times(inner->time, not_before))) {
+      share_.drops.count(DropReason::before_group_key);
+      return std::nullopt;
+    }
   }
   return inner;
 }
@@ -372,6 +395,9 @@ void Inbound::receive_path(const Shim& shim, const Incarnation& sender, const En
       }
     }
   } else if (message->type == PathType::kAnswer) {
+    peer.rx_ms.store(now_.ms, std::memory_order_relaxed);
+    // A member must not be able to fill the ring of events with answers to nothing.
+    if (!answer_budgets_[peer.number % kAnswerBudgets].take(now_.us)) return;
     WorkerEvent event;
     event.kind = WorkerEvent::Kind::kPathAnswer;
     event.peer = peer.number;
@@ -379,7 +405,6 @@ void Inbound::receive_path(const Shim& shim, const Incarnation& sender, const En
     event.number = message->token;
     event.time_us = boot_us();
     put(event);
-    peer.rx_ms.store(now_.ms, std::memory_order_relaxed);
     return;  // Not `heard`: an answer from elsewhere is what a probe to elsewhere asked for.
   }
   heard(peer, from, 0);

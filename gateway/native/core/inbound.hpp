@@ -50,7 +50,7 @@ class Inbound {
   void take_time();
   void receive(const Endpoint& from, ConstBytes datagram, bool held);
   [[nodiscard]] bool find_keys(const Shim& shim, const Incarnation& sender);
-  void hold(const Shim& shim, const Endpoint& from, ConstBytes datagram);
+  void hold(const Shim& shim, const Endpoint& from, ConstBytes datagram, DropReason reason);
   void look_at_held();
   [[nodiscard]] const ReceiveKey* open(const Shim& shim, ConstBytes datagram, AeadHead head,
                                        Bytes body);
@@ -84,6 +84,8 @@ class Inbound {
   TokenBucket ask_budget_{100, 100};
   /// Budgets by source prefix, direct-mapped by a seeded hash.
   std::vector<TokenBucket> source_budgets_;
+  /// Budgets of members for answers to probes, direct-mapped by their number.
+  std::vector<TokenBucket> answer_budgets_;
   std::uint64_t seed_;
   bool told_ = false;
 

@@ -114,7 +114,8 @@ struct ReceiveKey {
   std::uint64_t pw_id = 0;
   std::uint16_t kid = 0;
   bool group = false;
-  FrameTime not_before = 0;  ///< group: installation less 250 ms
+  /// Group: boot time of the installation. Frames from before it (less 250 ms) are refused.
+  std::uint64_t installed_ms = 0;
 };
 
 }  // namespace pairwire

@@ -66,6 +66,7 @@ void Outbound::run() {
     if (!sound) static_cast<void>(wait_readable(share_.wake, share_.wake, kFailedWaitMs));
     sound = wait_readable(tap_, share_.wake, wait_limit_ms());
   }
+  share_.drops.count(DropReason::hold_expired, held_.clear() + held_group_.clear());
 }
 
 int Outbound::wait_limit_ms() const {
@@ -187,7 +188,8 @@ void Outbound::hold_unicast(const MacAddress& destination, ConstBytes packet) {
     return share_.drops.count(DropReason::no_such_member);
   }
   const std::uint64_t number = destination.to_integer();
-  if (asked_.ask(number, now_.us) && ask_budget_.take(now_.us)) {
+  if (!asked_.lately(number, now_.us) && ask_budget_.take(now_.us)) {
+    asked_.note(number, now_.us);
     WorkerEvent event;
     event.kind = WorkerEvent::Kind::kMissMac;
     event.mac = destination;
@@ -208,7 +210,8 @@ void Outbound::hold_unicast(const MacAddress& destination, ConstBytes packet) {
 
 void Outbound::hold_group(ConstBytes packet) {
   const PortSettings& settings = share_.tables.settings();
-  if (asked_.ask(0, now_.us)) {  // No address is 0.
+  if (!asked_.lately(0, now_.us)) {  // No address is 0.
+    asked_.note(0, now_.us);
     put({});
   }
   if (settings.hold_frames == 0) return share_.drops.count(DropReason::hold_off);

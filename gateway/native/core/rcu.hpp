@@ -76,9 +76,10 @@ class RcuDomain {
     throw std::length_error("RcuDomain: too many readers");
   }
 
-  /// Frees `object`, which no table shows any more, after a grace period.
+  /// Frees `object`, which no table shows any more, after a grace period. `noexcept`: without memory
+  /// to note it down the process ends, because unwinding would free what readers may hold.
   template <typename T>
-  void retire(std::unique_ptr<T> object) {
+  void retire(std::unique_ptr<T> object) noexcept {
     if (object == nullptr) return;
     const std::uint64_t epoch = epoch_.fetch_add(1, std::memory_order_acq_rel) + 1;
     using Plain = std::remove_const_t<T>;

@@ -202,7 +202,11 @@ Peer& PortTables::set_peer(PeerSetting setting, std::uint64_t now_ms) {
   if (known->owned_endpoint == nullptr && !known->candidates.empty()) {
     set_endpoint(*known, known->candidates.front());
   }
-  if (holder == nullptr) add_incarnation(*known, setting, now_ms);
+  if (holder == nullptr) {
+    add_incarnation(*known, setting, now_ms);
+  } else {
+    make_current(*known, setting.index, now_ms);
+  }
   set_online(*known, setting.online);
   changed();
   return *known;
@@ -213,11 +217,7 @@ Incarnation& PortTables::add_incarnation(Peer& peer, const PeerSetting& setting,
   if (peer.incarnations.size() >= kMaxIncarnations) {
     retire_incarnation(peer, peer.incarnations.front()->index);
   }
-  for (const auto& old : peer.incarnations) {
-    if (std::exchange(old->retiring, true)) continue;
-    timers_.emplace(now_ms + kIncarnationGraceMs,
-                    Timer{Due::kIncarnation, peer.number, old->index, 0});
-  }
+  for (const auto& old : peer.incarnations) start_retiring(peer, *old, now_ms);
   auto made = std::make_unique<Incarnation>();
   made->index = setting.index;
   made->peer = &peer;
@@ -229,6 +229,26 @@ Incarnation& PortTables::add_incarnation(Peer& peer, const PeerSetting& setting,
   }
   senders_.set(incarnation.index, &incarnation);
   return incarnation;
+}
+
+void PortTables::start_retiring(Peer& peer, Incarnation& old, std::uint64_t now_ms) {
+  if (old.retire_ms != 0) return;
+  old.retire_ms = now_ms + kIncarnationGraceMs;
+  timers_.emplace(old.retire_ms, Timer{Due::kIncarnation, peer.number, old.index, 0});
+}
+
+/// A start of the member that we know already is (again) its current one: it is not retired any
+/// more, the others are.
+void PortTables::make_current(Peer& peer, std::uint32_t index, std::uint64_t now_ms) {
+  if (peer.incarnations.back()->index == index) return;
+  const auto found = std::ranges::find_if(peer.incarnations,
+                                          [&](const auto& one) { return one->index == index; });
+  std::rotate(found, found + 1, peer.incarnations.end());
+  peer.incarnations.back()->retire_ms = 0;
+  for (std::size_t i = 0; i + 1 < peer.incarnations.size(); ++i) {
+    start_retiring(peer, *peer.incarnations[i], now_ms);
+  }
+  refresh_send(peer);
 }
 
 void PortTables::retire_incarnation(Peer& peer, std::uint32_t index) {
@@ -398,9 +418,10 @@ PortTables::Installed PortTables::install_pair_key(std::string_view id, std::uin
   }
   if (held >= kMaxKeysPerSender && oldest != nullptr) retire_record(peer, *oldest);
 
-  show_key(incarnation.pair_keys, *record->receive);
   const Installed installed{out.kid, in.kid, true};
+  // Owned first, then shown: should memory run out between, no worker has seen it.
   peer.records.push_back(std::move(record));
+  show_key(incarnation.pair_keys, *peer.records.back()->receive);
   refresh_send(peer);
   changed();
   return installed;
@@ -463,6 +484,14 @@ void PortTables::install_group_key(std::span<const std::uint8_t, kKeySize> key, 
   auto made = std::make_unique<GroupGeneration>();
   made->pw_id = pw_id;
   made->key = Secret<kKeySize>(key);
+  const auto before = std::ranges::find_if(retired_groups_, [&](const auto& one) {
+    return one->pw_id == pw_id && one->key == digest_of(key);
+  });
+  if (before != retired_groups_.end()) {
+    // Windows go on where they were: what was accepted before the drop is no news after it.
+    made->states = std::move((*before)->states);
+    retired_groups_.erase(before);
+  }
   made->chosen = send ? next_choice_++ : 0;
   GroupGeneration& generation = *made;
   groups_.push_back(std::move(made));
@@ -486,9 +515,11 @@ void PortTables::add_group_receive(GroupGeneration& generation, Incarnation& sen
   receive->pw_id = generation.pw_id;
   receive->kid = key.kid;
   receive->group = true;
-  receive->not_before = frame_time(clock_.server_ms(now_ms)) - kGroupKeySlack;
-  show_key(sender.group_keys, *receive);
+  receive->installed_ms = now_ms;
+  // Owned first, then shown: should memory run out between, no worker has seen it.
+  ReceiveKey& made = *receive;
   generation.receive[sender.index] = std::move(receive);
+  show_key(sender.group_keys, made);
 }
 
 void PortTables::refresh_group_send() {
@@ -536,8 +567,19 @@ void PortTables::retire_group(std::uint64_t pw_id) {
     if (generation->send && group_send_.load(std::memory_order_relaxed) == generation->send.get()) {
       group_send_.store(nullptr, std::memory_order_release);
     }
+    // The server may push the same KEY_M once more (08-attacks C1). Moving the store leaves the
+    // windows, which workers may still use, where they are.
+    auto kept = std::make_unique<RetiredGroup>();
+    kept->pw_id = generation->pw_id;
+    kept->key = digest_of(generation->key.bytes());
+    kept->states = std::move(generation->states);
     generation->key.wipe();  // Now; the rest after the grace period.
     rcu_.retire(std::move(generation));
+    retired_groups_.push_back(std::move(kept));
+    if (retired_groups_.size() > kKeptGroups) {
+      rcu_.retire(std::move(retired_groups_.front()));
+      retired_groups_.pop_front();
+    }
   }
   refresh_group_send();
 }
@@ -612,7 +654,13 @@ std::optional<std::uint64_t> PortTables::run_timers(std::uint64_t now_ms) {
     Peer* const peer = timer.peer == 0 ? nullptr : peer_by_number(timer.peer);
     switch (timer.due) {
       case Due::kIncarnation:
-        if (peer != nullptr) retire_incarnation(*peer, timer.index);
+        if (peer != nullptr) {
+          const Incarnation* const old = incarnation_of(*peer, timer.index);
+          // It may have become the current one again meanwhile.
+          if (old != nullptr && old->retire_ms != 0 && old->retire_ms <= now_ms) {
+            retire_incarnation(*peer, timer.index);
+          }
+        }
         break;
       case Due::kPairKey:
         if (peer != nullptr) drop_pair_keys(*peer, timer.pw_id);

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -47,6 +48,8 @@ inline constexpr std::size_t kMaxKeysPerSender = 4;
 inline constexpr std::size_t kStaleKids = 8;
 inline constexpr std::size_t kMaxBoots = 8;
 inline constexpr std::size_t kMaxIncarnations = 4;
+/// Group generations that were dropped and whose windows are kept, should they come again.
+inline constexpr std::size_t kKeptGroups = 2;
 inline constexpr std::size_t kMaxRefusedMacs = 8192;
 inline constexpr std::uint64_t kIncarnationGraceMs = 10'000;
 inline constexpr FrameTime kGroupKeySlack = kFrameTimePerSecond / 4;  ///< 250 ms
@@ -90,7 +93,7 @@ struct Incarnation {
   /// kid + 1 of retired keys; 0 is empty. `next_stale` is the control thread's.
   std::array<std::atomic<std::uint32_t>, kStaleKids> stale_kids{};
   std::size_t next_stale = 0;
-  bool retiring = false;  ///< the control thread's
+  std::uint64_t retire_ms = 0;  ///< when it goes; 0: it is the current one. The control thread's
 
   [[nodiscard]] bool is_stale(std::uint16_t kid) const noexcept {
     for (const auto& stale : stale_kids) {
@@ -302,6 +305,12 @@ class PortTables {
     /// By sender index.
     std::unordered_map<std::uint32_t, std::unique_ptr<ReceiveKey>> receive;
   };
+  /// What must not be forgotten of a generation that was dropped.
+  struct RetiredGroup {
+    std::uint64_t pw_id = 0;
+    KeyDigest key{};  ///< of KEY_M
+    KeyStateStore states;
+  };
   struct OnlineArray {
     explicit OnlineArray(std::size_t size)
         : capacity(size), peers(std::make_unique<std::atomic<Peer*>[]>(size)) {}
@@ -322,6 +331,8 @@ class PortTables {
   [[nodiscard]] BootKey* newest_boot() const;
   [[nodiscard]] BootKey* boot_by_number(std::uint32_t boot) const;
   Incarnation& add_incarnation(Peer& peer, const PeerSetting& setting, std::uint64_t now_ms);
+  void start_retiring(Peer& peer, Incarnation& old, std::uint64_t now_ms);
+  void make_current(Peer& peer, std::uint32_t index, std::uint64_t now_ms);
   void retire_incarnation(Peer& peer, std::uint32_t index);
   void retire_record(Peer& peer, PairKeyRecord& record);
   void refresh_send(Peer& peer);
@@ -355,6 +366,7 @@ class PortTables {
   std::vector<std::unique_ptr<BootKey>> boots_;  ///< the newest is the last
   std::uint32_t next_boot_ = 1;
   std::vector<std::unique_ptr<GroupGeneration>> groups_;
+  std::deque<std::unique_ptr<RetiredGroup>> retired_groups_;  ///< the oldest first
   std::unordered_map<std::string, std::unique_ptr<Peer>> peers_;
   std::unordered_map<std::uint32_t, Peer*> by_number_;
   std::uint32_t next_peer_ = 1;

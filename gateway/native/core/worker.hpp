@@ -60,19 +60,21 @@ class RecentlyAsked {
  public:
   static constexpr std::uint64_t kQuietUs = 200'000;
 
-  /// True if `key` was not asked for within 200 ms; it counts as asked from then on.
-  bool ask(std::uint64_t key, std::uint64_t now_us) noexcept {
-    Entry& entry = entries_[(key * 0x9e3779b97f4a7c15U) >> 55];
-    if (entry.key == key && now_us - entry.time_us < kQuietUs && entry.time_us != 0) return false;
-    entry = {key, now_us};
-    return true;
+  /// True if `key` was asked for within 200 ms.
+  [[nodiscard]] bool lately(std::uint64_t key, std::uint64_t now_us) const noexcept {
+    const Entry& entry = entries_[place(key)];
+    return entry.key == key && now_us - entry.time_us < kQuietUs && entry.time_us != 0;
   }
+  /// `key` is asked for now.
+  void note(std::uint64_t key, std::uint64_t now_us) noexcept { entries_[place(key)] = {key, now_us}; }
 
  private:
   struct Entry {
     std::uint64_t key = 0;
     std::uint64_t time_us = 0;
   };
+  static std::size_t place(std::uint64_t key) noexcept { return (key * 0x9e3779b97f4a7c15U) >> 55; }
+
   std::array<Entry, 512> entries_{};
 };
 

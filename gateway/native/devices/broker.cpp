@@ -264,7 +264,8 @@ std::string Broker::open_tap_named(const std::string& name) {
   }
   bool delivered = false;
   if (opened.fd) {
-    delivered = deliver(device + " mac " + to_text(tap->mac) + " mtu " + std::to_string(tap->mtu),
+    delivered = deliver(device + " mac " + to_text(tap->mac) + " mtu " + std::to_string(tap->mtu) +
+                            " offload " + (opened.tap.offload.empty() ? "0" : "1"),
                         opened.fd.get());
     opened.held = false;
     remember(device);

@@ -17,8 +17,8 @@
 /// back.
 ///
 /// Protocol on `dataplane-devices.sock` (SEQPACKET, towards the data plane): one message for each
-/// device, a text with the descriptor in SCM_RIGHTS: `tap NAME mac XX:XX:XX:XX:XX:XX mtu N` or
-/// `udp PORT`. Nothing is expected back.
+/// device, a text with the descriptor in SCM_RIGHTS: `tap NAME mac XX:XX:XX:XX:XX:XX mtu N
+/// offload 0|1` or `udp PORT`. Nothing is expected back.
 ///
 /// The broker keeps a descriptor of each device that it opened: while the data plane is down the
 /// TAP keeps its carrier and the port stays ours.

@@ -119,6 +119,36 @@ TEST_CASE("hold queue: expires by each frame's own deadline") {
   CHECK(queue.empty());
 }
 
+TEST_CASE("hold queue: tells of each frame that goes in vain, and of no other") {
+  std::vector<int> gone;
+  HoldQueue queue({4, 4, 16'384, true}, 1,
+                  [&](const HoldQueue::Note& note) { gone.push_back(note[0]); });
+  const std::vector<std::uint8_t> frame(100);
+  std::vector<std::uint8_t> scratch(100);
+  std::uint64_t evicted = 0;
+  const auto hold = [&](std::uint64_t key, std::uint8_t name, std::uint64_t deadline) {
+    HoldQueue::Note note{};
+    note[0] = name;
+    static_cast<void>(queue.hold(key, frame, note, 4, deadline, evicted));
+  };
+  hold(1, 1, 10);
+  hold(1, 2, 20);
+  hold(2, 3, 20);
+  hold(3, 4, 30);
+  queue.release(3, scratch, [](Bytes, const HoldQueue::Note&) {});
+  CHECK(gone.empty());
+  CHECK(queue.expire(10) == 1);
+  CHECK(gone == std::vector<int>{1});
+  CHECK(queue.drop(1) == 1);
+  CHECK(gone == std::vector<int>{1, 2});
+  for (std::uint8_t i = 5; i < 9; ++i) hold(i, i, 50);
+  CHECK(evicted == 1);
+  CHECK(gone.size() == 3);
+  CHECK(queue.clear() == 4);
+  CHECK(gone.size() == 7);
+  CHECK(std::ranges::count(gone, 4) == 0);
+}
+
 TEST_CASE("hold queue: random use against a model") {
   HoldQueue queue({8, 32, 64 * 2048, false}, 3);
   std::map<std::uint64_t, std::vector<std::vector<std::uint8_t>>> model;

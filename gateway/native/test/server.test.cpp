@@ -3,6 +3,7 @@
 #include "control/server.hpp"
 
 #include <doctest/doctest.h>
+#include <linux/netlink.h>
 #include <sys/un.h>
 
 #include "test/lab.hpp"
@@ -37,8 +38,9 @@ struct Listener {
 };
 
 struct ServerBench {
-  explicit ServerBench(std::uint64_t orphan_ms = 900'000) {
+  explicit ServerBench(std::uint64_t orphan_ms = 900'000, UniqueFd uevents = {}) {
     Server::Options options;
+    options.uevents = std::move(uevents);
     options.control = std::move(control.listener);
     options.devices = std::move(devices.listener);
     options.wake = must(eventfd(0, EFD_NONBLOCK));
@@ -144,7 +146,7 @@ struct Devices {
     far = UniqueFd(pair[1]);
     std::uint16_t port = 0;
     udp = open_udp(port);
-    pass(connection.get(), "tap pw0 mac 02:00:00:00:00:02 mtu 1400", tap.get());
+    pass(connection.get(), "tap pw0 mac 02:00:00:00:00:02 mtu 1400 offload 1", tap.get());
     pass(connection.get(), "udp 7000", udp.get());
     bench.turn();
   }
@@ -311,18 +313,81 @@ TEST_CASE("server: a forward jump of server time wipes and ends for a restart (0
   CHECK_FALSE(running);
 }
 
+TEST_CASE("server: a uevent ends it for a restart, unless another process sent it") {
+  const std::string uevent("change@/devices/vmgenid\0NEW_VMGENID=1\0", 39);
+  bool ends = false;
+  SUBCASE("a process: over netlink everybody has a number, only the kernel has 0") {
+    const auto open = [] {
+      // Of this family, unlike uevents, every user may send.
+      UniqueFd fd = must(socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_USERSOCK));
+      sockaddr_nl any{};
+      any.nl_family = AF_NETLINK;
+      REQUIRE(bind(fd.get(), reinterpret_cast<sockaddr*>(&any), sizeof(any)) == 0);
+      return fd;
+    };
+    UniqueFd ours = open();
+    const UniqueFd stranger = open();
+    sockaddr_nl address{};
+    socklen_t size = sizeof(address);
+    REQUIRE(getsockname(ours.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0);
+    REQUIRE(sendto(stranger.get(), uevent.data(), uevent.size(), 0,
+                   reinterpret_cast<sockaddr*>(&address), size) > 0);
+    ServerBench bench(900'000, std::move(ours));
+    for (int i = 0; i < 4 && !ends; ++i) ends = !bench.server->turn(0);
+    CHECK_FALSE(ends);
+  }
+  SUBCASE("the kernel (here: a socket without senders)") {
+    int pair[2];
+    REQUIRE(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) == 0);
+    const UniqueFd kernel(pair[1]);
+    ServerBench bench(900'000, UniqueFd(pair[0]));
+    REQUIRE(send(kernel.get(), uevent.data(), uevent.size(), 0) > 0);
+    for (int i = 0; i < 4 && !ends; ++i) ends = !bench.server->turn(0);
+    CHECK(ends);
+  }
+}
+
+TEST_CASE("server: stats tell whether the TAP has offloads") {
+  ServerBench bench;
+  Client client(bench);
+  CHECK(client.call(command::Attach{1}) == Types{"attached"});
+  const Devices devices(bench);
+  CHECK(client.call(port_set()) == Types{"done"});
+  const auto offload = [&] {
+    std::vector<std::uint8_t> out;
+    REQUIRE_FALSE(messages::encode_command(99, command::Stats{}, out).has_value());
+    client.raw(out);
+    bench.turn();
+    std::vector<std::uint8_t> in(65'536);
+    const ssize_t got = read(client.fd.get(), in.data(), in.size());
+    REQUIRE(got > 4);
+    const auto handle =
+        msgpack::unpack(reinterpret_cast<const char*>(in.data() + 4), static_cast<std::size_t>(got) - 4);
+    const auto stats = handle->as<std::map<std::string, msgpack::object>>();
+    const auto ports = stats.at("ports").as<std::vector<std::map<std::string, msgpack::object>>>();
+    return ports.at(0).at("offload").as<bool>();
+  };
+  CHECK(offload());
+  pass(devices.connection.get(), "tap pw0 mac 02:00:00:00:00:02 mtu 1400 offload 0",
+       devices.tap.get());
+  bench.turn();
+  CHECK_FALSE(offload());
+}
+
 TEST_CASE("devices: texts") {
-  const auto tap = parse_device("tap pw0 mac 02:aB:00:00:00:01 mtu 1400");
+  const auto tap = parse_device("tap pw0 mac 02:aB:00:00:00:01 mtu 1400 offload 1");
   REQUIRE(tap.has_value());
   CHECK(tap->name == "pw0");
   CHECK(tap->mtu == 1400);
+  CHECK(tap->offload);
+  CHECK_FALSE(parse_device("tap pw0 mac 02:00:00:00:00:01 mtu 1400 offload 0")->offload);
   CHECK(tap->mac == MacAddress(std::array<std::uint8_t, 6>{0x02, 0xab, 0, 0, 0, 1}));
   CHECK(parse_device("udp 65535")->port == 65535);
   for (const char* const text :
-       {"", "tap", "tap pw0", "tap pw0 mac 02:00:00:00:00:01", "tap  mac 02:00:00:00:00:01 mtu 1",
-        "tap 1234567890123456 mac 02:00:00:00:00:01 mtu 1", "tap pw0 mac 02:00:00:00:00:0g mtu 1",
-        "tap pw0 mac 02-00-00-00-00-01 mtu 1", "tap pw0 mac 02:00:00:00:00:01 mtu 0",
-        "tap pw0 mac 02:00:00:00:00:01 mtu 65536", "tap pw0 mac 02:00:00:00:00:01 mtu 1 x", "udp",
+       {"", "tap", "tap pw0", "tap pw0 mac 02:00:00:00:00:01", "tap  mac 02:00:00:00:00:01 mtu 1 offload 0",
+        "tap 1234567890123456 mac 02:00:00:00:00:01 mtu 1 offload 0", "tap pw0 mac 02:00:00:00:00:0g mtu 1 offload 0",
+        "tap pw0 mac 02-00-00-00-00-01 mtu 1 offload 0", "tap pw0 mac 02:00:00:00:00:01 mtu 0 offload 0", "tap pw0 mac 02:00:00:00:00:01 mtu 1", "tap pw0 mac 02:00:00:00:00:01 mtu 1 offload", "tap pw0 mac 02:00:00:00:00:01 mtu 1 offload 2", "tap pw0 mac 02:00:00:00:00:01 mtu 1 offload on",
+        "tap pw0 mac 02:00:00:00:00:01 mtu 65536 offload 0", "tap pw0 mac 02:00:00:00:00:01 mtu 1 offload 0 x", "udp",
         "udp 0", "udp 65536", "udp -1", "udp 1 2", "raw 7"}) {
     CAPTURE(text);
     CHECK_FALSE(parse_device(text).has_value());

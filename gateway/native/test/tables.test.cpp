@@ -306,6 +306,21 @@ TEST_CASE("members: a new index adds, the old one is retired after 10 s") {
   CHECK(bench.tables.sender(3) != nullptr);
 }
 
+TEST_CASE("members: an old start that is told of again is the current one, and stays") {
+  Bench bench;
+  const auto key = bench.random.array<32>();
+  Peer& bob = bench.add("bob", 50);
+  bench.tables.install_pair_key("bob", bench.boot, key, 1, true);
+  bench.add("bob", 51);
+  bench.add("bob", 50);
+  CHECK(bob.incarnations.back()->index == 50);
+  CHECK_FALSE(bench.tables.install_pair_key("bob", bench.boot, key, 1, true).fresh);
+  static_cast<void>(bench.tables.run_timers(kNow + kIncarnationGraceMs + 1));
+  CHECK(bench.tables.sender(50) != nullptr);
+  CHECK(bench.tables.sender(51) == nullptr);
+  CHECK(bob.send.load() != nullptr);
+}
+
 TEST_CASE("members: what is refused changes nothing") {
   Bench bench;
   bench.add("bob", 2, {mac_of(1)});

@@ -189,9 +189,10 @@ async function expected(
     present.push(other);
     const pair = await store.pairKey(id, other);
     if (pair === undefined) continue;
-    holders.push(other);
     const asked = id === pair.a ? pair.askedA : pair.askedB;
-    if (hold > 0 || asked > 0) pairs.set(other, pair.key.toString('hex'));
+    if (hold === 0 && asked === 0) continue;
+    holders.push(other);
+    pairs.set(other, pair.key.toString('hex'));
   }
   const self = await store.member(id);
   const shownGroup = hold > 0 || (self?.groupAsked ?? 0) > 0;
