@@ -82,6 +82,8 @@ export class Bed {
     for (const child of this.#processes) await this.stop(child);
     for (const side of [this.a, this.b]) {
       try {
+        // Some peers leave their parent; whoever still runs in a namespace of ours is one of them.
+        for (const pid of pidsInNamespace(side)) process.kill(pid, 'SIGKILL');
         this.#host('ip', 'netns', 'del', side.namespace);
       } catch {
         // gone already: closing twice is no mistake
@@ -122,11 +124,15 @@ export function residentBytes(pid: number): number {
 
 /** Pids whose command name is `name` and whose network namespace is the side's. */
 export function pidsIn(side: Side, name: string): number[] {
+  return pidsInNamespace(side).filter((pid) => commandOf(pid) === name.slice(0, 15));
+}
+
+function pidsInNamespace(side: Side): number[] {
   const out = execFileSync('ip', ['netns', 'pids', side.namespace], { encoding: 'utf8' });
   return out
     .split('\n')
     .map(Number)
-    .filter((pid) => pid > 0 && commandOf(pid) === name.slice(0, 15));
+    .filter((pid) => pid > 0);
 }
 
 function commandOf(pid: number): string {
