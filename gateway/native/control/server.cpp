@@ -383,7 +383,8 @@ void Server::check_uevents() {
       // events come with every hot-plugged disk; the jump of server time catches it.
       return;
     }
-    // The kernel has number 0. Others may send to a netlink socket too, and must not be able to end us.
+    // The kernel has number 0. Others may send to a netlink socket too, and must not be able to end
+    // us.
     sockaddr_nl sender{};
     std::memcpy(&sender, &from, sizeof(sender));
     if (sender.nl_family == AF_NETLINK && sender.nl_pid != 0) continue;

@@ -43,8 +43,8 @@ constexpr std::size_t kMaxDatagram = 65'536;  // Longer than any that UDP carrie
 constexpr std::uint32_t kAsksPerSource = 20;
 constexpr std::size_t kSourceBudgets = 256;
 
-/// Path answers that members with one number modulo kAnswerBudgets may have passed on: far more than
-/// are due to 9 probes a second, for some members that share a budget.
+/// Path answers that members with one number modulo kAnswerBudgets may have passed on: far more
+/// than are due to 9 probes a second, for some members that share a budget.
 constexpr std::uint32_t kAnswersPerSecond = 64;
 constexpr std::size_t kAnswerBudgets = 1024;
 
@@ -316,7 +316,8 @@ std::optional<InnerHeader> Inbound::check_opened(const Shim& shim, const Receive
     return std::nullopt;
   }
   if (key.group) {
-    // Reckoned now, not when the key came: by then there may have been no time sample, or a bad one.
+    // Reckoned now, not when the key came: by then there may have been no time sample, or a bad
+    // one.
     const FrameTime not_before =
         frame_time(share_.clock.server_ms(key.installed_ms)) - kGroupKeySlack;
     if (!std::is_gteq(compare_frame_times(inner->time, not_before))) {

@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "core/clock.hpp"
 #include "core/tables.hpp"
 #include "io/udp.hpp"
 

@@ -22,7 +22,6 @@ Port::Port(const ServerClock& clock, std::vector<int> wakes, int control_wake,
     : clock_(clock),
       wakes_(std::move(wakes)),
       control_wake_(control_wake),
-      tables_(clock),
       paths_(tables_, clock, std::move(listener)) {}
 
 Port::~Port() {

@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/clock.hpp"
 #include "core/inbound.hpp"
 #include "core/outbound.hpp"
 #include "core/path.hpp"

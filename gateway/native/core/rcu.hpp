@@ -76,8 +76,8 @@ class RcuDomain {
     throw std::length_error("RcuDomain: too many readers");
   }
 
-  /// Frees `object`, which no table shows any more, after a grace period. `noexcept`: without memory
-  /// to note it down the process ends, because unwinding would free what readers may hold.
+  /// Frees `object`, which no table shows any more, after a grace period. `noexcept`: without
+  /// memory to note it down the process ends, because unwinding would free what readers may hold.
   template <typename T>
   void retire(std::unique_ptr<T> object) noexcept {
     if (object == nullptr) return;

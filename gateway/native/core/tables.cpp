@@ -51,9 +51,8 @@ Incarnation* incarnation_of(const Peer& peer, std::uint32_t index) {
 
 }  // namespace
 
-PortTables::PortTables(const ServerClock& clock)
-    : clock_(clock),
-      seed_(random_seed()),
+PortTables::PortTables()
+    : seed_(random_seed()),
       senders_(rcu_, seed_),
       destinations_(rcu_, seed_),
       refused_(rcu_, seed_),
@@ -241,8 +240,8 @@ void PortTables::start_retiring(Peer& peer, Incarnation& old, std::uint64_t now_
 /// more, the others are.
 void PortTables::make_current(Peer& peer, std::uint32_t index, std::uint64_t now_ms) {
   if (peer.incarnations.back()->index == index) return;
-  const auto found = std::ranges::find_if(peer.incarnations,
-                                          [&](const auto& one) { return one->index == index; });
+  const auto found =
+      std::ranges::find_if(peer.incarnations, [&](const auto& one) { return one->index == index; });
   std::rotate(found, found + 1, peer.incarnations.end());
   peer.incarnations.back()->retire_ms = 0;
   for (std::size_t i = 0; i + 1 < peer.incarnations.size(); ++i) {

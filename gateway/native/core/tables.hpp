@@ -25,7 +25,6 @@
 #include <unordered_map>
 #include <vector>
 
-#include "core/clock.hpp"
 #include "core/endpoint.hpp"
 #include "core/keys.hpp"
 #include "core/path-state.hpp"
@@ -172,7 +171,7 @@ class Peer {
 /// control thread; all others by the control thread only.
 class PortTables {
  public:
-  explicit PortTables(const ServerClock& clock);
+  PortTables();
   ~PortTables();
   PortTables(const PortTables&) = delete;
   PortTables& operator=(const PortTables&) = delete;
@@ -345,7 +344,6 @@ class PortTables {
   void drop_pair_keys(Peer& peer, std::uint64_t pw_id);
   void changed() { version_.fetch_add(1, std::memory_order_acq_rel); }
 
-  const ServerClock& clock_;
   RcuDomain rcu_;
   const std::uint64_t seed_;
 

@@ -66,7 +66,9 @@ class RecentlyAsked {
     return entry.key == key && now_us - entry.time_us < kQuietUs && entry.time_us != 0;
   }
   /// `key` is asked for now.
-  void note(std::uint64_t key, std::uint64_t now_us) noexcept { entries_[place(key)] = {key, now_us}; }
+  void note(std::uint64_t key, std::uint64_t now_us) noexcept {
+    entries_[place(key)] = {key, now_us};
+  }
 
  private:
   struct Entry {

@@ -20,15 +20,11 @@
 namespace pairwire {
 namespace {
 
-/// How long a full socket may hold a worker up before its frames are dropped. Meanwhile the TAP's
-/// own queue fills, which is what slows the sender down.
+/// How long a full socket may hold a worker up before its frames are dropped: once for a batch, not
+/// for each of its up to 256 trains, or a queue that is stuck would keep the worker from being
+/// stopped for 13 s, and the control thread with it. Meanwhile the TAP's own queue fills, which is
+/// what slows the sender down.
 constexpr std::chrono::milliseconds kPatience{50};
-
-/// Waits if the socket was full; false if another error, or still full.
-bool worth_another_try(int fd, int error) {
-  if (error == EINTR) return true;
-  return (error == EAGAIN || error == ENOBUFS) && wait_writable(fd, kPatience);
-}
 
 void set_segment_size(msghdr& header, Bytes control, std::size_t size) {
   header.msg_control = control.data();
@@ -125,7 +121,17 @@ UdpSender::Train& UdpSender::add_train(const Endpoint& to) {
   return trains_[count_++];
 }
 
+/// Waits if the socket was full; false if another error, or still full.
+bool UdpSender::worth_another_try(int error) {
+  if (error == EINTR) return true;
+  if (error != EAGAIN && error != ENOBUFS) return false;
+  if (wait_writable(socket_.fd, patience_)) return true;
+  patience_ = std::chrono::milliseconds{0};
+  return false;
+}
+
 void UdpSender::flush() {
+  patience_ = kPatience;
   for (std::size_t i = 0; i < count_; ++i) {
     const Train& train = trains_[i];
     parts_[i] = {const_cast<std::uint8_t*>(train.at), train.bytes};
@@ -159,7 +165,7 @@ void UdpSender::flush() {
       continue;
     }
     const int error = errno;
-    if (!retried && worth_another_try(socket_.fd, error)) {
+    if (!retried && worth_another_try(error)) {
       retried = error != EINTR;
       continue;
     }
@@ -229,7 +235,7 @@ bool UdpSender::send_part(std::size_t index, std::size_t first, std::size_t coun
     ++counts_.calls;
     if (sendmsg(socket_.fd, &header, MSG_DONTWAIT) >= 0) return true;
     const int error = errno;
-    if (!again || !worth_another_try(socket_.fd, error)) {
+    if (!again || !worth_another_try(error)) {
       errno = error;  // The waiting may have set another.
       return false;
     }

@@ -13,6 +13,7 @@
 #include <sys/socket.h>
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -99,12 +100,14 @@ class UdpSender {
   };
 
   Train& add_train(const Endpoint& to);
+  bool worth_another_try(int error);
   void send_failed_train(std::size_t index, int error);
   void send_alone(std::size_t index, std::size_t first, std::size_t count, bool& any_taken);
   bool send_part(std::size_t index, std::size_t first, std::size_t count);
 
   UdpSocket socket_;
   DropCounters& drops_;
+  std::chrono::milliseconds patience_{};  ///< what is left of it in this batch
   bool segment_ = true;  ///< false once the kernel refused UDP_SEGMENT where datagrams went through
   std::unique_ptr<std::uint8_t[]> arena_;
   std::size_t used_ = 0;

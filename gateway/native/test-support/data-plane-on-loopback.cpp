@@ -118,8 +118,8 @@ void run(const std::vector<std::string>& words) {
   const UniqueFd tap = open_tap_stand_in(number(words[2]));
   // They wait in the queue of the socket for the data plane that we become.
   const UniqueFd connection = connect_to(devices_path);
-  pass(connection.get(),
-       "tap " + words[3] + " mac " + words[4] + " mtu " + words[5] + " offload 0", tap.get());
+  pass(connection.get(), "tap " + words[3] + " mac " + words[4] + " mtu " + words[5] + " offload 0",
+       tap.get());
   pass(connection.get(), "udp " + std::to_string(port_of(udp.get())), udp.get());
 
   // Opened now: the other user need not be able to reach a checkout in a closed home.

@@ -550,40 +550,46 @@ TEST_CASE("data path: a stranger can't keep an honest sender's question from bei
   pair.alice.tables.install_pair_key("bob", pair.alice.boot, pair.key, 1, true);
   pair.send(tcp_frame(100));
   const Frame honest = pair.intercept().at(0);
-  // His budget is used up by nonsense; then he names Alice's index and kid, again and again.
-  UniqueFd stranger = must(socket(AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  const int on = 0;
-  setsockopt(stranger.get(), IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on));
-  // From 127.0.0.1, so another source than Alice's ::1; Bob's socket must take both.
-  std::uint16_t port = 0;
-  UniqueFd both = must(socket(AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  setsockopt(both.get(), IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on));
-  sockaddr_in6 any{};
-  any.sin6_family = AF_INET6;
-  REQUIRE(bind(both.get(), reinterpret_cast<sockaddr*>(&any), sizeof(any)) == 0);
-  socklen_t length = sizeof(any);
-  REQUIRE(getsockname(both.get(), reinterpret_cast<sockaddr*>(&any), &length) == 0);
-  port = ntohs(any.sin6_port);
-  Inbound inbound(pair.bob.in, pair.bob.tap.get(), UdpSocket::of(both.get()), {});
-  const auto give = [&](int from, const Endpoint& to, const Frame& frame) {
-    REQUIRE(send_datagram(UdpSocket::of(from), to, frame));
-    pair.bob.in.reader->online();
-    while (inbound.batch()) pair.bob.in.reader->quiescent();
-    pair.bob.in.reader->offline();
+  // A socket for both families: the stranger comes from 127.0.0.1, Alice from ::1.
+  const auto open_both = [](std::uint16_t& port) {
+    UniqueFd fd = must(socket(AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    const int off = 0;
+    setsockopt(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off));
+    sockaddr_in6 any{};
+    any.sin6_family = AF_INET6;
+    socklen_t size = sizeof(any);
+    REQUIRE(bind(fd.get(), reinterpret_cast<sockaddr*>(&any), sizeof(any)) == 0);
+    REQUIRE(getsockname(fd.get(), reinterpret_cast<sockaddr*>(&any), &size) == 0);
+    port = ntohs(any.sin6_port);
+    return fd;
   };
+  std::uint16_t port = 0;
+  const UniqueFd stranger = open_both(port);
+  const UniqueFd underlay = open_both(port);
   const Endpoint v4 = Endpoint::from(std::array<std::uint8_t, 4>{127, 0, 0, 1}, port).value();
-  Frame nonsense = honest;
-  for (std::uint16_t i = 1; i < 60; ++i) {
-    put16(nonsense, 4, i);
-    give(stranger.get(), v4, nonsense);
+  std::size_t asked = 0;
+  // One time in 256 the two share a budget by chance.
+  for (int attempt = 0; attempt < 3 && asked == 0; ++attempt) {
+    Inbound inbound(pair.bob.in, pair.bob.tap.get(), UdpSocket::of(underlay.get()), {});
+    const auto give = [&](int from, const Endpoint& to, const Frame& frame) {
+      REQUIRE(send_datagram(UdpSocket::of(from), to, frame));
+      pair.bob.in.reader->online();
+      while (inbound.batch()) pair.bob.in.reader->quiescent();
+      pair.bob.in.reader->offline();
+    };
+    // His budget is used up by nonsense; then he names Alice's index and kid.
+    Frame nonsense = honest;
+    for (std::uint16_t i = 1; i < 60; ++i) {
+      put16(nonsense, 4, i);
+      give(stranger.get(), v4, nonsense);
+    }
+    pair.bob.events();
+    give(stranger.get(), v4, honest);
+    CHECK(pair.bob.events().empty());  // Else this shows nothing.
+    give(pair.alice.udp.get(), loopback(port), honest);
+    asked = pair.bob.events().size();
   }
-  pair.bob.events();
-  give(stranger.get(), v4, honest);
-  CHECK(pair.bob.events().empty());  // Else this shows nothing.
-  give(pair.alice.udp.get(), loopback(port), honest);
-  const auto events = pair.bob.events();
-  REQUIRE(events.size() == 1);
-  CHECK(events[0].index == 1001);
+  CHECK(asked == 1);
 }
 
 TEST_CASE("data path: a member can't fill the ring of events with answers to nothing") {

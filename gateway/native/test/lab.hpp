@@ -188,7 +188,7 @@ struct Node {
   UniqueFd wake = must(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   UniqueFd control_wake = must(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   ServerClock clock;
-  PortTables tables{clock};
+  PortTables tables;
   std::uint32_t boot = 0;
   std::array<std::uint8_t, 32> boot_public{};
   WorkerShare out{tables, clock, wake.get(), control_wake.get()};

@@ -319,7 +319,8 @@ TEST_CASE("server: a uevent ends it for a restart, unless another process sent i
   SUBCASE("a process: over netlink everybody has a number, only the kernel has 0") {
     const auto open = [] {
       // Of this family, unlike uevents, every user may send.
-      UniqueFd fd = must(socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_USERSOCK));
+      UniqueFd fd =
+          must(socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_USERSOCK));
       sockaddr_nl any{};
       any.nl_family = AF_NETLINK;
       REQUIRE(bind(fd.get(), reinterpret_cast<sockaddr*>(&any), sizeof(any)) == 0);
@@ -361,8 +362,8 @@ TEST_CASE("server: stats tell whether the TAP has offloads") {
     std::vector<std::uint8_t> in(65'536);
     const ssize_t got = read(client.fd.get(), in.data(), in.size());
     REQUIRE(got > 4);
-    const auto handle =
-        msgpack::unpack(reinterpret_cast<const char*>(in.data() + 4), static_cast<std::size_t>(got) - 4);
+    const auto handle = msgpack::unpack(reinterpret_cast<const char*>(in.data() + 4),
+                                        static_cast<std::size_t>(got) - 4);
     const auto stats = handle->as<std::map<std::string, msgpack::object>>();
     const auto ports = stats.at("ports").as<std::vector<std::map<std::string, msgpack::object>>>();
     return ports.at(0).at("offload").as<bool>();
@@ -383,12 +384,27 @@ TEST_CASE("devices: texts") {
   CHECK_FALSE(parse_device("tap pw0 mac 02:00:00:00:00:01 mtu 1400 offload 0")->offload);
   CHECK(tap->mac == MacAddress(std::array<std::uint8_t, 6>{0x02, 0xab, 0, 0, 0, 1}));
   CHECK(parse_device("udp 65535")->port == 65535);
-  for (const char* const text :
-       {"", "tap", "tap pw0", "tap pw0 mac 02:00:00:00:00:01", "tap  mac 02:00:00:00:00:01 mtu 1 offload 0",
-        "tap 1234567890123456 mac 02:00:00:00:00:01 mtu 1 offload 0", "tap pw0 mac 02:00:00:00:00:0g mtu 1 offload 0",
-        "tap pw0 mac 02-00-00-00-00-01 mtu 1 offload 0", "tap pw0 mac 02:00:00:00:00:01 mtu 0 offload 0", "tap pw0 mac 02:00:00:00:00:01 mtu 1", "tap pw0 mac 02:00:00:00:00:01 mtu 1 offload", "tap pw0 mac 02:00:00:00:00:01 mtu 1 offload 2", "tap pw0 mac 02:00:00:00:00:01 mtu 1 offload on",
-        "tap pw0 mac 02:00:00:00:00:01 mtu 65536 offload 0", "tap pw0 mac 02:00:00:00:00:01 mtu 1 offload 0 x", "udp",
-        "udp 0", "udp 65536", "udp -1", "udp 1 2", "raw 7"}) {
+  for (const char* const text : {"",
+                                 "tap",
+                                 "tap pw0",
+                                 "tap pw0 mac 02:00:00:00:00:01",
+                                 "tap  mac 02:00:00:00:00:01 mtu 1 offload 0",
+                                 "tap 1234567890123456 mac 02:00:00:00:00:01 mtu 1 offload 0",
+                                 "tap pw0 mac 02:00:00:00:00:0g mtu 1 offload 0",
+                                 "tap pw0 mac 02-00-00-00-00-01 mtu 1 offload 0",
+                                 "tap pw0 mac 02:00:00:00:00:01 mtu 0 offload 0",
+                                 "tap pw0 mac 02:00:00:00:00:01 mtu 1",
+                                 "tap pw0 mac 02:00:00:00:00:01 mtu 1 offload",
+                                 "tap pw0 mac 02:00:00:00:00:01 mtu 1 offload 2",
+                                 "tap pw0 mac 02:00:00:00:00:01 mtu 1 offload on",
+                                 "tap pw0 mac 02:00:00:00:00:01 mtu 65536 offload 0",
+                                 "tap pw0 mac 02:00:00:00:00:01 mtu 1 offload 0 x",
+                                 "udp",
+                                 "udp 0",
+                                 "udp 65536",
+                                 "udp -1",
+                                 "udp 1 2",
+                                 "raw 7"}) {
     CAPTURE(text);
     CHECK_FALSE(parse_device(text).has_value());
   }

@@ -17,13 +17,11 @@ namespace {
 constexpr std::uint64_t kNow = 1'000'000;
 
 struct Bench {
-  ServerClock clock;
-  PortTables tables{clock};
+  PortTables tables;
   Random random{11};
   std::uint32_t boot = 0;
 
   explicit Bench(bool with_index = true) {
-    clock.set(1'800'000'000'000, kNow);
     auto settings = std::make_unique<PortSettings>();
     settings->subnet = "lab";
     settings->member = "me";
