@@ -12,8 +12,10 @@
  */
 import { EventEmitter } from 'node:events';
 import { existsSync } from 'node:fs';
-import { decode, encode } from '@msgpack/msgpack';
+import { encode } from '@msgpack/msgpack';
 import { ChannelClient, type ClientState, type ServerEndpoint } from '../src/net/channel-tcp.js';
+import { decodeMessage } from '../src/protocol/channel/codec.js';
+import type { Id } from '../src/protocol/ids.js';
 import { macFromBytes, macToBytes } from '../src/protocol/mac.js';
 import type { Endpoint } from '../src/protocol/messages.js';
 import { importPublic } from '../src/protocol/public-keys.js';
@@ -420,13 +422,12 @@ export class Agent extends EventEmitter<AgentEvents> {
   #keyWorn(peer: string, pwId: number): void {
     this.#log.warn({ peer: printable(peer), pwId }, 'a traffic key is nearly worn out');
     if (peer === '') {
-      void this.#session.ask({ kind: 'group', pwId });
+      this.#misses.worn(undefined);
       return;
     }
-    for (const entry of this.#table.entries()) {
-      const mac = entry.id === peer ? entry.macs[0] : undefined;
-      if (mac !== undefined) void this.#session.ask({ kind: 'mac', mac, pwId });
-    }
+    // The data plane may be hostile: what it causes is asked within the budget of misses.
+    const mac = this.#table.get(peer as Id)?.macs[0];
+    if (mac !== undefined) this.#misses.worn(mac);
   }
 
   // ------------------------------------------------------------------ the key server
@@ -507,7 +508,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     const path = this.#options.paths.settings;
     if (!existsSync(path)) return;
     try {
-      const record = signedSchema.parse(decode(readSecretFile(path)));
+      const record = signedSchema.parse(decodeMessage(readSecretFile(path)));
       this.#settings = this.#verifier.settings(record);
       this.#table.wantGroup(this.#settings.group.mode === 'shared');
       this.#session.useSettings(this.#settings);

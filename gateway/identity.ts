@@ -5,7 +5,8 @@
  */
 import type { KeyObject } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { decode, encode } from '@msgpack/msgpack';
+import { encode } from '@msgpack/msgpack';
+import { decodeMessage } from '../src/protocol/channel/codec.js';
 import type { KeyPair } from '../src/protocol/channel/keys.js';
 import { KEY_SIZE, LABEL } from '../src/protocol/constants.js';
 import type { Id } from '../src/protocol/ids.js';
@@ -138,7 +139,7 @@ export function loadIdentity(
 
 function decodeOrUndefined(bytes: Uint8Array): unknown {
   try {
-    return decode(bytes);
+    return decodeMessage(bytes);
   } catch {
     return undefined;
   }

@@ -143,9 +143,9 @@ function loadOwnIdentity(paths: GatewayPaths, config: GatewayConfig): GatewayIde
 /** The run directory is root's, so that the control plane can't put other sockets in its place. */
 function makeRunDirectory(run: RunPaths, user: User): void {
   if (run.dir.startsWith(`${RUN_ROOT}/`)) mkdirSync(RUN_ROOT, { recursive: true, mode: 0o755 });
-  mkdirSync(run.dir, { recursive: true, mode: 0o711 });
-  const { uid, mode } = lstatSync(run.dir);
-  if (uid !== 0 || (mode & 0o022) !== 0) {
+  const made = mkdirSync(run.dir, { recursive: true, mode: 0o711 }) !== undefined;
+  const info = lstatSync(run.dir);
+  if (info.uid !== 0 || (info.mode & 0o022) !== 0 || !info.isDirectory()) {
     throw new PairwireError(
       'FILE_MODE',
       'the run directory must belong to root and be writable by nobody else',
@@ -155,7 +155,8 @@ function makeRunDirectory(run: RunPaths, user: User): void {
       },
     );
   }
-  chmodSync(run.dir, 0o711);
+  // A folder that was there keeps its mode: gateway.yaml, which the user may write, must not open /root.
+  if (made || run.dir.startsWith(`${RUN_ROOT}/`)) chmodSync(run.dir, 0o711);
   if (!existsSync(run.controlDir)) mkdirSync(run.controlDir, { mode: 0o700 });
   if (!lstatSync(run.controlDir).isDirectory()) {
     throw new PairwireError('FILE_MODE', 'this is not a folder', { where: run.controlDir });

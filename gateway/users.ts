@@ -2,7 +2,15 @@
  * Users of this machine: who runs us, and giving up root for good. The control plane needs no
  * rights beyond its user (08-attacks M4).
  */
-import { chownSync, lchownSync, lstatSync, readdirSync, readFileSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  fchownSync,
+  fstatSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { PairwireError } from '../src/runtime/errors.js';
 
@@ -40,17 +48,35 @@ export function isRoot(): boolean {
 /**
  * Gives a gateway's directory and the files in it to its user, if we are root and the user
  * exists. Links are not followed, folders not entered, and a file with a second name is left alone:
- * its user could have made it the name of somebody else's file.
+ * its user could have made it the name of somebody else's file. What is looked at is what is given
+ * away: both go by descriptor, so that nothing can be put in its place in between.
  */
 export function chownToUser(dir: string, name: string): void {
   if (!isRoot()) return;
   const user = findUser(name);
   if (user === undefined) return;
-  chownSync(dir, user.uid, user.gid);
-  for (const entry of readdirSync(dir)) {
-    const path = join(dir, entry);
-    const info = lstatSync(path);
-    if (info.isFile() && info.nlink === 1) lchownSync(path, user.uid, user.gid);
+  for (const entry of readdirSync(dir)) giveFile(join(dir, entry), user);
+  const folder = openSync(dir, constants.O_RDONLY | constants.O_DIRECTORY);
+  try {
+    fchownSync(folder, user.uid, user.gid);
+  } finally {
+    closeSync(folder);
+  }
+}
+
+function giveFile(path: string, user: User): void {
+  let file: number;
+  try {
+    // O_NONBLOCK: a FIFO must not keep root waiting.
+    file = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  } catch {
+    return; // a link, a socket, or gone
+  }
+  try {
+    const info = fstatSync(file);
+    if (info.isFile() && info.nlink === 1) fchownSync(file, user.uid, user.gid);
+  } finally {
+    closeSync(file);
   }
 }
 

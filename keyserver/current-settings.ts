@@ -83,11 +83,22 @@ export class CurrentSettings {
       return { version: next.version, changed: false };
     }
     const changed = await store.write(async (tx) => {
-      const number = await installSettings(tx, record, next, before.settings, now);
+      // Another request may have got in between: what is newest is decided by the store.
+      const stored = await tx.settings();
+      const last =
+        stored === undefined
+          ? before.settings
+          : verifySettings(this.#subnet, stored.record, this.#operator, stored.version);
+      if (last.version >= next.version) {
+        throw new Refusal('refused', 'settings_record', 'newer settings have come meanwhile');
+      }
+      const number = await installSettings(tx, record, next, last, now);
       await also?.(tx, next.version);
       return number;
     });
-    this.#inForce = { settings: next, record, changed };
+    if (next.version > this.#inForce.settings.version) {
+      this.#inForce = { settings: next, record, changed };
+    }
     return { version: next.version, changed: true };
   }
 }

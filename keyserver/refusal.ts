@@ -18,6 +18,7 @@ export const REFUSAL_KINDS = [
   'register_record',
   'register_duplicate',
   'register_rate',
+  'endpoints_rate',
   'lookup_rate',
   'settings_record',
   'unknown_member',

@@ -13,7 +13,7 @@ import type { KeyPair } from '../src/protocol/channel/keys.js';
 import type { Id } from '../src/protocol/ids.js';
 import { type Request, requestSchema } from '../src/protocol/messages.js';
 import { importPublic } from '../src/protocol/public-keys.js';
-import type { VerifiedMember } from '../src/protocol/records.js';
+import { TALKER_ROLES, type VerifiedMember } from '../src/protocol/records.js';
 import { tokenPsk } from '../src/protocol/token.js';
 import { type Clock, ServerClock, SystemClock } from '../src/runtime/clock.js';
 import { PairwireError } from '../src/runtime/errors.js';
@@ -27,10 +27,9 @@ import { Refusal } from './refusal.js';
 import { enrol, verifyStored } from './registry/enrol.js';
 import { LiveSessions } from './registry/live-sessions.js';
 import { Presence } from './registry/presence.js';
-import { BootRegistry } from './registry/register.js';
+import { BootRegistry, type Registered } from './registry/register.js';
 import { keyServerMetrics } from './server-metrics.js';
 import type { Services } from './services.js';
-import { TALKER_ROLES } from './storage/sql-store.js';
 import type { Member, Store } from './storage/store.js';
 import { collect } from './sync/collect.js';
 import { Hints, type HintTarget } from './sync/hints.js';
@@ -98,6 +97,8 @@ export class KeyServer {
   readonly #keys: KeyRequests;
   readonly #hints: Hints;
   readonly #presence: Presence;
+  /** Registrations under way, by member: stored as online, but not yet in `#live`. */
+  readonly #registering = new Map<Id, number>();
   readonly #sweeper: NodeJS.Timeout;
   #address = { host: '', port: 0 };
 
@@ -129,7 +130,7 @@ export class KeyServer {
     );
     this.#presence = new Presence(
       this.#services,
-      (id) => this.#live.get(id) !== undefined,
+      (id) => this.#live.get(id) !== undefined || this.#registering.has(id),
       (id) => this.#hints.memberChanged(id),
       tuning?.offlineAfterMs,
     );
@@ -214,8 +215,7 @@ export class KeyServer {
     const end = metrics.latency.startTimer({ type: request.t });
     let result = 'ok';
     try {
-      peer.identified ??= this.#identify(peer);
-      await peer.identified;
+      await this.#identified(peer);
       const asker = peer.asker;
       if (asker === undefined || !maySend(asker, request.t)) {
         const who = asker ?? 'unknown';
@@ -298,6 +298,17 @@ export class KeyServer {
     }
   }
 
+  /** A failure of the store is not remembered, or the session would be nobody for ever. */
+  async #identified(peer: Peer): Promise<void> {
+    peer.identified ??= this.#identify(peer);
+    try {
+      await peer.identified;
+    } catch (thrown) {
+      peer.identified = undefined;
+      throw thrown;
+    }
+  }
+
   async #identify(peer: Peer): Promise<void> {
     const { session } = peer;
     if (session.tokenId !== undefined) {
@@ -322,16 +333,15 @@ export class KeyServer {
     if (fresh) {
       log.info({ member: verified.id, role: verified.role }, 'a member enrolled');
       if (TALKER_ROLES.includes(verified.role)) this.#hints.memberChanged(verified.id);
-      this.#endOthers(peer, verified);
+      this.#endOthers(peer, verified.id);
     }
     return { member: verified.id };
   }
 
-  /** A new channel key replaces the old one: sessions that hold the old one end. */
-  #endOthers(peer: Peer, { id, channel }: VerifiedMember): void {
+  /** Channel key, role and addresses may be others now: sessions that began under the old grant end. */
+  #endOthers(peer: Peer, id: Id): void {
     for (const other of this.#peers.values()) {
-      if (other === peer || other.member !== id) continue;
-      if (Buffer.compare(other.session.remoteKey, channel) !== 0) other.session.close();
+      if (other !== peer && other.member === id) other.session.close();
     }
   }
 
@@ -346,10 +356,20 @@ export class KeyServer {
     const member = await store.member(id);
     if (member === undefined) throw new Refusal('refused', 'unknown_member', 'not a member');
     peer.verified ??= verifyStored(this.#services, member);
-    const { index, changed } = await this.#boots.register(peer.verified, request.boot);
+    this.#registering.set(id, (this.#registering.get(id) ?? 0) + 1);
+    let registered: Registered;
+    try {
+      registered = await this.#boots.register(peer.verified, request.boot);
+      if (!peer.session.closed) this.#live.take(id, peer, instance)?.session.close();
+    } finally {
+      const left = (this.#registering.get(id) ?? 1) - 1;
+      if (left === 0) this.#registering.delete(id);
+      else this.#registering.set(id, left);
+      // Refused, or the session ended meanwhile and nobody else notices that.
+      if (left === 0 && this.#live.get(id) === undefined) this.#presence.left(id);
+    }
+    const { index, changed } = registered;
     if (peer.session.closed) throw new RequestError('unavailable');
-    const before = this.#live.take(id, peer, instance);
-    before?.session.close();
     if (changed) {
       log.info({ member: id, index, address: peer.session.remoteAddress }, 'a member registered');
       this.#hints.memberChanged(id);

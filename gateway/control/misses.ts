@@ -26,6 +26,8 @@ export const REFUSE_MS = 2_000;
 const INBOUND_REFUSE_MS = 10_000;
 /** After an answer, frames under way may still report the same miss. */
 const SETTLE_MS = 500;
+/** A key that is nearly worn out is asked for at most so often, whatever the data plane says. */
+const WORN_MS = 30_000;
 /** A key installed again that is missed again within this time is asked for instead. */
 const REINSTALL_MS = 1_000;
 const REMEMBERED = 1_024;
@@ -158,6 +160,8 @@ export class Misses {
   /** A frame came whose index or kid is not held. */
   index(index: number, kid: number, group: boolean, from: Endpoint): void {
     this.counters.index += 1;
+    // No sender has it, and a request for it would be malformed: it would end our channel.
+    if (index === 0) return;
     const name = `index ${index}/${kid}${group ? ' group' : ''}`;
     if (this.#isOpen(name) || this.#isQuiet(name)) return;
     if (!this.#takeInbound(from)) {
@@ -184,6 +188,19 @@ export class Misses {
     this.#inboundInFlight += 1;
     void this.#ask(name, question, INBOUND_REFUSE_MS).finally(() => {
       this.#inboundInFlight -= 1;
+    });
+  }
+
+  /** A key is nearly worn out; `mac` is one of its peer, undefined means the group key. */
+  worn(mac: MacAddress | undefined): void {
+    const name = `worn ${mac ?? 'group'}`;
+    if (this.#isOpen(name) || this.#isQuiet(name)) return;
+    this.#remember(this.#quiet, name, this.#deps.now() + WORN_MS);
+    this.#askOutbound(name, () => {
+      const { table } = this.#deps;
+      const pwId = mac === undefined ? table.group?.pwId : table.byMac(mac)?.key?.pwId;
+      const held = pwId === undefined ? {} : { pwId };
+      return mac === undefined ? { kind: 'group', ...held } : { kind: 'mac', mac, ...held };
     });
   }
 

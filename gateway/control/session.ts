@@ -393,7 +393,12 @@ export class Session {
     this.#applying = this.#applying.then(async () => {
       for (const [at, change] of changes.entries()) {
         if (at % CHANGES_AT_ONCE === CHANGES_AT_ONCE - 1) await yieldToOthers();
-        this.#change(change);
+        try {
+          this.#change(change);
+        } catch (thrown) {
+          // One bad change must not stop all later ones, nor this process.
+          this.#deps.handlers.refused('change', asError(thrown));
+        }
       }
     });
     return this.#applying;

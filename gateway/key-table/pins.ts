@@ -93,7 +93,7 @@ export class Pins {
     if (pin !== undefined && pin.identity !== member.identityDigest.toString('hex')) {
       throw mismatch(member.id, 'has another identity than before');
     }
-    if (member.grant.rights.includes('shared')) return;
+    // Shared addresses are never pinned, so a pinned one is somebody's own, whatever rights this grant has.
     for (const mac of member.macs) {
       const owner = this.#macs.get(mac);
       if (owner !== undefined && owner !== member.id) {

@@ -11,6 +11,7 @@ import type { PeerRecord } from '../../src/protocol/messages.js';
 import {
   type BootRecord,
   type Settings,
+  TALKER_ROLES,
   type VerifiedMember,
   verifyBoot,
   verifyMembership,
@@ -66,6 +67,12 @@ export class Verifier {
         `the key server calls ${member.id} (${member.role}) ${record.id} (${record.role})`,
         { where: record.id },
       );
+    }
+    if (!TALKER_ROLES.includes(member.role)) {
+      // The operator let it look or command, not send frames; a hostile server may say otherwise.
+      throw new PairwireError('RECORD_MISMATCH', `a ${member.role} takes no part in traffic`, {
+        where: record.id,
+      });
     }
     this.#pins.checkMember(member);
     const boot = record.boot === undefined ? undefined : this.#boot(member, record.boot);

@@ -7,13 +7,13 @@ import type { Id } from '../../src/protocol/ids.js';
 import { defaultMac, type MacAddress } from '../../src/protocol/mac.js';
 import {
   requireGrantValid,
+  TALKER_ROLES,
   type VerifiedMember,
   verifyMembership,
 } from '../../src/protocol/records.js';
 import type { Signed } from '../../src/protocol/signed.js';
 import { Refusal, refusing } from '../refusal.js';
 import type { Services } from '../services.js';
-import { TALKER_ROLES } from '../storage/sql-store.js';
 import type { Member, StoreTransaction } from '../storage/store.js';
 
 /** The channel that the request came over. */

@@ -5,7 +5,13 @@
  */
 import type { Id } from '../../src/protocol/ids.js';
 import type { Endpoint } from '../../src/protocol/messages.js';
+import { Refusal } from '../refusal.js';
 import type { Services } from '../services.js';
+import { TokenBuckets } from './token-bucket.js';
+
+/** Changes of a member's endpoints: each is a write and a push to everybody, and a gateway looks every 3 s. */
+const ENDPOINTS_BURST = 20;
+const ENDPOINTS_PER_SECOND = 1;
 
 /** How long a member stays online without a channel. */
 const OFFLINE_AFTER_MS = 10_000;
@@ -18,7 +24,10 @@ export class Presence {
   readonly #changed: (id: Id) => void;
   readonly #isLive: (id: Id) => boolean;
   readonly #offlineAfterMs: number;
-  readonly #timers = new Set<NodeJS.Timeout>();
+  #closed = false;
+  /** One for each member that left last, so that a short visit does not end it early. */
+  readonly #timers = new Map<Id | '', NodeJS.Timeout>();
+  readonly #rate = new TokenBuckets(ENDPOINTS_BURST, ENDPOINTS_PER_SECOND);
 
   /** @param changed is told of each member whose record has changed */
   constructor(
@@ -37,21 +46,24 @@ export class Presence {
   async resume(): Promise<void> {
     const online = await this.#services.store.membersOnline();
     if (online.length === 0) return;
-    this.#later(Math.max(OFFLINE_AFTER_START_MS, this.#offlineAfterMs), async () => {
+    this.#later('', Math.max(OFFLINE_AFTER_START_MS, this.#offlineAfterMs), async () => {
       for (const id of online) await this.#offline(id);
     });
   }
 
   /** A member's channel has ended. */
   left(id: Id): void {
-    this.#later(this.#offlineAfterMs, () => this.#offline(id));
+    this.#later(id, this.#offlineAfterMs, () => this.#offline(id));
   }
 
-  /** A member says where its data plane may be reached. @returns false if that is known */
+  /** A member says where its data plane may be reached. @returns false if that is known. @throws Refusal for too many changes */
   async setEndpoints(id: Id, endpoints: readonly Endpoint[]): Promise<boolean> {
     const { store } = this.#services;
     const known = await store.member(id);
     if (known === undefined || sameEndpoints(known.endpoints, endpoints)) return false;
+    if (!this.#rate.take(id, this.#services.now())) {
+      throw new Refusal('limit', 'endpoints_rate', 'too many changes of endpoints; wait');
+    }
     await store.write(async (tx) => {
       const member = await tx.member(id);
       if (member === undefined) return;
@@ -62,7 +74,8 @@ export class Presence {
   }
 
   close(): void {
-    for (const timer of this.#timers) clearTimeout(timer);
+    this.#closed = true;
+    for (const timer of this.#timers.values()) clearTimeout(timer);
     this.#timers.clear();
   }
 
@@ -77,13 +90,15 @@ export class Presence {
     if (changed) this.#changed(id);
   }
 
-  #later(ms: number, fn: () => Promise<void>): void {
+  #later(name: Id | '', ms: number, fn: () => Promise<void>): void {
+    if (this.#closed) return;
+    clearTimeout(this.#timers.get(name));
     const timer = setTimeout(() => {
-      this.#timers.delete(timer);
+      this.#timers.delete(name);
       fn().catch((err: unknown) => this.#services.log.error({ err }, 'presence was not stored'));
     }, ms);
     timer.unref();
-    this.#timers.add(timer);
+    this.#timers.set(name, timer);
   }
 }
 

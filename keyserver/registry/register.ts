@@ -21,6 +21,9 @@ const MAX_DRAWS = 1_000;
 /** New boot keys of a member: three at once, then one in 10 s (M7). */
 const BOOT_BURST = 3;
 const BOOTS_PER_SECOND = 0.1;
+/** Records of a boot key that is known: a control plane's restart or a renewal. Each is a write and a push to everybody. */
+const RENEWAL_BURST = 20;
+const RENEWALS_PER_SECOND = 1;
 
 /** What became of a registration; `changed` is false if everything was so already. */
 export interface Registered {
@@ -32,6 +35,7 @@ export interface Registered {
 export class BootRegistry {
   readonly #services: Services;
   readonly #rate = new TokenBuckets(BOOT_BURST, BOOTS_PER_SECOND);
+  readonly #renewals = new TokenBuckets(RENEWAL_BURST, RENEWALS_PER_SECOND);
 
   constructor(services: Services) {
     this.#services = services;
@@ -56,6 +60,9 @@ export class BootRegistry {
     );
     if (isNew && !this.#rate.take(id, time)) {
       throw new Refusal('limit', 'register_rate', 'too many new boot keys; wait 10 s');
+    }
+    if (!isNew && !this.#renewals.take(id, time)) {
+      throw new Refusal('limit', 'register_rate', 'too many records of one boot key; wait');
     }
     return store.write(async (tx) => {
       const member = await tx.member(id);

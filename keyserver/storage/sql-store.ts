@@ -7,7 +7,7 @@ import { z } from 'zod';
 import { type Id, orderedPair } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
 import { type Endpoint, endpointSchema } from '../../src/protocol/messages.js';
-import type { Role } from '../../src/protocol/records.js';
+import { type Role, TALKER_ROLES } from '../../src/protocol/records.js';
 import { PairwireError } from '../../src/runtime/errors.js';
 import { MemberCache, pairName, Touched } from './member-cache.js';
 import {
@@ -39,8 +39,7 @@ import type {
   StoreTransaction,
 } from './store.js';
 
-/** Roles that take part in traffic and therefore are in the roster of members. */
-export const TALKER_ROLES: readonly Role[] = ['host', 'plain', 'link'];
+/** `TALKER_ROLES` in SQL: they are in the roster of members. */
 const TALKERS = "m.role IN ('host', 'plain', 'link') AND m.state = 'active'";
 
 const MEMBER = `m.id, m.serial, m.role, m.state, m.channel, m.membership, m.membership_signature,

@@ -36,6 +36,8 @@ const CLIENT_IDLE_TIMEOUT = 2 * KEEPALIVE_INTERVAL + 5_000;
 const TICK_INTERVAL = 1_000;
 const MAX_CONNECTIONS = 20_000;
 const MAX_HALF_OPEN = 1_024;
+/** Sessions of one static key; an honest member has one, and for a moment the one before. */
+const MAX_PER_KEY = 64;
 /** Requests of one session that may wait for their handler before no more are read. */
 const MAX_IN_FLIGHT = 1_024;
 const REQUEST_TIMEOUT = 30_000;
@@ -44,6 +46,10 @@ const BACKOFF_FIRST = 100;
 const BACKOFF_MAX = 30_000;
 const BACKOFF_QUICK = 1_000;
 const QUICK_PERIOD = 30_000;
+/** A channel that ends sooner than this after it opened counts as a failure for the back-off. */
+const LIVED_MS = 5_000;
+/** What a server's refusal may say: it is shown to people. */
+const MAX_DETAIL = 200;
 /** How often one request is sent again because the server answered `expired`. */
 const MAX_EXPIRED_RESENDS = 5;
 
@@ -139,6 +145,7 @@ export interface ChannelServerOptions<Request> {
   readonly limits?: {
     readonly maxConnections?: number;
     readonly maxHalfOpen?: number;
+    readonly maxPerKey?: number;
     readonly handshakeTimeoutMs?: number;
     readonly idleTimeoutMs?: number;
     readonly tickMs?: number;
@@ -165,6 +172,8 @@ export class ChannelServer<Request> {
   readonly #options: ChannelServerOptions<Request>;
   readonly #shared: Shared<Request>;
   readonly #peers = new Set<ServerPeer<Request>>();
+  /** Sessions by static key, in the order of their arrival. */
+  readonly #byKey = new Map<string, Set<ServerPeer<Request>>>();
   /** In the order of their arrival: the oldest makes room for the next. */
   readonly #halfOpen = new Set<ServerPeer<Request>>();
   readonly #server: Server;
@@ -254,10 +263,30 @@ export class ChannelServer<Request> {
     this.#halfOpen.delete(peer);
     this.counters.established += 1;
     this.#count();
+    this.#limitKey(peer);
     this.#options.onSession?.(peer);
   }
 
+  /** One member can't take the connections of all others: its oldest session makes room. */
+  #limitKey(peer: ServerPeer<Request>): void {
+    const key = peer.remoteKey.toString('latin1');
+    const same = this.#byKey.get(key) ?? new Set();
+    this.#byKey.set(key, same.add(peer));
+    if (same.size <= (this.#options.limits?.maxPerKey ?? MAX_PER_KEY)) return;
+    for (const oldest of same) {
+      oldest.end('too_many_connections');
+      break;
+    }
+  }
+
+  #forgetKey(peer: ServerPeer<Request>): void {
+    const key = peer.remoteKey.toString('latin1');
+    const same = this.#byKey.get(key);
+    if (same?.delete(peer) === true && same.size === 0) this.#byKey.delete(key);
+  }
+
   #ended(peer: ServerPeer<Request>, reason: FailureReason): void {
+    this.#forgetKey(peer);
     const wasSession = !this.#halfOpen.delete(peer) && this.#peers.has(peer);
     this.#peers.delete(peer);
     this.#count();
@@ -562,6 +591,7 @@ interface Link {
   readonly startedAt: number;
   heardAt: number;
   pingedAt: number;
+  openedAt: number | undefined;
   ping: { readonly id: number; sealedAt: number | undefined } | undefined;
 }
 
@@ -697,6 +727,7 @@ export class ChannelClient {
       startedAt: now,
       heardAt: now,
       pingedAt: now,
+      openedAt: undefined,
       ping: undefined,
     };
     this.#link = link;
@@ -715,6 +746,7 @@ export class ChannelClient {
   }
 
   #opened(link: Link, renewed: boolean): void {
+    link.openedAt ??= this.#clock.bootMs();
     // The first record, at once: the server has nothing to say before it.
     this.#ping(link);
     if (renewed) link.transmitter.pump();
@@ -723,8 +755,6 @@ export class ChannelClient {
   }
 
   #message(link: Link, message: Envelope): void {
-    this.#failures = 0;
-    this.#downSince = undefined;
     const { id } = message;
     if (id === undefined) {
       this.#options.onPush?.(message);
@@ -757,8 +787,7 @@ export class ChannelClient {
       link.transmitter.offer(pending.bytes);
       return;
     }
-    const detail = typeof message.detail === 'string' ? message.detail : undefined;
-    pending.failed(new RequestError(code, detail));
+    pending.failed(new RequestError(code, detailOf(message.detail)));
   }
 
   #ping(link: Link): void {
@@ -779,6 +808,11 @@ export class ChannelClient {
     this.#link = undefined;
     if (this.#timer === undefined) return;
     const now = this.#clock.bootMs();
+    // One that ends again and again right after its handshake must not come back at once each time.
+    if (link.openedAt !== undefined && now - link.openedAt >= LIVED_MS) {
+      this.#failures = 0;
+      this.#downSince = undefined;
+    }
     this.#downSince ??= now;
     const retryInMs = this.#backoff(now - this.#downSince);
     // The same server once more, then round them all.
@@ -824,6 +858,12 @@ export class ChannelClient {
     this.#state = state;
     this.#options.onState?.(state);
   }
+}
+
+/** A server may be hostile: no control characters of its own reach a terminal. */
+function detailOf(value: unknown): string | undefined {
+  if (typeof value !== 'string') return undefined;
+  return value.slice(0, MAX_DETAIL).replace(/[^\x20-\x7e]/g, '?');
 }
 
 /** True from the first message 2 on, in a renewal too: what is offered then goes out afterwards. */

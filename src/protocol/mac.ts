@@ -43,8 +43,13 @@ export function isGroupMac(mac: MacAddress): boolean {
 export function whyNotOwnable(mac: MacAddress): string | undefined {
   if (isGroupMac(mac)) return 'is a group address';
   if (mac === '00:00:00:00:00:00') return 'is all zero';
-  if (mac.startsWith('00:00:5e:')) return 'lies in the block reserved for virtual routers';
+  if (isVirtualRouterMac(mac)) return 'lies in the block reserved for virtual routers';
   return undefined;
+}
+
+/** True for the IANA block of VRRP and the like (RFC 9542). */
+export function isVirtualRouterMac(mac: MacAddress): boolean {
+  return mac.startsWith('00:00:5e:');
 }
 
 /** The address that a member owns by default, docs/protocol.md section 5: locally administered, made from its id. */

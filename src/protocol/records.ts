@@ -7,12 +7,20 @@ import { z } from 'zod';
 import { PairwireError } from '../runtime/errors.js';
 import { KEY_SIZE, LABEL, SUITES } from './constants.js';
 import { type Id, idSchema } from './ids.js';
-import { defaultMac, type MacAddress, macSchema, whyNotOwnable } from './mac.js';
+import {
+  defaultMac,
+  isVirtualRouterMac,
+  type MacAddress,
+  macSchema,
+  whyNotOwnable,
+} from './mac.js';
 import { importPublic } from './public-keys.js';
 import { bytesSchema, openSigned, readUnverified, type Signed, signedSchema } from './signed.js';
 
 export const ROLES = ['host', 'plain', 'link', 'server', 'operator', 'viewer'] as const;
 export type Role = (typeof ROLES)[number];
+/** Roles that take part in traffic: only these have peers and are somebody's peer. */
+export const TALKER_ROLES: readonly Role[] = ['host', 'plain', 'link'];
 
 export const RIGHTS = ['router', 'dhcp', 'shared'] as const;
 export type Right = (typeof RIGHTS)[number];
@@ -158,7 +166,8 @@ export function ownMacs(grant: Grant, id: Id): readonly MacAddress[] {
   const macs = grant.macs.length > 0 ? grant.macs : [defaultMac(grant.subnet, id)];
   for (const mac of macs) {
     const why = whyNotOwnable(mac);
-    if (why !== undefined && !grant.rights.includes('shared')) {
+    // `shared` is for virtual routers; a group address can't be anybody's, whatever a grant says.
+    if (why !== undefined && !(grant.rights.includes('shared') && isVirtualRouterMac(mac))) {
       throw new PairwireError('RECORD_MISMATCH', `${mac} ${why}, so no grant may name it`, {
         where: id,
       });

@@ -3,9 +3,10 @@
  * contact. Text form: `pwt1_` and base64url of a MessagePack map.
  */
 import { createHmac } from 'node:crypto';
-import { decode, encode } from '@msgpack/msgpack';
+import { encode } from '@msgpack/msgpack';
 import { z } from 'zod';
 import { PairwireError } from '../runtime/errors.js';
+import { decodeMessage } from './channel/codec.js';
 import { KEY_SIZE, LABEL } from './constants.js';
 import { idSchema } from './ids.js';
 import { bytesSchema, signedSchema } from './signed.js';
@@ -51,7 +52,7 @@ export function parseToken(text: string): Token {
   }
   let body: unknown;
   try {
-    body = decode(Buffer.from(trimmed.slice(PREFIX.length), 'base64url'));
+    body = decodeMessage(Buffer.from(trimmed.slice(PREFIX.length), 'base64url'));
   } catch {
     throw malformed();
   }

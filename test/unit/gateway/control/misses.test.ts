@@ -168,4 +168,21 @@ describe('misses', () => {
     expect(bench.asked.length).toBe(1);
     bench.misses.stop();
   });
+
+  it('a worn key is asked for within the budget, whatever a hostile data plane says', async () => {
+    for (let i = 0; i < 1_000; i += 1) {
+      bench.misses.worn(mac(1));
+      bench.misses.worn(undefined);
+      await settled();
+    }
+    expect(bench.asked).toEqual([{ kind: 'mac', mac: mac(1) }, { kind: 'group' }]);
+    bench.now += 30_001;
+    bench.misses.worn(mac(1));
+    expect(bench.asked.length).toBe(3);
+  });
+
+  it('index 0, which no sender has, is never asked for', () => {
+    bench.misses.index(0, 1, false, from(1));
+    expect(bench.asked).toEqual([]);
+  });
 });

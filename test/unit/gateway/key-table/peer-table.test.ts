@@ -2,24 +2,24 @@
 import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { beforeEach, describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { PeerTable } from '../../../../gateway/key-table/peer-table.js';
 import { Pins } from '../../../../gateway/key-table/pins.js';
 import { Verifier } from '../../../../gateway/key-table/verifier.js';
 import { isUsable } from '../../../../gateway/underlay.js';
 import { parseId } from '../../../../src/protocol/ids.js';
+import { defaultMac } from '../../../../src/protocol/mac.js';
 import { generateRawKeyPair, importPublic } from '../../../../src/protocol/public-keys.js';
 import type { PairwireError } from '../../../../src/runtime/errors.js';
-import { NOW, RecordingDataPlane, SUBNET, TestOperator, TestPeer } from '../support/records.js';
+import { NOW, SUBNET, TestOperator, TestPeer } from '../support/records.js';
+import { PORT, WatchedPort } from '../support/watched-port.js';
 
 const KEY = Buffer.alloc(32, 9);
 
-class Bench {
+/** What it takes to judge records. */
+class Judge {
   readonly operator = new TestOperator();
   readonly pins = new Pins(undefined, this.operator.public);
-  readonly dataPlane = new RecordingDataPlane();
-  readonly refused: { id: string; code: string }[] = [];
-  readonly appeared: string[] = [];
   now = NOW;
   readonly verifier = new Verifier({
     subnet: SUBNET,
@@ -27,19 +27,32 @@ class Bench {
     pins: this.pins,
     now: () => this.now,
   });
-  readonly table = new PeerTable({
-    self: parseId('alice'),
-    port: 1,
-    verifier: this.verifier,
-    dataPlane: this.dataPlane,
-    acceptsEndpoint: (endpoint) => isUsable(endpoint.ip, false),
-    onRefused: (id, error: PairwireError) => this.refused.push({ id, code: error.code }),
-    onCommandFailed: () => {},
-    onAddress: (mac) => this.appeared.push(mac),
-  });
 
   peer(id: string): TestPeer {
     return new TestPeer(this.operator, id);
+  }
+}
+
+class Bench extends Judge {
+  readonly dataPlane: WatchedPort;
+  readonly failed: string[] = [];
+  readonly refused: { id: string; code: string }[] = [];
+  readonly appeared: string[] = [];
+  readonly table: PeerTable;
+
+  constructor(dataPlane: WatchedPort) {
+    super();
+    this.dataPlane = dataPlane;
+    this.table = new PeerTable({
+      self: parseId('alice'),
+      port: PORT,
+      verifier: this.verifier,
+      dataPlane,
+      acceptsEndpoint: (endpoint) => isUsable(endpoint.ip, false),
+      onRefused: (id, error: PairwireError) => this.refused.push({ id, code: error.code }),
+      onCommandFailed: (error) => this.failed.push(error.message),
+      onAddress: (mac) => this.appeared.push(mac),
+    });
   }
 }
 
@@ -47,11 +60,25 @@ describe('the peer table', () => {
   let bench: Bench;
   let bob: TestPeer;
   let carol: TestPeer;
+  let dir: string;
+  let dataPlane: WatchedPort;
   beforeEach(async () => {
-    bench = new Bench();
+    dir = mkdtempSync(join(tmpdir(), 'pw-table-'));
+    dataPlane = await WatchedPort.make(join(dir, 's'), 'alice', defaultMac(SUBNET, 'alice'));
+    bench = new Bench(dataPlane);
     bob = bench.peer('bob');
     carol = bench.peer('carol');
-    await bench.table.installAll(1);
+    await bench.table.installAll(dataPlane.boot);
+  });
+  afterEach(async () => {
+    // The data plane holds who is ready, with the generation that the table has, and refused nothing.
+    const ready = [...bench.table.entries()]
+      .filter((entry) => entry.state === 'ready')
+      .map((entry) => `${entry.id} ${entry.index} ${entry.key?.pwId ?? 'no key'}`);
+    expect(await dataPlane.holds()).toEqual(ready.sort());
+    expect(bench.failed).toEqual([]);
+    await dataPlane.close();
+    rmSync(dir, { recursive: true, force: true });
   });
 
   /** Bob and carol are ready; then bob's record changes: only bob may be touched. */
@@ -61,11 +88,11 @@ describe('the peer table', () => {
     expect(table.takeMember(carol.record(3, 100))).toBe(true);
     table.takePair(bob.id, { pwId: 1, key: KEY });
     table.takePair(carol.id, { pwId: 1, key: KEY });
-    bench.dataPlane.take();
+    dataPlane.told();
   }
   function expectOnlyBobStopped(code: string): void {
     expect(bench.refused).toEqual([{ id: 'bob', code }]);
-    expect(bench.dataPlane.take()).toEqual(['peer.remove bob']);
+    expect(dataPlane.told()).toEqual(['peer.remove bob']);
     expect(bench.table.get(bob.id)).toMatchObject({ state: 'refused', refusal: { code } });
     expect(bench.table.get(carol.id)?.state).toBe('ready');
     expect(bench.table.byMac(carol.mac)?.id).toBe('carol');
@@ -76,22 +103,22 @@ describe('the peer table', () => {
   it('installs a member and its key, and only once', async () => {
     await both();
     bench.table.takePair(bob.id, { pwId: 1, key: KEY });
-    expect(bench.dataPlane.take()).toEqual([]);
+    expect(dataPlane.told()).toEqual([]);
     expect(bench.table.byMac(bob.mac)?.id).toBe('bob');
     expect(bench.appeared).toContain(bob.mac);
   });
 
   it('a key that comes before its member waits for it', () => {
     bench.table.takePair(bob.id, { pwId: 4, key: KEY });
-    expect(bench.dataPlane.take()).toEqual([]);
+    expect(dataPlane.told()).toEqual([]);
     bench.table.takeMember(bob.record(2, 100));
-    expect(bench.dataPlane.take()).toEqual(['peer.set bob', 'key.pair bob 4']);
+    expect(dataPlane.told()).toEqual(['peer.set bob', 'key.pair bob 4']);
   });
 
   it('a new boot key of a peer derives new traffic keys from the same pair key', async () => {
     await both();
     bench.table.takeMember(bob.record(7, 101));
-    expect(bench.dataPlane.take()).toEqual(['peer.set bob', 'key.pair bob 1']);
+    expect(dataPlane.told()).toEqual(['peer.set bob', 'key.pair bob 1']);
     expect(bench.table.byIndex(2)).toBeUndefined();
     expect(bench.table.byIndex(7)?.id).toBe('bob');
   });
@@ -99,20 +126,20 @@ describe('the peer table', () => {
   it('a newer generation replaces the old one after a grace period; an older one is left', async () => {
     await both();
     bench.table.takePair(bob.id, { pwId: 2, key: Buffer.alloc(32, 1) });
-    expect(bench.dataPlane.take()).toEqual(['key.pair bob 2', 'key.drop bob 1']);
+    expect(dataPlane.told()).toEqual(['key.pair bob 2', 'key.drop bob 1']);
     bench.table.takePair(bob.id, { pwId: 1, key: KEY });
-    expect(bench.dataPlane.take()).toEqual([]);
+    expect(dataPlane.told()).toEqual([]);
   });
 
   it('a new data plane gets everything again', async () => {
     await both();
     bench.table.takeGroup({ pwId: 1, key: KEY });
-    bench.dataPlane.take();
+    dataPlane.told();
     bench.table.detached();
-    bench.table.takeMember(carol.record(3, 100, { boot: carol.boot(105) }));
-    expect(bench.dataPlane.take()).toEqual([]);
-    await bench.table.installAll(2);
-    expect(bench.dataPlane.take()).toEqual([
+    bench.table.takeMember(carol.record(4, 105));
+    expect(dataPlane.told()).toEqual([]);
+    await bench.table.installAll(await dataPlane.newBoot());
+    expect(dataPlane.told()).toEqual([
       'peer.set bob',
       'key.pair bob 1',
       'peer.set carol',
@@ -132,7 +159,7 @@ describe('the peer table', () => {
     bench.table.takeMember(carol.record(3, 100));
     bench.table.takePair(carol.id, { pwId: 1, key: KEY });
     bob = new TestPeer(bench.operator, 'bob', [carol.mac]);
-    bench.dataPlane.take();
+    dataPlane.told();
     expect(bench.table.takeMember(bob.record(2, 100))).toBe(false);
     expect(bench.refused).toEqual([{ id: 'bob', code: 'PIN_MISMATCH' }]);
     expect(bench.table.byMac(carol.mac)?.id).toBe('carol');
@@ -153,7 +180,7 @@ describe('the peer table', () => {
 
   it('a grant of a foreign operator stops that peer only', async () => {
     bench.table.takeMember(carol.record(3, 100));
-    bench.dataPlane.take();
+    dataPlane.told();
     bob = new TestPeer(bench.operator, 'bob', [], 'host', new TestOperator());
     expect(bench.table.takeMember(bob.record(2, 100))).toBe(false);
     expectOnlyBobStopped('RECORD_SIGNATURE');
@@ -164,7 +191,7 @@ describe('the peer table', () => {
     const boot = bob.boot(150, { notAfter: NOW - 1 });
     expect(bench.table.takeMember(bob.record(2, 150, { boot }))).toBe(true);
     expect(bench.refused).toEqual([]);
-    expect(bench.dataPlane.take()).toEqual(['peer.remove bob']);
+    expect(dataPlane.told()).toEqual(['peer.remove bob']);
     expect(bench.table.get(bob.id)?.state).toBe('absent');
     expect(bench.table.get(carol.id)?.state).toBe('ready');
   });
@@ -189,35 +216,55 @@ describe('the peer table', () => {
     expectOnlyBobStopped('RECORD_MISMATCH');
   });
 
+  it("an address that was one member's own is not shared by another, whatever its rights", async () => {
+    await both();
+    const mallory = new TestPeer(bench.operator, 'mallory', [carol.mac], 'host', bench.operator, [
+      'shared',
+    ]);
+    expect(bench.table.takeMember(mallory.record(4, 100))).toBe(false);
+    expect(bench.refused).toEqual([{ id: 'mallory', code: 'PIN_MISMATCH' }]);
+    expect(bench.table.byMac(carol.mac)?.id).toBe('carol');
+  });
+
+  it.each(['viewer', 'operator', 'server'] as const)(
+    'a %s is nobody to exchange frames with',
+    (role) => {
+      const member = new TestPeer(bench.operator, 'vera', [], role);
+      expect(bench.table.takeMember(member.record(4, 100))).toBe(false);
+      expect(bench.refused).toEqual([{ id: 'vera', code: 'RECORD_MISMATCH' }]);
+      expect(bench.table.byMac(member.mac)).toBeUndefined();
+    },
+  );
+
   it('a good record brings a stopped peer back', async () => {
     await both();
     bench.table.takeMember(bob.record(9, 99));
-    bench.dataPlane.take();
+    dataPlane.told();
     expect(bench.table.takeMember(bob.record(8, 101))).toBe(true);
-    expect(bench.dataPlane.take()).toEqual(['peer.set bob', 'key.pair bob 1']);
+    expect(dataPlane.told()).toEqual(['peer.set bob', 'key.pair bob 1']);
     expect(bench.table.get(bob.id)?.refusal).toBeUndefined();
   });
 
   it('pins outlast a member that was gone', async () => {
     await both();
     bench.table.gone(bob.id);
-    expect(bench.dataPlane.take()).toEqual(['peer.remove bob']);
+    expect(dataPlane.told()).toEqual(['peer.remove bob']);
     expect(bench.table.takeMember(bench.peer('bob').record(9, 500))).toBe(false);
   });
 
   it('who a full synchronisation does not name is gone, in the data plane too', async () => {
     await both();
     bench.table.beginFull();
-    bench.table.takeMember(carol.record(3, 101, {}), 1);
-    bench.dataPlane.take();
+    bench.table.takeMember(carol.record(4, 101), 1);
+    dataPlane.told();
     bench.table.endFull(['dave', 'carol']);
-    expect(bench.dataPlane.take()).toEqual(['peer.remove bob', 'peer.remove dave']);
+    expect(dataPlane.told()).toEqual(['peer.remove bob', 'peer.remove dave']);
     expect(bench.table.get(bob.id)).toBeUndefined();
   });
 
   it('a change that is older than one applied changes nothing', async () => {
     bench.table.takeMember(bob.record(2, 100), 10);
-    bench.dataPlane.take();
+    dataPlane.told();
     bench.table.takeMember(bob.record(2, 90), 9);
     bench.table.gone(bob.id, 8);
     expect(bench.refused).toEqual([]);
@@ -239,7 +286,7 @@ describe('the peer table', () => {
 
 describe('settings', () => {
   it('only newer ones of our operator are taken', () => {
-    const bench = new Bench();
+    const bench = new Judge();
     const { verifier, operator } = bench;
     expect(verifier.settings(operator.settings(3)).version).toBe(3);
     expect(verifier.settings(operator.settings(4, { hold: 0 })).hold).toBe(0);
@@ -257,7 +304,7 @@ describe('pins on the disk', () => {
     const dir = mkdtempSync(join(tmpdir(), 'pairwire-pins-'));
     const path = join(dir, 'pins.json');
     try {
-      const bench = new Bench();
+      const bench = new Judge();
       const bob = bench.peer('bob');
       const pins = new Pins(path, bench.operator.public);
       const make = (from: Pins) =>

@@ -1,16 +1,10 @@
-/** Members with real signatures, and a data plane that only writes down what it is told. */
-import type { CommandPort } from '../../../../gateway/dataplane/client.js';
-import type {
-  AnswerTo,
-  CommandFields,
-  CommandType,
-} from '../../../../gateway/dataplane/messages.gen.js';
+/** Members with real signatures. */
 import { LABEL } from '../../../../src/protocol/constants.js';
 import { type Id, parseId } from '../../../../src/protocol/ids.js';
 import { defaultMac, type MacAddress } from '../../../../src/protocol/mac.js';
 import type { PeerRecord } from '../../../../src/protocol/messages.js';
 import { generateRawKeyPair, importPrivate } from '../../../../src/protocol/public-keys.js';
-import type { Role, Settings } from '../../../../src/protocol/records.js';
+import type { Right, Role, Settings } from '../../../../src/protocol/records.js';
 import { type Signed, signRecord } from '../../../../src/protocol/signed.js';
 
 export const SUBNET = parseId('east');
@@ -22,7 +16,12 @@ export class TestOperator {
   readonly key = importPrivate('ed25519', this.#raw.privateKey);
   readonly public = this.#raw.publicKey;
 
-  grant(id: string, macs: readonly MacAddress[], role: Role = 'host'): Signed {
+  grant(
+    id: string,
+    macs: readonly MacAddress[],
+    role: Role = 'host',
+    rights: readonly Right[] = [],
+  ): Signed {
     return signRecord(
       LABEL.grant,
       {
@@ -33,7 +32,7 @@ export class TestOperator {
         home: 's1',
         macs,
         ips: [],
-        rights: [],
+        rights,
         uses: 1,
         notAfter: NOW,
       },
@@ -72,10 +71,11 @@ export class TestPeer {
     macs: readonly MacAddress[] = [],
     readonly role: Role = 'host',
     grantFrom: TestOperator = operator,
+    rights: readonly Right[] = [],
   ) {
     this.id = parseId(id);
     this.mac = macs[0] ?? defaultMac(SUBNET, id);
-    this.#membership = this.#makeMembership(grantFrom.grant(id, macs, role));
+    this.#membership = this.#makeMembership(grantFrom.grant(id, macs, role, rights));
   }
 
   boot(
@@ -123,25 +123,5 @@ export class TestPeer {
       this.#sign,
     );
     return signRecord(LABEL.member, { grant, identity, channel: this.#channel }, this.#sign);
-  }
-}
-
-/** Writes down every command; answers as a data plane would. */
-export class RecordingDataPlane implements CommandPort {
-  readonly commands: { readonly type: CommandType; readonly fields: Record<string, unknown> }[] =
-    [];
-
-  request<T extends CommandType>(type: T, fields: CommandFields<T>): Promise<AnswerTo<T>> {
-    this.commands.push({ type, fields: structuredClone(fields) as Record<string, unknown> });
-    return Promise.resolve({ t: 'done', id: 1 } as unknown as AnswerTo<T>);
-  }
-
-  /** `peer.set alice`, `key.pair alice 3`, ... since the last call. */
-  take(): string[] {
-    return this.commands.splice(0).map(({ type, fields }) => {
-      const generation = 'pwId' in fields ? ` ${String(fields.pwId)}` : '';
-      const peer = 'peer' in fields ? ` ${String(fields.peer)}` : '';
-      return `${type}${peer}${generation}`;
-    });
   }
 }

@@ -126,6 +126,32 @@ describe('a session', () => {
     await expect(c.client.request({ t: 'what' })).rejects.toMatchObject({ code: 'unsupported' });
   });
 
+  it('shows nothing of a refusal that could steer a terminal', async () => {
+    const s = await serve({
+      onRequest: () => {
+        throw new RequestError('refused', `\u001b[2J${'x'.repeat(500)}`);
+      },
+    });
+    const c = client(s.port);
+    await expect(c.client.request({ t: 'echo', n: 1 })).rejects.toMatchObject({
+      detail: `?[2J${'x'.repeat(196)}`,
+    });
+  });
+
+  it('makes room when there are too many of one key, and leaves other keys alone', async () => {
+    const s = await serve({ limits: { maxPerKey: 2 } });
+    const other = client(s.port, { staticKeys: generateKeyPair() });
+    await other.client.request({ t: 'echo', n: 0 });
+    // Quiet ones, which do not come back: their back-off is long.
+    for (let n = 0; n < 3; n += 1) {
+      const c = client(s.port, { random: () => 1_000 });
+      await c.client.request({ t: 'echo', n });
+    }
+    await until(() => s.ends.includes('too_many_connections'));
+    expect(s.server.counters.sessions).toBe(3);
+    expect(s.sessions.map((session) => session.closed)).toEqual([false, true, false, false]);
+  });
+
   it('closes for a message that the schema refuses, and lets the others live', async () => {
     const s = await serve();
     const bad = client(s.port);
@@ -311,6 +337,14 @@ describe('reconnect', () => {
     await until(() => c.states.filter((state) => state.kind === 'down').length >= 4);
     const delays = c.states.flatMap((state) => (state.kind === 'down' ? [state.retryInMs] : []));
     expect(delays.slice(0, 4)).toEqual([100, 200, 250, 250]);
+  });
+
+  it('does not become a storm at a server that hangs up after each handshake', async () => {
+    const s = await serve({ onSession: (session) => setTimeout(() => session.close(), 10) });
+    const c = client(s.port, { random: () => 1 });
+    await until(() => c.states.filter((state) => state.kind === 'down').length >= 4);
+    const delays = c.states.flatMap((state) => (state.kind === 'down' ? [state.retryInMs] : []));
+    expect(delays.slice(0, 4)).toEqual([100, 200, 400, 800]);
   });
 
   it('happens when the server falls silent', async () => {

@@ -161,6 +161,17 @@ describe('membership', () => {
     }
   });
 
+  it('a shared grant may name a virtual router, and still no group address', () => {
+    const shared = (text: string) =>
+      makeMember('alice', makeGrant({ macs: [mac(text)], rights: ['shared'] })).record;
+    expect(verifyMembership(subnet, shared('00:00:5e:00:01:01'), operatorPublic).id).toBe('alice');
+    for (const bad of ['ff:ff:ff:ff:ff:ff', '00:00:00:00:00:00']) {
+      expect(codeOf(() => verifyMembership(subnet, shared(bad), operatorPublic))).toBe(
+        'RECORD_MISMATCH',
+      );
+    }
+  });
+
   it('an expired grant is refused at enrolment', () => {
     const { grant } = verifyMembership(subnet, makeMember().record, operatorPublic);
     expect(codeOf(() => requireGrantValid(grant, 2_000_001))).toBe('RECORD_EXPIRED');
