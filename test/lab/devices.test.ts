@@ -53,7 +53,7 @@ const DEVICES: DeviceSpec[] = [
 
 const native = join(import.meta.dirname, '../../gateway/native');
 const tools = mkdtempSync(join(tmpdir(), 'pairwire-devices-tools-'));
-const stub = join(tools, 'stub-dataplane');
+const probe = join(tools, 'launch-probe');
 
 interface Lab {
   host: string;
@@ -113,7 +113,7 @@ async function broker(devices = DEVICES): Promise<DevicesClient> {
     runDirectory: lab.run,
     controlUser: CONTROL_UID,
     dataplaneUser: DATAPLANE_UID,
-    programs: { devices: lab.program, dataplane: stub },
+    programs: { devices: lab.program, dataplane: probe },
     dataplaneArguments: ['--extra', 'argument'],
   });
   lab.started.push(pidIn('devices.pid'), pidIn('dataplane.pid'));
@@ -137,7 +137,7 @@ function refusedStart(list: string | { file: string }, ...more: string[]): strin
 
 beforeAll(() => {
   if (process.geteuid?.() !== 0) throw new Error('the lab needs root');
-  sh('cc', '-O1', '-o', stub, join(import.meta.dirname, 'stub-dataplane.c'));
+  sh('cc', '-O1', '-o', probe, join(import.meta.dirname, 'launch-probe.c'));
 });
 afterAll(() => rmSync(tools, { recursive: true, force: true }));
 
@@ -189,7 +189,7 @@ afterEach(() => {
   for (const pid of pids) {
     // Only what is still the program that we started.
     if (!alive(pid)) continue;
-    if (!/stub-dataplane|pairwire-d/.test(readFileSync(`/proc/${pid}/cmdline`, 'utf8'))) continue;
+    if (!/launch-probe|pairwire-d/.test(readFileSync(`/proc/${pid}/cmdline`, 'utf8'))) continue;
     process.kill(pid, 'SIGKILL');
   }
   for (const namespace of [lab.host, lab.lan]) sh('ip', 'netns', 'del', namespace);

@@ -1,5 +1,7 @@
-/* Stands in for pairwire-dataplane in test/lab/devices.test.ts: takes the same arguments,
- * prints what the broker passes to it on standard error (the broker's log), does nothing. */
+/* A program for the broker to start in test/lab/devices.test.ts, that reports what it was given: user,
+ * arguments, descriptors, environment, and each message that the broker sends, on standard error (the
+ * broker's log). The real data plane can't report that, because its sandbox is already closed; tests of how
+ * the broker and the real one work together stand in the same file. */
 #define _GNU_SOURCE
 #include <poll.h>
 #include <stdio.h>
@@ -8,7 +10,7 @@
 #include <unistd.h>
 
 int main(int argc, char **argv) {
-  fprintf(stderr, "stub: pid %d uid %d gid %d sid %d args", getpid(), getuid(), getgid(), getsid(0) == getpid());
+  fprintf(stderr, "probe: pid %d uid %d gid %d sid %d args", getpid(), getuid(), getgid(), getsid(0) == getpid());
   for (int i = 1; i < argc; i++) fprintf(stderr, " %s", argv[i]);
   int count = 0;
   for (int fd = 0; fd < 1024; fd++) count += !(dup2(fd, fd) < 0);
@@ -26,7 +28,7 @@ int main(int argc, char **argv) {
       struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
       if (recvmsg(connections[i], &message, 0) <= 0) { close(connections[i]); connections[i] = connections[--used]; continue; }
       struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-      fprintf(stderr, "stub: got %s %s\n", text, header && header->cmsg_type == SCM_RIGHTS ? "with a descriptor" : "alone");
+      fprintf(stderr, "probe: got %s %s\n", text, header && header->cmsg_type == SCM_RIGHTS ? "with a descriptor" : "alone");
     }
     if (waiting[0].revents && used < 16) connections[used++] = accept(4, NULL, NULL);
   }
