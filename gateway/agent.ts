@@ -51,7 +51,7 @@ const PORT = 1;
 const NO_TAG = 0;
 /** The data plane chooses the fastest AEAD backend that this machine has. */
 const AUTO_BACKEND = 'auto';
-/** The hold queue of 02-wire: 1 s, 4 MiB in all; frames for each destination come from the settings. */
+/** The hold queue: 1 s, 4 MiB in all; frames for each destination come from the settings. */
 const HOLD_MS = 1_000;
 const HOLD_BYTES = 4 * 1_048_576;
 /** Settings until the operator's are known: the strictest of each. */

@@ -90,7 +90,7 @@ export function endpointsOf(rules: EndpointRules, addresses: readonly LocalAddre
 
 /**
  * False for addresses that no other machine may make us send to: unspecified, loopback (unless
- * configured), link-local, multicast, reserved (08-attacks M13).
+ * configured), link-local, multicast, reserved (threats.md M13).
  */
 export function isUsable(ip: Uint8Array, loopback: boolean): boolean {
   const bytes = Buffer.from(ip);

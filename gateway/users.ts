@@ -1,6 +1,6 @@
 /**
  * Users of this machine: who runs us, and giving up root for good. The control plane needs no
- * rights beyond its user (08-attacks M4).
+ * rights beyond its user (threats.md M4).
  */
 import {
   closeSync,

@@ -1,5 +1,5 @@
 /**
- * Commands of the key server (06-cli.md): init, keyserver, token, settings, and the lists
+ * Commands of the key server: init, keyserver, token, settings, and the lists
  * members, keys, macs, audit. Each takes --json and has an example in its --help.
  */
 import { type Command, Option } from 'commander';

@@ -7,7 +7,7 @@
  *
  * and each is, in this order: already asked, known not to exist, in the table after all
  * (installed again), over budget, or asked. Inbound misses have a budget of their own, by source
- * prefix and in all, and can never use up the share of outbound ones (08-attacks C10): the two
+ * prefix and in all, and can never use up the share of outbound ones (threats.md C10): the two
  * sums stay below the key server's limit of 50/s, burst 500, for each member.
  */
 import type { MacAddress } from '../../src/protocol/mac.js';

@@ -5,7 +5,7 @@
  *
  * The loop is level-triggered: it compares what was told with what is true, so a lost push, a
  * reconnect, a new boot key and a new address all lead to the same few requests. Pushes are
- * hints; `sync` with a cursor is what counts (08-attacks M18), and only it renews the lease.
+ * hints; `sync` with a cursor is what counts (threats.md M18), and only it renews the lease.
  */
 import { createHash, type KeyObject, randomBytes } from 'node:crypto';
 import { setImmediate as yieldToOthers } from 'node:timers/promises';

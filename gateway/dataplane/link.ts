@@ -1,6 +1,6 @@
 /**
  * Keeps this control plane attached to whatever data plane runs: connects, claims control with
- * an epoch that only grows (08-attacks M19), and starts over when the data plane is gone.
+ * an epoch that only grows (threats.md M19), and starts over when the data plane is gone.
  *
  *   connecting --attached--> attached --closed--> waiting --time--> connecting
  *   any --stop--> stopped

@@ -6,7 +6,7 @@
  *
  * The table holds state, not events: `installAll` brings a data plane that knows nothing to
  * the same state, and every command may be repeated, because a key that the data plane holds is
- * left as it is (08-attacks C1). Commands of one peer leave in the order of the calls.
+ * left as it is (threats.md C1). Commands of one peer leave in the order of the calls.
  */
 import { createHash } from 'node:crypto';
 import { fields } from '../../src/protocol/fields.js';
@@ -19,7 +19,7 @@ import type { CommandPort } from '../dataplane/client.js';
 import type { CommandFields } from '../dataplane/messages.gen.js';
 import type { VerifiedPeer, Verifier } from './verifier.js';
 
-/** How long a former generation may still be heard (05-keyserver, Rekeying). */
+/** How long a former generation may still be heard. */
 const GRACE_MS = 10_000;
 /** Commands sent before their answers are awaited, when everything is installed anew. */
 const BATCH = 256;

@@ -1,6 +1,6 @@
 /**
  * Judges what the key server says about members: every signature is checked here, against the
- * pinned operator key, and every claim against the pins (08-attacks C4). The key server
+ * pinned operator key, and every claim against the pins (threats.md C4). The key server
  * introduces; it is not believed.
  *
  * Error contract: a throw leaves verifier and pins as they were, and concerns that member only.

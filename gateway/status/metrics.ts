@@ -1,7 +1,7 @@
 /**
  * /metrics for Prometheus, filled from the status snapshot each time it is asked for, so that
  * nothing is counted twice. Series for each peer are opt-in, because they tell local readers who
- * talks to whom (08-attacks M19).
+ * talks to whom (threats.md M19).
  */
 import { type Counter, type Gauge, Registry } from 'prom-client';
 import { Metrics } from '../../src/runtime/metrics.js';

@@ -1,5 +1,5 @@
 /**
- * Key requests (05-keyserver): (requester, destination MAC) from a sender, (requester, sender
+ * Key requests (docs/protocol.md 6.5): (requester, destination MAC) from a sender, (requester, sender
  * index, kid) from a receiver that lacks the key. Only the member itself may ask; its far end
  * learns of it before it gets its answer.
  */

@@ -1,6 +1,6 @@
 /**
  * Pair keys: made on the first request, exactly once, even if both ends ask in the same
- * millisecond (the store's primary key decides). Until the KMS issue they lie in the
+ * millisecond (the store's primary key decides). Until there is a KMS, they lie in the
  * database in clear.
  */
 import { randomBytes } from 'node:crypto';

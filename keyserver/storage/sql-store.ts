@@ -1,5 +1,5 @@
 /**
- * The store in SQL that SQLite and PostgreSQL both run (05-keyserver, Storage). Which
+ * The store in SQL that SQLite and PostgreSQL both run. Which
  * database it is, is the driver's business.
  */
 import { decode, encode } from '@msgpack/msgpack';

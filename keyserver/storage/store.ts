@@ -6,7 +6,7 @@
  * settles only when the commit is on the disk; so whatever was answered after it survives
  * kill -9 and a power cut. `fn` may await nothing but its own transaction.
  *
- * Until the KMS issue, keys lie in the store in clear (file mode 0600) and identity
+ * Until there is a KMS, keys lie in the store in clear (file mode 0600) and identity
  * documents are served in clear.
  */
 import type { Id } from '../../src/protocol/ids.js';

@@ -1,5 +1,5 @@
 /**
- * Speed of the key server (05-keyserver.md, "Scale to reach"), as JSON on standard output:
+ * Speed of the key server, as JSON on standard output:
  *
  *   npx tsx scripts/benchmark/key-server.ts [--seconds 3] [--members 100000] [--pairs 1000000]
  *

@@ -5,7 +5,7 @@
  *
  * The data plane has its own implementation. This one serves tests, vectors and tools;
  * it never seals live traffic, because a counter under a traffic key belongs to the
- * data plane alone (08-attacks C1: one sealer for each key).
+ * data plane alone (threats.md C1: one sealer for each key).
  */
 import { gcm } from '@noble/ciphers/aes.js';
 import { chacha20poly1305 } from '@noble/ciphers/chacha.js';

@@ -13,7 +13,7 @@ import { bytesSchema, signedSchema } from './signed.js';
 
 /** Most rows in one answer; the rest comes with the next cursor. */
 export const MAX_ROWS = 500;
-/** Most addresses that a member may report (04-gateway, Endpoints). */
+/** Most addresses that a member may report. */
 export const MAX_ENDPOINTS = 8;
 
 const requestId = z.int().min(0).max(Number.MAX_SAFE_INTEGER);

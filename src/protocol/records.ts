@@ -39,7 +39,7 @@ export const grantSchema = z.strictObject({
   /** The member's id; ends with `*` where one token serves several ids with this beginning. */
   id: z.string().regex(/^[a-z0-9][a-z0-9._-]{0,61}\*?$/),
   role: z.enum(ROLES),
-  /** The server where the id is at home (cascade, 05-keyserver). */
+  /** The server where the id is at home (for cascaded servers). */
   home: idSchema,
   macs: z.array(macSchema).max(MAX_MACS),
   ips: z.array(prefixSchema).max(MAX_IPS),

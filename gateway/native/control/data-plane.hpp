@@ -50,7 +50,7 @@ class DataPlane {
   void wipe();
   [[nodiscard]] bool empty() const { return ports_.empty(); }
 
-  /// Set when server time jumped forward: this machine may be the copy of another (08-attacks C9).
+  /// Set when server time jumped forward: this machine may be the copy of another (threats.md C9).
   /// The keys are gone by then; the process has to end.
   [[nodiscard]] bool snapshot_suspected() const { return snapshot_suspected_; }
 

@@ -369,7 +369,7 @@ void Server::check_orphan(std::uint64_t now_ms) {
 }
 
 /// The kernel tells of a new VM generation id: this machine is a copy of one that may still run, or
-/// was set back in time. Its keys and counters are then in use elsewhere (08-attacks C9).
+/// was set back in time. Its keys and counters are then in use elsewhere (threats.md C9).
 void Server::check_uevents() {
   std::array<char, 8192> buffer;
   for (;;) {

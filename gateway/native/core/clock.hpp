@@ -33,7 +33,7 @@ namespace pairwire {
 class ServerClock {
  public:
   /// A forward jump by more than this is what a machine sees that was resumed from a memory
-  /// snapshot: its own time stood still meanwhile (08-attacks C9). Clocks drift by far less between
+  /// snapshot: its own time stood still meanwhile (threats.md C9). Clocks drift by far less between
   /// samples.
   static constexpr std::int64_t kSnapshotJumpMs = 2000;
 

@@ -10,7 +10,7 @@
 //  7. commit         the frame is part of the super-frame, or starts the next one
 //  8. write_out      one write to the TAP for each super-frame, with a vnet header that is made
 //  from
-//                    nothing but our own parse (08-attacks C7)
+//                    nothing but our own parse (threats.md C7)
 //
 // Path frames leave at step 4: receive_path.
 //
@@ -31,7 +31,7 @@
 namespace pairwire {
 namespace {
 
-/// What strangers can make wait. docs/protocol.md wants no more; 08-attacks C10.
+/// What strangers can make wait. docs/protocol.md wants no more; threats.md C10.
 constexpr std::size_t kHeldPerKey = 4;
 constexpr std::size_t kHeldFrames = 256;
 constexpr std::size_t kHeldBytes = std::size_t{1} << 20;

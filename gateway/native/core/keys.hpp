@@ -2,7 +2,7 @@
 //
 // A key is named by the SHA-256 digest of its bytes. Counter (sending) and window (receiving)
 // belong to the digest, not to the key object: whoever installs the same bytes again, after
-// whatever removal, goes on with the same counter and window (08-attacks C1, KRACK). A digest is
+// whatever removal, goes on with the same counter and window (threats.md C1, KRACK). A digest is
 // forgotten only together with the boot key or group key generation it was derived from: then the
 // bytes can't come again.
 #pragma once

@@ -129,7 +129,7 @@ void Outbound::take(Bytes packet, bool held) {
 }
 
 /// Our own frames as plaintext: the underlay lies in the same bridge, or a route for the underlay
-/// leads into the TAP (08-attacks C11). A datagram is one of ours if it is from or to our port and
+/// leads into the TAP (threats.md C11). A datagram is one of ours if it is from or to our port and
 /// begins like a sealed frame: the port number alone may be used by somebody else inside.
 bool Outbound::is_loop(ConstBytes frame, const PortSettings& settings) const {
   const ParsedFrame parsed = parse_frame(frame);

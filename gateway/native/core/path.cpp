@@ -10,7 +10,7 @@
 //
 // A frame from another address (`heard_elsewhere`) starts a trial: a probe there and one to the
 // endpoint in use. Who only copies our traffic can get an answer from there too, so the endpoint
-// moves only if the old one does not answer meanwhile (QUIC, RFC 9000 section 9.3.3; 08-attacks
+// moves only if the old one does not answer meanwhile (QUIC, RFC 9000 section 9.3.3; threats.md
 // M13).
 #include "core/path.hpp"
 

@@ -302,7 +302,7 @@ void PortTables::set_macs(Peer& peer, std::vector<MacAddress> macs) {
   }
   for (const MacAddress& mac : macs) {
     destinations_.set(mac.to_integer(), &peer);
-    // A negative answer ends with the first positive one (08-attacks, minor 18).
+    // A negative answer ends with the first positive one.
     if (const auto refused = refused_macs_.find(mac.to_integer()); refused != refused_macs_.end()) {
       refused_.erase(mac.to_integer());
       rcu_.retire(std::move(refused->second));
@@ -566,7 +566,7 @@ void PortTables::retire_group(std::uint64_t pw_id) {
     if (generation->send && group_send_.load(std::memory_order_relaxed) == generation->send.get()) {
       group_send_.store(nullptr, std::memory_order_release);
     }
-    // The server may push the same KEY_M once more (08-attacks C1). Moving the store leaves the
+    // The server may push the same KEY_M once more (threats.md C1). Moving the store leaves the
     // windows, which workers may still use, where they are.
     auto kept = std::make_unique<RetiredGroup>();
     kept->pw_id = generation->pw_id;

@@ -295,7 +295,7 @@ TEST_CASE("server: devices, a port, keys; orphaned, everything goes") {
   CHECK(third.call(port_set()) == Types{"done"});  // The devices are still here.
 }
 
-TEST_CASE("server: a forward jump of server time wipes and ends for a restart (08-attacks C9)") {
+TEST_CASE("server: a forward jump of server time wipes and ends for a restart (threats.md C9)") {
   ServerBench bench;
   Client client(bench);
   CHECK(client.call(command::Attach{1}) == Types{"attached"});

@@ -157,7 +157,7 @@ TEST_CASE("rcu map: readers while the writer changes everything") {
   CHECK(domain.reclaim() == 0);
 }
 
-TEST_CASE("keys: installing again is a no-op for counter and window (08-attacks C1)") {
+TEST_CASE("keys: installing again is a no-op for counter and window (threats.md C1)") {
   Bench bench;
   Peer& peer = bench.add("bob", 2);
   const auto key = bench.random.array<32>();

@@ -1,9 +1,9 @@
 /**
- * Migration 1: the lists of 05-keyserver.md, "What it knows". The SQL is what SQLite and
+ * Migration 1: what the key server knows. The SQL is what SQLite and
  * PostgreSQL both run: TEXT, BIGINT, SMALLINT and BYTEA only (SQLite stores a BYTEA column
  * as the blob that was bound), no sequences, no collation-dependent checks.
  *
- * Until the KMS issue, `key` columns hold keys in clear, protected by the file's mode 0600
+ * Until there is a KMS, `key` columns hold keys in clear, protected by the file's mode 0600
  * alone, and memberships carry their identity documents in clear.
  */
 import type { Migration } from './migration.js';
