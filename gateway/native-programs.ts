@@ -13,10 +13,18 @@ export function projectRoot(): string {
   return folder;
 }
 
-/** The version in package.json. */
+let version: string | undefined;
+
+/**
+ * The version in package.json. Read once: a process that has given up root may not get into the
+ * folder any more (a checkout in somebody's home).
+ */
 export function packageVersion(): string {
-  const text = readFileSync(join(projectRoot(), 'package.json'), 'utf8');
-  return z.object({ version: z.string() }).parse(JSON.parse(text)).version;
+  if (version === undefined) {
+    const text = readFileSync(join(projectRoot(), 'package.json'), 'utf8');
+    version = z.object({ version: z.string() }).parse(JSON.parse(text)).version;
+  }
+  return version;
 }
 
 /** A build for benchmarks or tests, in place of the ordinary one. */

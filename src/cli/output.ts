@@ -117,6 +117,7 @@ export function createProgram(name: string, about: string): Command {
 
 /** Runs a program. @returns the exit code: 2 for wrong use, else what the command set */
 export async function runProgram(program: Command, argv: readonly string[]): Promise<number> {
+  process.stdout.on('error', endOnBrokenPipe);
   try {
     await program.parseAsync([...argv], { from: 'user' });
   } catch (thrown) {
@@ -124,6 +125,12 @@ export async function runProgram(program: Command, argv: readonly string[]): Pro
     return thrown.exitCode === 0 ? EXIT.done : EXIT.usage;
   }
   return typeof process.exitCode === 'number' ? process.exitCode : EXIT.done;
+}
+
+/** Whoever read our output has seen enough (`pairwire audit | head`): end as other programs do. */
+function endOnBrokenPipe(error: Error): void {
+  if ('code' in error && error.code === 'EPIPE') process.exit(EXIT.done);
+  throw error;
 }
 
 const UNITS: Readonly<Record<string, number>> = {
