@@ -7,7 +7,7 @@ import Table from 'cli-table3';
 import { Command, CommanderError } from 'commander';
 import pc from 'picocolors';
 import { z } from 'zod';
-import { messageOf, PairwireError } from '../runtime/errors.js';
+import { describe, messageOf, PairwireError } from '../runtime/errors.js';
 
 export const EXIT = { done: 0, failed: 1, usage: 2 } as const;
 
@@ -175,14 +175,7 @@ interface DescribedError {
 }
 
 function describeError(thrown: unknown): DescribedError {
-  if (thrown instanceof PairwireError) {
-    return {
-      code: thrown.code,
-      message: thrown.message,
-      ...(thrown.where === undefined ? {} : { where: thrown.where }),
-      ...(thrown.hint === undefined ? {} : { hint: thrown.hint }),
-    };
-  }
+  if (thrown instanceof PairwireError) return describe(thrown);
   if (thrown instanceof z.ZodError) {
     const text = thrown.issues
       .map(({ path, message }) => (path.length === 0 ? message : `${path.join('.')}: ${message}`))

@@ -85,6 +85,24 @@ export class PairwireError extends Error {
   }
 }
 
+/** An error as our own log and our own user see it. */
+export interface ErrorDescription {
+  readonly code: ErrorCode;
+  readonly message: string;
+  readonly where?: string;
+  readonly hint?: string;
+}
+
+/** What a log line and the command line say of an error; fields that it does not have are left out. */
+export function describe(error: PairwireError): ErrorDescription {
+  return {
+    code: error.code,
+    message: error.message,
+    ...(error.where === undefined ? {} : { where: error.where }),
+    ...(error.hint === undefined ? {} : { hint: error.hint }),
+  };
+}
+
 /** The message of anything that was thrown. */
 export function messageOf(thrown: unknown): string {
   return thrown instanceof Error ? thrown.message : String(thrown);

@@ -7,7 +7,7 @@
  */
 import { type DestinationStream, type Logger, type LoggerOptions, pino } from 'pino';
 import pretty from 'pino-pretty';
-import { PairwireError } from './errors.js';
+import { describe, PairwireError } from './errors.js';
 
 export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'silent'] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
@@ -61,14 +61,7 @@ export function createLogger(
 
 /** An error as it stands in the log: code, text, where, hint; the stack only of what nobody expected. */
 function describeError(thrown: unknown): unknown {
-  if (thrown instanceof PairwireError) {
-    return {
-      code: thrown.code,
-      message: thrown.message,
-      ...(thrown.where === undefined ? {} : { where: thrown.where }),
-      ...(thrown.hint === undefined ? {} : { hint: thrown.hint }),
-    };
-  }
+  if (thrown instanceof PairwireError) return describe(thrown);
   if (thrown instanceof Error) {
     return { type: thrown.name, message: thrown.message, stack: thrown.stack };
   }
