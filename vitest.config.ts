@@ -1,3 +1,4 @@
+import { availableParallelism } from 'node:os';
 import { defineConfig } from 'vitest/config';
 
 /**
@@ -12,6 +13,9 @@ export default defineConfig({
           name: 'unit',
           include: ['test/unit/**/*.test.ts', 'test/style/**/*.test.ts'],
           testTimeout: 30_000,
+          hookTimeout: 60_000,
+          // Most of them wait for a time-out or for another process: more at a time than there are processors.
+          maxWorkers: 2 * availableParallelism(),
         },
       },
       {

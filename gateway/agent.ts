@@ -13,51 +13,83 @@
 import { EventEmitter } from 'node:events';
 import { existsSync } from 'node:fs';
 import { encode } from '@msgpack/msgpack';
-import { ChannelClient, type ClientState, type ServerEndpoint } from '../src/net/channel-tcp.js';
+import { formatChannelAddress, parseChannelAddress } from '../src/net/address.js';
+import { ChannelClient, type ClientState } from '../src/net/channel-client.js';
+import type { ServerEndpoint } from '../src/net/client-link.js';
 import { decodeMessage } from '../src/protocol/channel/codec.js';
+import { RELAY_KEY_SIZE } from '../src/protocol/constants.js';
 import type { Id } from '../src/protocol/ids.js';
-import { macFromBytes, macToBytes } from '../src/protocol/mac.js';
-import type { Endpoint } from '../src/protocol/messages.js';
+import { type MacAddress, macFromBytes, macToBytes } from '../src/protocol/mac.js';
+import type { Endpoint, RelayOffer } from '../src/protocol/messages.js';
+import { probeKey } from '../src/protocol/probe.js';
 import { importPublic } from '../src/protocol/public-keys.js';
-import type { Settings } from '../src/protocol/records.js';
+import type { Role, Settings } from '../src/protocol/records.js';
 import { type Signed, signedSchema } from '../src/protocol/signed.js';
 import { type Clock, ServerTime, SystemClock } from '../src/runtime/clock.js';
 import { messageOf, PairwireError } from '../src/runtime/errors.js';
 import { readSecretFile, writeFileAtomic } from '../src/runtime/files.js';
 import type { Logger } from '../src/runtime/log.js';
 import { type MetricsServer, serveMetrics } from '../src/runtime/metrics.js';
-import { type GatewayConfig, loadGatewayConfig, splitHostPort } from './config.js';
+import { BootKeys, PEERS_NAMED } from './boot-keys.js';
+import {
+  type GatewayConfig,
+  insideInterfaces,
+  loadGatewayConfig,
+  type PortConfig,
+  splitHostPort,
+} from './config.js';
 import { Misses } from './control/misses.js';
-import { machineDigest, type OwnBoot, Session } from './control/session.js';
+import { machineDigest, type Registration, Session } from './control/session.js';
 import { DataPlaneLink } from './dataplane/link.js';
 import type { AnswerTo, Event } from './dataplane/messages.gen.js';
 import type { Devices } from './devices.js';
+import { Bindings } from './guard/bindings.js';
+import { Claims } from './guard/claims.js';
+import { GuardedReports } from './guard/guarded.js';
+import { rightsBits } from './guard/rights.js';
 import { type GatewayIdentity, loadIdentity } from './identity.js';
 import { PeerTable } from './key-table/peer-table.js';
 import { Pins } from './key-table/pins.js';
 import { Verifier } from './key-table/verifier.js';
 import type { GatewayPaths } from './paths.js';
+import { Outside } from './plain/outside.js';
+import { Reporter } from './plain/reporter.js';
+import { TokenBucket } from './rate-limit.js';
 import { GatewayState } from './state.js';
 import { buildStatus } from './status/build.js';
 import { GatewayMetrics } from './status/metrics.js';
 import { Rates } from './status/rates.js';
 import type { Status } from './status/snapshot.js';
 import { ControlSocket, type ControlVerb } from './status/socket.js';
-import { broadcastsOf, endpointsOf, isUsable, localAddresses, type MtuPlan } from './underlay.js';
+import {
+  broadcastsOf,
+  endpointsOf,
+  isOnOwnNetwork,
+  isUsable,
+  localAddresses,
+  MAX_OUTER_PACKET,
+  type MtuPlan,
+} from './underlay.js';
 
 /** The only port of this version. */
 const PORT = 1;
-/** Only the transport `ethernet` has subnet tags. */
-const NO_TAG = 0;
 /** The data plane chooses the fastest AEAD backend that this machine has. */
 const AUTO_BACKEND = 'auto';
+/** The data plane takes as many helpers as suit the machine. */
+const AUTO_HELPERS = 255;
 /** The hold queue: 1 s, 4 MiB in all; frames for each destination come from the settings. */
 const HOLD_MS = 1_000;
 const HOLD_BYTES = 4 * 1_048_576;
 /** Settings until the operator's are known: the strictest of each. */
 const INITIAL = { suite: 'aes-256-gcm', freshnessMs: 30_000, hold: 64 } as const;
 
+/** How often the key server is told of peers that send with an older key, whatever the data plane says. */
+const NOTICES = { perSecond: 1, burst: 10 } as const;
+
+/** 4095 is no VLAN, and a request about one would end our channel. */
+const LAST_VLAN = 4_094;
 const CLOCK_TICK_MS = 1_000;
+const BOOT_TICK_MS = 1_000;
 const UNDERLAY_TICK_MS = 3_000;
 const STATS_TIMEOUT_MS = 2_000;
 const ROLLBACK_SYNC_MS = 1_000;
@@ -91,7 +123,14 @@ export class Agent extends EventEmitter<AgentEvents> {
   readonly #pins: Pins;
   readonly #verifier: Verifier;
   readonly #table: PeerTable;
+  readonly #boots: BootKeys;
   readonly #misses: Misses;
+  readonly #outside: Outside;
+  readonly #reporter: Reporter;
+  readonly #bindings: Bindings;
+  readonly #claims: Claims;
+  readonly #guarded: GuardedReports;
+  readonly #notices: TokenBucket;
   readonly #link: DataPlaneLink;
   readonly #time: ServerTime;
   readonly #channel: ChannelClient;
@@ -104,7 +143,6 @@ export class Agent extends EventEmitter<AgentEvents> {
   #metrics: MetricsServer | undefined;
   #timers: NodeJS.Timeout[] = [];
   #settings: Settings | undefined;
-  #boot: OwnBoot | undefined;
   #instance: Buffer | undefined;
   #backends: readonly string[] = [];
   /** Peers that a running data plane had when we came. */
@@ -117,6 +155,8 @@ export class Agent extends EventEmitter<AgentEvents> {
   #channelState: ClientState = { kind: 'stopped' };
   #connects = 0;
   #commandsFailed = 0;
+  /** The data plane was told of a relay. */
+  #relayed = false;
   #rollbackSyncAt = Number.NEGATIVE_INFINITY;
   /** The cipher that the data plane's port was made for. */
   #suite: string | undefined;
@@ -133,10 +173,12 @@ export class Agent extends EventEmitter<AgentEvents> {
     this.#clock = options.clock ?? new SystemClock();
     const operator = Buffer.from(config.operator, 'base64url');
     this.#identity = loadIdentity(paths, config.subnet, config.member, operator);
+    requireKind(this.#portConfig(), this.#identity.member.role, paths.config);
     this.#state = new GatewayState(paths.state);
     this.#pins = new Pins(paths.pins, operator);
     this.#pins.onWriteError = (thrown) =>
       this.#log.error({ reason: messageOf(thrown) }, 'the pins could not be written');
+    this.#pins.onRevokedOver = () => this.#count('REVOKED_OVER');
     this.#time = new ServerTime(this.#clock, (differenceMs) =>
       this.#log.warn({ differenceMs: Math.round(differenceMs) }, 'key-server time has jumped'),
     );
@@ -161,11 +203,75 @@ export class Agent extends EventEmitter<AgentEvents> {
       port: PORT,
       verifier: this.#verifier,
       dataPlane: this.#link,
-      acceptsEndpoint: (endpoint) => isUsable(endpoint.ip, this.#config.transport.loopback),
+      acceptsEndpoint: (endpoint) => this.#acceptsEndpoint(endpoint),
+      isNear: (endpoint) => isOnOwnNetwork(endpoint.ip),
       onRefused: (id, error) => this.#refusedMember(id, error),
       onCommandFailed: (error) => this.#commandFailed(error),
+      onPrepared: (peer) => this.#session.prepared(peer),
+      onGroupPrepared: () => this.#session.groupPrepared(),
       onAddress: (mac) => this.#misses.appeared(mac),
+      ...(this.#portConfig().kind === 'plain'
+        ? { probeKey: ({ key, pwId }) => probeKey(key, config.subnet, pwId) }
+        : {}),
     });
+    this.#outside = new Outside({
+      port: PORT,
+      dataPlane: this.#link,
+      now: () => this.#clock.bootMs(),
+      onAddress: (mac) => this.#misses.appeared(mac),
+      onCommandFailed: (error) => this.#commandFailed(error),
+    });
+    this.#reporter = new Reporter({
+      now: () => this.#clock.bootMs(),
+      serverNow: now,
+      send: (report) => this.#session.report(report),
+      onFailed: (thrown, retryInMs) =>
+        this.#log.warn(
+          { reason: messageOf(thrown), retryInMs: Math.round(retryInMs) },
+          'the key server could not be told what the plain port has seen: trying again',
+        ),
+    });
+    this.#bindings = new Bindings({
+      port: PORT,
+      dataPlane: this.#link,
+      onCommandFailed: (error) => this.#commandFailed(error),
+    });
+    this.#claims = new Claims({
+      now: () => this.#clock.bootMs(),
+      macs: this.#identity.member.macs,
+      send: (entries) => this.#session.bind(entries),
+      onRefused: (ips) =>
+        this.#log.warn(
+          { ips },
+          'the key server did not take IP addresses of this machine: others may refuse its ARP. Somebody else has them, or the grant does not name them: see `pairwire ip` and `pairwire audit` at the key server',
+        ),
+    });
+    this.#guarded = new GuardedReports({
+      now: () => this.#clock.bootMs(),
+      send: (entries) => this.#session.guarded(entries),
+      onGuarded: ({ kind, peer, mac, ip }) =>
+        this.#log.warn(
+          { kind, from: peer ?? 'this side', mac, ...(ip === undefined ? {} : { ip }) },
+          'the address guard refused frames; the key server writes them down',
+        ),
+    });
+    this.#boots = new BootKeys({
+      port: PORT,
+      dataPlane: this.#link,
+      now: () => this.#clock.bootMs(),
+      install: (boot) => this.#table.installAll(boot),
+      register: (boot) => this.#session.setBoot(boot),
+      connected: () => this.#channelState.kind === 'open',
+      unreached: () => this.#unreached(),
+      onRenewed: (boot) => this.#log.info({ boot }, 'a fresh boot key replaces the one before'),
+      onPostponed: (peers) =>
+        this.#log.info(
+          { peers: peers.slice(0, PEERS_NAMED), count: peers.length },
+          'peers that are not connected to the key server could not be told of a fresh boot key: waiting for them',
+        ),
+      onFailed: (thrown) => this.#commandFailed(thrown),
+    });
+    this.#notices = new TokenBucket(NOTICES.perSecond, NOTICES.burst, this.#clock.bootMs());
     this.#misses = new Misses({
       now: () => this.#clock.bootMs(),
       table: this.#table,
@@ -193,9 +299,12 @@ export class Agent extends EventEmitter<AgentEvents> {
       now,
       nextBootSequence: (serverNowMs) => this.#state.nextBootSequence(serverNowMs),
       table: this.#table,
+      outside: this.#outside,
+      bindings: this.#bindings,
       verifier: this.#verifier,
       handlers: {
-        registered: (registration) => this.#registered(registration.boot, registration.index),
+        registered: (registration) => this.#registered(registration),
+        relay: (offer) => this.#setRelay(offer),
         settings: (settings, record) => this.#newSettings(settings, record),
         refused: (what, error) => this.#refused(what, error),
         synced: (full, leaseUntilMs) => this.#synced(full, leaseUntilMs),
@@ -223,6 +332,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     this.#session.start();
     this.#timers = [
       setInterval(() => this.#sendClock(), CLOCK_TICK_MS),
+      setInterval(() => this.#command(this.#boots.tick()), BOOT_TICK_MS),
       setInterval(() => this.#refreshUnderlay(), UNDERLAY_TICK_MS),
     ];
     await this.#startMetrics();
@@ -235,6 +345,9 @@ export class Agent extends EventEmitter<AgentEvents> {
     for (const timer of this.#timers) clearInterval(timer);
     await this.#metrics?.close();
     this.#misses.stop();
+    this.#reporter.stop();
+    this.#claims.stop();
+    this.#guarded.stop();
     const sessionEnded = this.#session.stop();
     this.#channel.stop();
     await sessionEnded;
@@ -247,8 +360,11 @@ export class Agent extends EventEmitter<AgentEvents> {
   /** Takes port, keys, devices and guard away. `stop` comes after it. */
   async takeDown(): Promise<void> {
     this.#takingDown = true;
-    this.#session.setBoot(undefined);
+    this.#boots.gone();
     this.#table.detached();
+    this.#outside.detached();
+    this.#bindings.detached();
+    this.#reporter.detached();
     await this.#link.request('wipe', {}).catch((thrown: unknown) => {
       this.#log.warn(
         { reason: messageOf(thrown) },
@@ -267,13 +383,13 @@ export class Agent extends EventEmitter<AgentEvents> {
       this.#log.level = config.log.level;
       changed.push('log.level');
     }
-    const sameEndpoints = isSame(config.transport.endpoints, before.transport.endpoints);
-    if (!sameEndpoints) changed.push('transport.endpoints');
-    this.#config = {
-      ...before,
-      log: config.log,
-      transport: { ...before.transport, endpoints: config.transport.endpoints },
-    };
+    let transport = before.transport;
+    if (config.transport.kind === 'udp' && transport.kind === 'udp') {
+      const { endpoints } = config.transport;
+      if (!isSame(endpoints, transport.endpoints)) changed.push('transport.endpoints');
+      transport = { ...transport, endpoints };
+    }
+    this.#config = { ...before, log: config.log, transport };
     const needRestart = Object.keys(config).filter(
       (name) => !isSame(Reflect.get(config, name), Reflect.get(this.#config, name)),
     );
@@ -301,23 +417,22 @@ export class Agent extends EventEmitter<AgentEvents> {
     this.#suite = this.#suiteWanted();
     this.#sendClock();
     this.#sendLease();
-    // A data plane that outlived its control plane keeps its boot key, so traffic goes on.
-    const boot = held?.boots.toSorted((a, b) => b.boot - a.boot)[0];
-    this.#boot = boot ?? (await this.#link.request('boot.make', { port: PORT }));
+    // Before any peer: what is members' own never leaves, whoever says so.
+    await this.#outside.installAll();
+    await this.#bindings.installAll();
     this.#leftovers = new Set(held?.pairKeys.map((key) => key.peer) ?? []);
+    this.#table.foundInDataPlane(held?.pairKeys ?? [], held?.groupKeys ?? []);
+    // A data plane that outlived its control plane keeps its boot key, so traffic goes on.
+    const kept = await this.#boots.attached(instance.toString('hex'), held);
     this.#log.info(
       {
         instance: instance.toString('hex'),
         backends: answer.backends,
-        boot: this.#boot.boot,
-        kept: boot !== undefined,
+        boot: this.#boots.current?.boot,
+        kept,
       },
-      boot === undefined
-        ? 'data plane ready with a new boot key'
-        : 'attached to a running data plane',
+      kept ? 'attached to a running data plane' : 'data plane ready with a new boot key',
     );
-    await this.#table.installAll(this.#boot.boot);
-    this.#session.setBoot({ boot: this.#boot.boot, public: this.#boot.public });
   }
 
   /** A data plane that has its devices already needs no broker to go on. */
@@ -336,32 +451,57 @@ export class Agent extends EventEmitter<AgentEvents> {
   #dataPlaneGone(error: PairwireError): void {
     if (this.#stopping || this.#takingDown) return;
     this.#log.warn({ err: error }, 'the data plane is gone; looking for it');
-    this.#boot = undefined;
     this.#instance = undefined;
     this.#table.detached();
-    this.#session.setBoot(undefined);
+    this.#outside.detached();
+    this.#bindings.detached();
+    this.#reporter.detached();
+    this.#boots.gone();
   }
 
   async #setPort(): Promise<void> {
     const port = this.#portConfig();
+    const { transport, performance } = this.#config;
+    const { helpers } = performance;
     const settings = this.#settings ?? INITIAL;
     await this.#link.request('port.set', {
       port: PORT,
       subnet: this.#config.subnet,
       member: this.#config.member,
       tap: port.interface,
-      udpPort: this.#config.transport.port,
+      transport: transport.kind,
+      udpPort: transport.kind === 'udp' ? transport.port : 0,
+      underlayMtu: Math.min(this.#options.mtu.underlay, MAX_OUTER_PACKET),
+      device: transport.kind === 'ethernet' ? transport.device : '',
       macs: this.#identity.member.macs.map(macToBytes),
       suite: settings.suite,
-      backend: AUTO_BACKEND,
-      tag: NO_TAG,
+      backend: this.#backendWanted(),
+      spinUs: performance.spin,
+      helpers: helpers === 'auto' ? AUTO_HELPERS : helpers,
+      // Only this transport has subnet tags.
+      tag: transport.kind === 'ethernet' ? this.#state.tag : 0,
       freshnessMs: settings.freshnessMs,
       holdFrames: settings.hold,
       holdMs: HOLD_MS,
       holdBytes: HOLD_BYTES,
       stormFrames: port.storm,
-      broadcasts: broadcastsOf(port.interface).slice(0, 16),
+      ...plainFields(port),
+      rights: rightsBits(this.#identity.member.grant.rights),
+      answer: port.answerNeighbours,
+      // On a plain side the bridge has the addresses, if anybody.
+      broadcasts: broadcastsOf(port.kind === 'plain' ? port.bridge : port.interface).slice(0, 16),
     });
+  }
+
+  /** The configured backend. Traffic with another one is better than none, so a missing one is told of and left out. */
+  #backendWanted(): string {
+    const { backend } = this.#config.performance;
+    if (backend === AUTO_BACKEND || this.#backends.includes(backend)) return backend;
+    this.#log.error(
+      { backend, available: this.#backends },
+      'performance.backend is not available on this machine; the fastest of the others is used',
+    );
+    return AUTO_BACKEND;
   }
 
   /** Tells the data plane the key server's time, once for each good sample. */
@@ -386,7 +526,7 @@ export class Agent extends EventEmitter<AgentEvents> {
   #event(event: Event): void {
     switch (event.t) {
       case 'miss.mac':
-        this.#misses.mac(macFromBytes(event.mac));
+        if (isVlan(event)) this.#misses.mac(macFromBytes(event.mac), event.vlan);
         break;
       case 'miss.group':
         this.#misses.group();
@@ -397,8 +537,41 @@ export class Agent extends EventEmitter<AgentEvents> {
       case 'key.worn':
         this.#keyWorn(event.peer, event.pwId);
         break;
+      case 'key.committed':
+        if (event.peer === '') this.#table.committedGroup(event.pwId);
+        else this.#table.committed(event.peer as Id, event.pwId);
+        break;
+      case 'key.lagging':
+        this.#peerLags(event.peer as Id);
+        break;
       case 'keys.wiped':
         this.#log.error({ reason: printable(event.why) }, 'the data plane wiped all keys');
+        break;
+      case 'relay.seen':
+        // It stays the relay's word: only the key server can check it.
+        this.#session.setReceipt(Uint8Array.from(event.receipt));
+        break;
+      case 'learned':
+        if (this.#portConfig().kind === 'plain') {
+          this.#reporter.learned(event.entries.filter(isVlan).map(withText));
+        }
+        break;
+      case 'unlearned':
+        this.#reporter.unlearned(event.entries.filter(isVlan).map(withText));
+        break;
+      case 'loop.state':
+        this.#loopState(printable(event.state), printable(event.other));
+        break;
+      case 'spoof':
+        this.#spoofed(event);
+        break;
+      case 'claim':
+        // Behind a plain port addresses are nobody's own.
+        if (this.#portConfig().kind === 'host')
+          this.#claims.claim(event.ip, macFromBytes(event.mac));
+        break;
+      case 'guarded':
+        this.#guarded.take(event);
         break;
       case 'endpoint.moved':
       case 'peer.silent':
@@ -408,6 +581,26 @@ export class Agent extends EventEmitter<AgentEvents> {
         this.#dataPlaneLog(event.level, printable(event.text));
         break;
     }
+  }
+
+  #loopState(state: string, other: string): void {
+    const facts = { state, ...(other === '' ? {} : { other }) };
+    if (state === 'blocked') {
+      this.#log.error(facts, 'the plain port hears itself: there is a loop on the plain side');
+    } else {
+      this.#log.info(facts, 'the plain port has another part among the plain ports of its bridge');
+    }
+  }
+
+  /** Somebody outside sends with a member's own address; the key server writes it down. */
+  #spoofed(event: Extract<Event, { t: 'spoof' }>): void {
+    if (this.#portConfig().kind !== 'plain' || !isVlan(event)) return;
+    const { vlan, mac } = withText(event);
+    this.#log.warn(
+      { mac, vlan, kind: printable(event.kind) },
+      "a frame from outside has a member's own address as its source",
+    );
+    this.#reporter.spoofed(vlan, mac);
   }
 
   /** Levels as in gateway/native/control/server.hpp: 0 error, 1 warning, 2 info, 3 debug. */
@@ -430,6 +623,15 @@ export class Agent extends EventEmitter<AgentEvents> {
     if (mac !== undefined) this.#misses.worn(mac);
   }
 
+  /** Case 2 of docs/protocol.md 5.3. */
+  #peerLags(peer: Id): void {
+    const entry = this.#table.get(peer);
+    if (entry?.index === undefined || entry.key === undefined) return;
+    if (!this.#notices.take(this.#clock.bootMs())) return;
+    this.#log.info({ peer: entry.id, pwId: entry.key.pwId }, 'a peer sends with an older key');
+    void this.#session.notice(entry.index, entry.key.pwId);
+  }
+
   // ------------------------------------------------------------------ the key server
 
   #onChannelState(state: ClientState): void {
@@ -441,41 +643,62 @@ export class Agent extends EventEmitter<AgentEvents> {
       this.#misses.reset();
     }
     if (state.kind === 'down') {
+      this.#reporter.disconnected();
+      this.#claims.disconnected();
+      this.#guarded.disconnected();
       const retryInMs = Math.round(state.retryInMs);
       this.#log.warn({ err: state.error, retryInMs }, 'no channel to the key server');
     }
     this.#session.onState(state);
   }
 
-  async #registered(boot: number, index: number): Promise<void> {
-    try {
-      await this.#link.request('boot.index', { port: PORT, boot, index });
-    } catch (thrown) {
-      // The key server lost what it knew of us (a restore) and drew another index.
-      if (thrown instanceof PairwireError && thrown.code === 'DATAPLANE_REFUSED')
-        this.#renewBoot(boot);
-      throw thrown;
+  async #registered(registration: Registration): Promise<void> {
+    const { index, tag } = registration;
+    // Before there is an index nothing is sent, so no frame goes out with a wrong tag.
+    if (this.#state.setTag(tag) && this.#config.transport.kind === 'ethernet') {
+      await this.#setPort();
     }
+    await this.#boots.registered(registration);
     this.#log.info({ index }, 'registered with the key server');
+    this.#reporter.registered();
+    this.#claims.registered();
+    this.#guarded.registered();
     const settings = this.#settings;
     if (settings === undefined || settings.hold === 0 || settings.group.mode !== 'shared') return;
     void this.#session.ask({ kind: 'group' });
   }
 
-  #renewBoot(old: number): void {
-    const renew = async (): Promise<void> => {
-      const made = await this.#link.request('boot.make', { port: PORT });
-      this.#boot = made;
-      await this.#table.installAll(made.boot);
-      this.#session.setBoot({ boot: made.boot, public: made.public });
-      await this.#link.request('boot.drop', { port: PORT, boot: old });
-    };
-    this.#command(renew());
+  /** The data plane registers there, and says hello anew with every change of our addresses. */
+  async #setRelay(offer: RelayOffer | undefined): Promise<void> {
+    const addresses = (offer?.addresses ?? []).filter((one) => this.#acceptsEndpoint(one));
+    if (addresses.length === 0 && !this.#relayed) return;
+    this.#relayed = addresses.length > 0;
+    await this.#link.request('relay.set', {
+      port: PORT,
+      addresses,
+      index: offer?.index ?? 0,
+      notAfterMs: offer?.notAfter ?? 0,
+      ticket: offer?.ticket ?? Buffer.alloc(RELAY_KEY_SIZE),
+    });
+  }
+
+  /** Peers that we hear and that are not connected to the key server. */
+  async #unreached(): Promise<string[]> {
+    const { ports } = await this.#link.request('stats', {}, STATS_TIMEOUT_MS);
+    const heard = (ports[0]?.peers ?? []).filter(({ alive, hasKey }) => alive && hasKey);
+    return heard
+      .map(({ peer }) => peer)
+      .filter((peer) => this.#table.get(peer as Id)?.online === false);
+  }
+
+  #useSettings(settings: Settings): void {
+    this.#settings = settings;
+    this.#table.wantGroup(settings.group.mode === 'shared');
+    this.#boots.setInterval(settings.bootSeconds);
   }
 
   #newSettings(settings: Settings, record: Signed): void {
-    this.#settings = settings;
-    this.#table.wantGroup(settings.group.mode === 'shared');
+    this.#useSettings(settings);
     this.#log.info({ version: settings.version }, 'settings of the subnet');
     try {
       this.#pins.flush();
@@ -494,7 +717,10 @@ export class Agent extends EventEmitter<AgentEvents> {
       'the subnet uses another cipher; making new keys',
     );
     this.#table.detached();
-    this.#session.setBoot(undefined);
+    this.#outside.detached();
+    this.#bindings.detached();
+    this.#reporter.detached();
+    this.#boots.gone();
     await this.#link.request('port.remove', { port: PORT });
     this.#link.reattach();
   }
@@ -509,9 +735,9 @@ export class Agent extends EventEmitter<AgentEvents> {
     if (!existsSync(path)) return;
     try {
       const record = signedSchema.parse(decodeMessage(readSecretFile(path)));
-      this.#settings = this.#verifier.settings(record);
-      this.#table.wantGroup(this.#settings.group.mode === 'shared');
-      this.#session.useSettings(this.#settings);
+      const settings = this.#verifier.settings(record);
+      this.#useSettings(settings);
+      this.#session.useSettings(settings);
     } catch (thrown) {
       this.#log.warn({ reason: messageOf(thrown) }, 'the stored settings are of no use');
     }
@@ -521,6 +747,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     if (full) {
       this.#table.endFull(this.#leftovers);
       this.#leftovers.clear();
+      this.#claims.again(this.#bindings.endFull());
     }
     this.#leaseUntil = leaseUntilMs;
     this.#sendLease();
@@ -561,17 +788,19 @@ export class Agent extends EventEmitter<AgentEvents> {
   /** Looks at our own addresses and at the TAP's; tells what has changed. */
   #refreshUnderlay(): void {
     const { transport } = this.#config;
-    this.#endpoints = endpointsOf(
-      {
-        port: transport.port,
-        exclude: this.#config.ports.map((port) => port.interface),
-        bind: transport.bind,
-        device: transport.device,
-        loopback: transport.loopback,
-        extra: transport.endpoints,
-      },
-      localAddresses(),
-    );
+    if (transport.kind === 'udp') {
+      this.#endpoints = endpointsOf(
+        {
+          port: transport.port,
+          exclude: insideInterfaces(this.#config),
+          bind: transport.bind,
+          device: transport.device,
+          loopback: transport.loopback,
+          extra: transport.endpoints,
+        },
+        localAddresses(),
+      );
+    }
     const seen = JSON.stringify(this.#endpoints.map((e) => [[...e.ip], e.port]));
     if (seen !== this.#underlaySeen) {
       this.#underlaySeen = seen;
@@ -585,7 +814,13 @@ export class Agent extends EventEmitter<AgentEvents> {
     if (this.#link.state === 'attached') this.#command(this.#setPort());
   }
 
-  #portConfig(): GatewayConfig['ports'][number] {
+  /** On an Ethernet members are where their MAC addresses are. */
+  #acceptsEndpoint(endpoint: Endpoint): boolean {
+    const { transport } = this.#config;
+    return transport.kind === 'udp' && isUsable(endpoint.ip, transport.loopback);
+  }
+
+  #portConfig(): PortConfig {
     const [port] = this.#config.ports;
     if (port === undefined) throw new PairwireError('CONFIG_INVALID', 'there is no port');
     return port;
@@ -615,10 +850,15 @@ export class Agent extends EventEmitter<AgentEvents> {
       instance: this.#instance,
       backends: this.#backends,
       commandsFailed: this.#commandsFailed,
-      boot: this.#boot?.boot,
+      boots: this.#boots,
       misses: this.#misses.counters,
       refusals: this.#refusals,
       table: this.#table,
+      outside: this.#outside.size,
+      reporter: this.#reporter.status,
+      bindings: this.#bindings.size,
+      claims: this.#claims.status,
+      guardedTold: this.#guarded.told,
       stats,
       rates: this.#rates,
     });
@@ -630,6 +870,8 @@ export class Agent extends EventEmitter<AgentEvents> {
         return { status: await this.status() };
       case 'reload':
         return await this.reload();
+      case 'renew':
+        return { boot: await this.#boots.renewNow() };
       case 'down':
         await this.takeDown();
         setImmediate(() => this.emit('end', undefined));
@@ -666,9 +908,41 @@ export class Agent extends EventEmitter<AgentEvents> {
   }
 }
 
+/** What `port.set` says of the kind of a port. */
+function plainFields(port: PortConfig) {
+  if (port.kind === 'host') {
+    // They mean something for a plain port only.
+    return { kind: 'host', broadcast: 'all', stp: 'drop', learnSeconds: 300 };
+  }
+  const { kind, broadcast, stp, learnSeconds } = port;
+  return { kind, broadcast, stp, learnSeconds };
+}
+
+/** What a member may do stands in its grant: a host's frames come from its own addresses alone. */
+function requireKind(port: PortConfig, role: Role, path: string): void {
+  const wanted = role === 'plain' ? 'plain' : 'host';
+  if (port.kind === wanted) return;
+  throw new PairwireError(
+    'CONFIG_INVALID',
+    `a member with the role ${role} has a port of kind ${wanted}, not ${port.kind}`,
+    { where: path, hint: `kind: ${wanted} in gateway.yaml, or a token with --role ${port.kind}` },
+  );
+}
+
+function isVlan({ vlan }: { readonly vlan: number }): boolean {
+  return vlan <= LAST_VLAN;
+}
+
+/** An entry with its address as text. */
+function withText<T extends { readonly mac: Uint8Array }>(
+  entry: T,
+): Omit<T, 'mac'> & { readonly mac: MacAddress } {
+  return { ...entry, mac: macFromBytes(entry.mac) };
+}
+
 function serversOf(config: GatewayConfig): readonly [ServerEndpoint, ...ServerEndpoint[]] {
   const [first, ...rest] = config.servers.flatMap((server) => {
-    const address = splitHostPort(server.address);
+    const address = parseChannelAddress(server.address);
     if (address === undefined) return [];
     return [{ ...address, publicKey: Buffer.from(server.key, 'base64url') }];
   });
@@ -677,7 +951,7 @@ function serversOf(config: GatewayConfig): readonly [ServerEndpoint, ...ServerEn
 }
 
 function addressOf(server: ServerEndpoint): string {
-  return `${server.host}:${server.port}`;
+  return formatChannelAddress(server);
 }
 
 function isSame(a: unknown, b: unknown): boolean {

@@ -1,17 +1,33 @@
 /**
- * The gateway's commands: join, up, down, status, doctor. This file only describes them; what
+ * The gateway's commands: join, up, down, status, doctor, bench. This file only describes them; what
  * they do is loaded when one is called, so that `pairwire --help` is quick.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type Command, InvalidArgumentError } from 'commander';
-import { action, EXIT, type OutputTarget, printFields, printJson } from '../src/cli/output.js';
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import {
+  action,
+  EXIT,
+  type OutputTarget,
+  printFields,
+  printJson,
+  printRows,
+} from '../src/cli/output.js';
 import { PairwireError } from '../src/runtime/errors.js';
+import type { TransportKind } from './join.js';
 
 const WATCH_MS = 1_000;
 const DEFAULT_DIR = '/etc/pairwire/gateway';
 
 /** Names of the commands below. */
-export const GATEWAY_COMMANDS: readonly string[] = ['join', 'up', 'down', 'status', 'doctor'];
+export const GATEWAY_COMMANDS: readonly string[] = [
+  'join',
+  'up',
+  'down',
+  'status',
+  'renew',
+  'doctor',
+  'bench',
+];
 
 interface DirOption {
   readonly dir: string;
@@ -22,7 +38,11 @@ interface JoinFlags extends DirOption {
   readonly id?: string;
   readonly interface: string;
   readonly address: readonly string[];
-  readonly port: number;
+  readonly transport: TransportKind;
+  readonly port?: number;
+  readonly device?: string;
+  readonly bridge?: string;
+  readonly bridgePort: readonly string[];
 }
 
 /** Adds the gateway's commands to the program. */
@@ -37,7 +57,18 @@ export function gatewayCommands(program: Command): void {
     .option('--id <id>', 'our id, for a token that serves several')
     .option('--interface <name>', 'name of the interface to make', 'pw0')
     .option('--address <cidr>', 'address for the interface; may be repeated', collect, [])
-    .option('--port <number>', 'UDP port of the sealed frames', portNumber, 51_820)
+    .addOption(
+      new Option('--transport <kind>', 'what carries sealed frames: UDP, or the Ethernet itself')
+        .choices(['udp', 'ethernet'])
+        .default('udp'),
+    )
+    .option('--port <number>', 'udp: port of the sealed frames (default: 51820)', portNumber)
+    .option('--device <name>', 'underlay interface; ethernet needs one')
+    .option(
+      '--bridge <name>',
+      'role plain: the bridge of the machines outside; made if it is not there',
+    )
+    .option('--bridge-port <name>', 'an interface to put into the bridge; repeatable', collect, [])
     .option('--json', 'print JSON')
     .addHelpText(
       'after',
@@ -82,6 +113,15 @@ export function gatewayCommands(program: Command): void {
     .addHelpText('after', example('pairwire status --watch --dir /etc/pairwire/gateway'))
     .action(action(runStatus));
 
+  withDir(program.command('renew'))
+    .summary('make a fresh boot key now')
+    .description(
+      'Replaces the boot key of a running gateway, without loss, as happens by itself at the age that `pairwire settings --rekey-boot` sets. The old one is forgotten 13 s later: what members sealed for each other until then stays closed to whoever gets hold of keys after that.',
+    )
+    .option('--json', 'print JSON')
+    .addHelpText('after', example('sudo pairwire renew --dir /etc/pairwire/gateway'))
+    .action(action(runRenew));
+
   program
     .command('doctor')
     .summary('check this machine')
@@ -92,6 +132,16 @@ export function gatewayCommands(program: Command): void {
     .option('--json', 'print JSON')
     .addHelpText('after', example('sudo pairwire doctor --dir /etc/pairwire/gateway'))
     .action(action(runDoctor));
+
+  program
+    .command('bench')
+    .summary('measure how fast this machine encrypts')
+    .description(
+      'Measures sealing and opening of frames on one core, for each library and suite that this machine has. A running gateway is not asked; busy cores make the figures worse.',
+    )
+    .option('--json', 'print JSON')
+    .addHelpText('after', example('pairwire bench'))
+    .action(action(runBench));
 }
 
 function withDir(command: Command): Command {
@@ -136,7 +186,11 @@ async function runJoin(
     ...(flags.id === undefined ? {} : { id: flags.id }),
     interface: flags.interface,
     addresses: flags.address,
-    port: flags.port,
+    transport: flags.transport,
+    ...(flags.port === undefined ? {} : { port: flags.port }),
+    ...(flags.device === undefined ? {} : { device: flags.device }),
+    ...(flags.bridge === undefined ? {} : { bridge: flags.bridge }),
+    bridgePorts: flags.bridgePort,
   });
   if (target.json) {
     printJson(target, joined);
@@ -171,6 +225,13 @@ async function runDown(target: OutputTarget, flags: DirOption): Promise<void> {
   else target.out(`${done.was === 'nothing' ? 'nothing was up' : 'the gateway is down'}\n`);
 }
 
+async function runRenew(target: OutputTarget, flags: DirOption): Promise<void> {
+  const { renewBoot } = await import('./renew.js');
+  const done = await renewBoot(flags.dir);
+  if (target.json) printJson(target, done);
+  else target.out(`boot key ${done.boot} replaces the one before\n`);
+}
+
 async function runStatus(
   target: OutputTarget,
   flags: DirOption & { readonly watch?: boolean },
@@ -193,6 +254,34 @@ async function runStatus(
     }
     await sleep(WATCH_MS);
   }
+}
+
+async function runBench(target: OutputTarget): Promise<void> {
+  const { measureSpeed } = await import('./speed.js');
+  const rows = await measureSpeed();
+  if (target.json) {
+    printJson(target, { results: rows });
+    return;
+  }
+  printRows(
+    target,
+    [
+      { field: 'suite', title: 'suite' },
+      { field: 'backend', title: 'library' },
+      { field: 'size', title: 'bytes' },
+      { field: 'seal', title: 'seal ns' },
+      { field: 'open', title: 'open ns' },
+      { field: 'rate', title: 'Gbit/s' },
+    ],
+    rows.map((row) => ({
+      suite: row.suite,
+      backend: row.backend,
+      size: row.size,
+      seal: row.sealNs.toFixed(0),
+      open: row.openNs.toFixed(0),
+      rate: row.gbitPerSecond.toFixed(2),
+    })),
+  );
 }
 
 async function runDoctor(target: OutputTarget, flags: { readonly dir?: string }): Promise<void> {

@@ -7,6 +7,7 @@ import { createHash } from 'node:crypto';
 import { realpathSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
 import { z } from 'zod';
+import { parseChannelAddress } from '../src/net/address.js';
 import { KEY_SIZE } from '../src/protocol/constants.js';
 import { idSchema } from '../src/protocol/ids.js';
 import { PairwireError } from '../src/runtime/errors.js';
@@ -39,6 +40,15 @@ const hostPortSchema = z
     'must be HOST:PORT, as in 192.0.2.1:7900 or [2001:db8::1]:7900',
   );
 
+/** `HOST:PORT` for TCP, or with a scheme in front. */
+const serverAddressSchema = z
+  .string()
+  .max(300)
+  .refine(
+    (text) => parseChannelAddress(text) !== undefined,
+    'must be HOST:PORT or SCHEME://HOST:PORT with tcp, udp or http, as in udp://192.0.2.1:7900',
+  );
+
 const interfaceSchema = z
   .string()
   .max(MAX_INTERFACE_NAME)
@@ -46,6 +56,9 @@ const interfaceSchema = z
     /^[A-Za-z][A-Za-z0-9_.-]*$/,
     'an interface name starts with a letter and has letters, digits, _ . and -',
   );
+
+/** Names that the device broker takes for an interface of others. */
+const deviceSchema = interfaceSchema.refine((name) => name !== 'lo', 'lo is no Ethernet');
 
 /** Names that the device broker takes for a TAP (gateway/native/devices/device-list.hpp). */
 const tapSchema = z
@@ -58,24 +71,55 @@ const userSchema = z.string().regex(/^[a-z_][a-z0-9_-]{0,31}$/, 'a user name as 
 
 const portNumber = z.int().min(1).max(65_535);
 
-const portSchema = z.strictObject({
+/** What ports of all kinds have. */
+const commonShape = {
   /** How status and logs call this port. */
   name: idSchema,
-  kind: z.literal('host').default('host'),
-  /** Name of the TAP interface that applications see. */
+  /** Name of the TAP interface. */
   interface: tapSchema,
+  /** MTU of the interface; without it, it is derived from the underlay. */
+  mtu: z.int().min(MIN_MTU).max(MAX_MTU).optional(),
+  /** Storm control: broadcast and multicast frames taken from the interface in a second. */
+  storm: z.int().min(1).max(10_000_000).default(20_000),
+  /** Whether ARP requests and neighbour solicitations for addresses that are bound are answered here, and go no further. */
+  answerNeighbours: z.boolean().default(true),
+};
+
+/** A TAP that applications of this machine see. */
+const hostPortKindSchema = z.strictObject({
+  kind: z.literal('host').default('host'),
+  ...commonShape,
   /** Addresses to give to the interface; none leaves that to the system or to DHCP. */
   addresses: z
     .array(z.union([z.cidrv4(), z.cidrv6()]))
     .max(16)
     .default([]),
-  /** MTU of the interface; without it, it is derived from the underlay. */
-  mtu: z.int().min(MIN_MTU).max(MAX_MTU).optional(),
-  /** Storm control: broadcast and multicast frames taken from the interface in a second. */
-  storm: z.int().min(1).max(10_000_000).default(20_000),
+  /** Whether this machine may forward between the interface and others, as a router does. */
+  forward: z.boolean().default(false),
 });
 
-const transportSchema = z.strictObject({
+/** Most interfaces that the gateway puts into a bridge. */
+const MAX_BRIDGE_PORTS = 8;
+
+/** A TAP in a bridge: machines there take part without keys. */
+const plainPortKindSchema = z.strictObject({
+  kind: z.literal('plain'),
+  ...commonShape,
+  /** The bridge; made, and taken away by `down`, if it is not there. */
+  bridge: deviceSchema,
+  /** Interfaces to put into it. */
+  bridgePorts: z.array(deviceSchema).max(MAX_BRIDGE_PORTS).default([]),
+  /** Which broadcast and multicast of members leaves it: all, `essential` (ARP, ND, DHCP), none. */
+  broadcast: z.enum(['all', 'essential', 'none']).default('all'),
+  /** Whether spanning-tree frames cross, in both directions. */
+  stp: z.enum(['drop', 'pass']).default('drop'),
+  /** An address that was not seen for so long is forgotten. */
+  learnSeconds: z.int().min(10).max(3_600).default(300),
+});
+
+const portSchema = z.discriminatedUnion('kind', [hostPortKindSchema, plainPortKindSchema]);
+
+const udpSchema = z.strictObject({
   kind: z.literal('udp').default('udp'),
   /** UDP port of the sealed frames, one for each subnet. */
   port: portNumber.default(51_820),
@@ -83,11 +127,29 @@ const transportSchema = z.strictObject({
   bind: z.union([z.ipv4(), z.ipv6()]).optional(),
   /** Underlay interface to bind to; without it, the routing table decides. */
   device: interfaceSchema.optional(),
+  /** Firewall mark of the sealed frames (SO_MARK), by which a routing rule keeps them out of the TAP. */
+  mark: z.int().min(1).max(0xffff_ffff).optional(),
   /** Further addresses to tell to other members, as behind a port forwarding. */
   endpoints: z.array(hostPortSchema).max(MAX_EXTRA_ENDPOINTS).default([]),
   /** Also tell and use loopback addresses: for tests on one machine. */
   loopback: z.boolean().default(false),
 });
+
+const ethernetSchema = z.strictObject({
+  kind: z.literal('ethernet'),
+  /** Interface to the LAN that all members share; it needs no IP address. */
+  device: deviceSchema,
+});
+
+const transportSchema = z.discriminatedUnion('kind', [udpSchema, ethernetSchema]);
+
+/** What may stand at performance.backend: names of gateway/native/crypto/aead.hpp, or auto. */
+export const BACKENDS = ['auto', 'ipsec-mb', 'libcrypto'] as const;
+
+/** Longer than any round trip that is worth waiting for awake. */
+const MAX_SPIN_US = 1_000;
+/** Crew::kMaxHelpers of gateway/native/core/crew.hpp. */
+const MAX_HELPERS = 7;
 
 /** Title of config/schema/gateway.json. */
 export const CONFIG_TITLE = 'Pairwire gateway.yaml';
@@ -97,7 +159,7 @@ export const gatewayConfigSchema = z.strictObject({
   member: idSchema,
   /** Key servers in order of preference; the next one is tried when one does not answer. */
   servers: z
-    .array(z.strictObject({ address: hostPortSchema, key: publicKeySchema }))
+    .array(z.strictObject({ address: serverAddressSchema, key: publicKeySchema }))
     .min(1)
     .max(16),
   /** The operator's public key, as the join token carried it. */
@@ -123,6 +185,16 @@ export const gatewayConfigSchema = z.strictObject({
       level: z.enum(['trace', 'debug', 'info', 'warn', 'error']).default('info'),
     })
     .prefault({}),
+  performance: z
+    .strictObject({
+      /** Library that encrypts. `auto`: the fastest that this machine has. */
+      backend: z.enum(BACKENDS).default('auto'),
+      /** Microseconds that a thread looks for the next frame before it sleeps, where that has paid lately; 0: never. */
+      spin: z.int().min(0).max(MAX_SPIN_US).default(200),
+      /** Threads that help with sealing and opening. `auto`: as many as the machine has cores to spare. */
+      helpers: z.union([z.literal('auto'), z.int().min(0).max(MAX_HELPERS)]).default('auto'),
+    })
+    .prefault({}),
   /** A data plane without control plane wipes its keys after so many seconds. */
   orphan: z.int().min(10).max(604_800).default(900),
 });
@@ -134,6 +206,8 @@ export type GatewayConfig = Omit<z.infer<typeof gatewayConfigSchema>, 'run'> & {
   readonly run: string;
 };
 export type PortConfig = GatewayConfig['ports'][number];
+export type PlainPortConfig = Extract<PortConfig, { kind: 'plain' }>;
+export type TransportConfig = GatewayConfig['transport'];
 
 /** What SIGHUP takes over without touching traffic; anything else needs a new start. */
 export const RELOADABLE = ['log', 'transport.endpoints'] as const;
@@ -141,6 +215,7 @@ export const RELOADABLE = ['log', 'transport.endpoints'] as const;
 /** Reads gateway.yaml. @throws PairwireError CONFIG_NOT_FOUND or CONFIG_INVALID with file and line */
 export function loadGatewayConfig(path: string): GatewayConfig {
   const config = loadYaml(path, gatewayConfigSchema);
+  requireApart(config, path);
   const listen = config.metrics.listen;
   if (listen !== undefined && !isLoopback(splitHostPort(listen)?.host ?? '')) {
     throw new PairwireError('CONFIG_INVALID', 'metrics.listen must be a loopback address', {
@@ -151,6 +226,47 @@ export function loadGatewayConfig(path: string): GatewayConfig {
   const dir = dirname(resolve(path));
   const run = config.run === undefined ? defaultRunDir(dir) : resolve(dir, config.run);
   return { ...config, run };
+}
+
+/** MTU of a LAN whose machines nobody asked. */
+const LAN_MTU = 1_500;
+
+/**
+ * The MTU that the TAP is to have; undefined: derived from the underlay. Machines outside don't know of the
+ * underlay: what they send in full length crosses in parts.
+ */
+export function wantedMtu(port: PortConfig | undefined): number | undefined {
+  return port?.mtu ?? (port?.kind === 'plain' ? LAN_MTU : undefined);
+}
+
+/** Interfaces that are inside the encrypted subnet: no sealed frame goes to or comes from an address of theirs. */
+export function insideInterfaces(config: Pick<GatewayConfig, 'ports'>): string[] {
+  return config.ports.flatMap((port) =>
+    port.kind === 'plain' ? [port.interface, port.bridge, ...port.bridgePorts] : [port.interface],
+  );
+}
+
+/** Sealed frames in the bridge that their plaintext comes from would go round (threats.md C11). */
+function requireApart(
+  { ports, transport }: Pick<GatewayConfig, 'ports' | 'transport'>,
+  path: string,
+): void {
+  for (const port of ports) {
+    if (port.kind !== 'plain') continue;
+    const { device } = transport;
+    const inside = [port.bridge, port.interface, ...port.bridgePorts];
+    if (port.bridgePorts.includes(port.interface) || port.bridge === port.interface) {
+      throw new PairwireError('CONFIG_INVALID', 'bridge, bridgePorts and interface must differ', {
+        where: path,
+      });
+    }
+    if (device === undefined || !inside.includes(device)) continue;
+    throw new PairwireError(
+      'CONFIG_INVALID',
+      `${device} carries the sealed frames, so it can't be part of the bridge of a plain port`,
+      { where: path, hint: 'the machines outside need an interface of their own' },
+    );
+  }
 }
 
 /**
@@ -175,9 +291,4 @@ export function splitHostPort(text: string): { host: string; port: number } | un
   const port = Number(match?.[3]);
   if (host === undefined || host === '' || !(port >= 1 && port <= 65_535)) return undefined;
   return { host, port };
-}
-
-/** `HOST:PORT` with brackets where needed. */
-export function joinHostPort(host: string, port: number): string {
-  return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
 }

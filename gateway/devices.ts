@@ -2,16 +2,17 @@
  * The devices of a gateway: what the broker is told once, by root, at its start, and what the
  * control plane asks of it later (gateway/native/devices/broker.hpp).
  */
+import { createHash } from 'node:crypto';
 import { join } from 'node:path';
-import type { MacAddress } from '../src/protocol/mac.js';
+import { type MacAddress, macFromBytes } from '../src/protocol/mac.js';
 import { PairwireError } from '../src/runtime/errors.js';
-import type { GatewayConfig } from './config.js';
+import type { GatewayConfig, TransportConfig } from './config.js';
 import { DevicesClient } from './dataplane/devices-client.js';
 import type { DeviceSpec } from './dataplane/launch.js';
 
 /** What the agent needs of the device broker. */
 export interface Devices {
-  /** Has TAP and UDP socket opened and passed to the data plane, and the guard on. May be repeated. */
+  /** Has TAP and the underlay's socket opened and passed to the data plane, and the guard on. May be repeated. */
   open(): Promise<void>;
   /** Takes TAP and guard away, and ends data plane and broker. */
   close(): Promise<void>;
@@ -30,35 +31,61 @@ export function deviceSpecs(
         where: config.member,
       });
     }
-    return { kind: 'tap', name: port.interface, mac, mtu, addresses: port.addresses };
+    const tap = { kind: 'tap', name: port.interface, mtu } as const;
+    if (port.kind === 'plain') {
+      return {
+        ...tap,
+        mac: bridgedMac(config),
+        bridge: port.bridge,
+        bridgePorts: port.bridgePorts,
+      };
+    }
+    return { ...tap, mac, addresses: port.addresses, forward: port.forward };
   });
-  const { port, bind, device } = config.transport;
-  const udp: DeviceSpec = {
+  return [...taps, underlaySpec(config, macs)];
+}
+
+/**
+ * The MAC address of a TAP in a bridge: nobody's. A bridge takes frames for the addresses of its ports for
+ * itself, so the member's own would draw them away; and a fixed one survives a new start.
+ */
+function bridgedMac({ subnet, member }: GatewayConfig): MacAddress {
+  const digest = createHash('sha256').update(`pairwire bridged tap ${subnet} ${member}`).digest();
+  const [first = 0, ...rest] = digest.subarray(0, 6);
+  return macFromBytes(Buffer.from([(first & 0xfc) | 0x02, ...rest]));
+}
+
+function underlaySpec(config: GatewayConfig, macs: readonly MacAddress[]): DeviceSpec {
+  const { transport } = config;
+  if (transport.kind === 'ethernet') return { kind: 'ethernet', name: transport.device, macs };
+  const { port, bind, device, mark } = transport;
+  return {
     kind: 'udp',
     port,
     ...(bind === undefined ? {} : { bind }),
     ...(device === undefined ? {} : { device }),
+    ...(mark === undefined ? {} : { mark }),
   };
-  return [...taps, udp];
 }
 
 /** The broker of a run directory. */
 export class BrokerDevices implements Devices {
   readonly #socket: string;
   readonly #taps: readonly string[];
-  readonly #udpPort: number;
+  readonly #transport: TransportConfig;
 
   constructor(runDir: string, config: GatewayConfig) {
     this.#socket = join(runDir, 'devices.sock');
     this.#taps = config.ports.map((port) => port.interface);
-    this.#udpPort = config.transport.port;
+    this.#transport = config.transport;
   }
 
   async open(): Promise<void> {
     const client = await DevicesClient.connect(this.#socket);
     try {
       for (const tap of this.#taps) await client.openTap(tap);
-      await client.openUdp(this.#udpPort);
+      if (this.#transport.kind === 'udp') await client.openUdp(this.#transport.port);
+      else await client.openEthernet(this.#transport.device);
       await client.guard(true);
     } finally {
       client.close();

@@ -5,23 +5,45 @@
 import { execFile } from 'node:child_process';
 import { createSocket } from 'node:dgram';
 import { accessSync, constants, existsSync, readFileSync } from 'node:fs';
+import { isIP } from 'node:net';
 import { arch, release } from 'node:os';
 import { promisify } from 'node:util';
+import { z } from 'zod';
+import { parseChannelAddress } from '../src/net/address.js';
 import { messageOf, PairwireError } from '../src/runtime/errors.js';
-import { type GatewayConfig, loadGatewayConfig } from './config.js';
-import { findProgram } from './dataplane/launch.js';
+import { findProgram } from '../src/runtime/native-program.js';
+import { type GatewayConfig, insideInterfaces, loadGatewayConfig, wantedMtu } from './config.js';
 import { gatewayPaths, runPaths } from './paths.js';
-import { type Status, statusSchema } from './status/snapshot.js';
-import { askGateway } from './status/socket.js';
-import { localAddresses, planMtu } from './underlay.js';
+import { measureSpeed } from './speed.js';
+import { askStatus } from './status/read.js';
+import type { Status } from './status/snapshot.js';
+import { hostOfEndpoint, ipJson, localAddresses, planMtu, routeDevice } from './underlay.js';
 import { findUser, isRoot } from './users.js';
 
 const run = promisify(execFile);
+const ethernetLinkSchema = z.array(
+  z.object({
+    link_type: z.string(),
+    master: z.string().optional(),
+    flags: z.array(z.string()),
+  }),
+);
+const bridgeLinksSchema = z.array(
+  z.object({
+    ifname: z.string(),
+    master: z.string().optional(),
+    linkinfo: z.object({ info_kind: z.string().optional() }).optional(),
+  }),
+);
 /** Bits of /proc/self/status CapEff. */
 const CAP_NET_ADMIN = 12n;
 const CAP_NET_RAW = 13n;
+/** Bytes of the frame whose speed is told: a full one. */
+const SPEED_SIZE = 1420;
 const CLOCK_ALARM_MS = 1_000;
 const CLOCK_OLD_MS = 600_000;
+/** Members whose route is looked at; a wrong route takes all of a prefix. */
+export const MAX_ROUTES = 64;
 
 /** One finding. */
 export interface Finding {
@@ -35,6 +57,21 @@ export interface Finding {
 interface Subject {
   readonly config: GatewayConfig | undefined;
   readonly status: Status | undefined;
+}
+
+/** What the check of routes looks at. */
+export interface RouteSubject {
+  readonly config: GatewayConfig | undefined;
+  readonly status:
+    | {
+        readonly ports: readonly {
+          readonly peers: readonly Pick<
+            Status['ports'][number]['peers'][number],
+            'endpoint' | 'endpoints'
+          >[];
+        }[];
+      }
+    | undefined;
 }
 
 type Check = readonly [name: string, look: (subject: Subject) => Promise<Verdict> | Verdict];
@@ -57,7 +94,9 @@ const CHECKS: readonly Check[] = [
   ['tap-offloads', checkTapOffloads],
   ['udp-offloads', checkUdpOffloads],
   ['ipv6', checkIpv6],
-  ['port', checkUdpPort],
+  ['port', checkUnderlay],
+  ['plain', checkPlain],
+  ['routes', checkRoutes],
   ['mtu', checkMtu],
   ['clock', checkClock],
   ['key-server', checkKeyServer],
@@ -98,9 +137,9 @@ async function subjectOf(dir: string | undefined, findings: Finding[]): Promise<
   }
   findings.push({ check: 'configuration', ...ok(`${config.member} in ${config.subnet}`) });
   try {
-    const answer = await askGateway(runPaths(config.run).control, 'status', 5_000);
+    const status = await askStatus(runPaths(config.run).control, 5_000);
     findings.push({ check: 'gateway', ...ok('is running') });
-    return { config, status: statusSchema.parse(answer.status) };
+    return { config, status };
   } catch {
     findings.push({
       check: 'gateway',
@@ -219,19 +258,31 @@ function checkCpu(): Verdict {
   return ok(`CPU has ${found.join(', ')}`);
 }
 
-function checkAead(subject: Subject): Verdict {
-  const backend = subject.status?.ports[0]?.backend;
-  if (backend === undefined || backend === null || backend === '') {
-    return warn(
-      'the AEAD backend is seen only while a gateway runs',
-      'pairwire up, then look again',
-    );
+/** What encrypts now and what could, each with its speed for a full frame. */
+async function checkAead(subject: Subject): Promise<Verdict> {
+  const speeds = (await measureSpeed()).filter((one) => one.size === SPEED_SIZE);
+  const port = subject.status?.ports[0];
+  const suite = port?.suite ?? 'aes-256-gcm';
+  const figures = speeds
+    .filter((one) => one.suite === suite)
+    .toSorted((a, b) => a.sealNs - b.sealNs)
+    .map((one) => `${one.backend} ${one.gbitPerSecond.toFixed(1)} Gbit/s`)
+    .join(', ');
+  const measured = `${suite} on one core: ${figures}`;
+  const fastest = speeds.some((one) => one.backend === 'ipsec-mb') || arch() !== 'x64';
+  const install = 'apt-get install libipsec-mb-dev, then npm run build:native';
+  if (port === undefined || port.backend === null || port.backend === '') {
+    return fastest ? ok(`no gateway runs; ${measured}`) : warn(measured, install);
   }
-  if (backend.includes('ipsec') || arch() !== 'x64') return ok(`AEAD by ${backend}`);
-  return warn(
-    `AEAD by ${backend}: several times slower`,
-    'apt-get install libipsec-mb-dev, then npm run build:native',
-  );
+  const used = `${suite} by ${port.backend}`;
+  const wanted = subject.config?.performance.backend ?? 'auto';
+  if (wanted !== 'auto' && wanted !== port.backend) {
+    return warn(`${used}, not by ${wanted}, which is missing here; ${measured}`, install);
+  }
+  if (port.backend === 'ipsec-mb' || arch() !== 'x64') return ok(`${used}; ${measured}`);
+  return fastest
+    ? warn(`${used}, as configured; ${measured}`, 'performance.backend: auto in gateway.yaml')
+    : warn(`${used}: several times slower than ipsec-mb; ${measured}`, install);
 }
 
 function checkTapOffloads(subject: Subject): Verdict {
@@ -249,7 +300,8 @@ function checkTapOffloads(subject: Subject): Verdict {
     : warn(`${uso}: ${seen}; no USO`, 'Linux 6.2 or newer makes large UDP faster');
 }
 
-function checkUdpOffloads(): Verdict {
+function checkUdpOffloads(subject: Subject): Verdict {
+  if (subject.config?.transport.kind === 'ethernet') return ok('not used on an Ethernet');
   return kernelAtLeast(5, 0)
     ? ok('UDP GSO and GRO are offered by this kernel')
     : fail('no UDP GRO', 'install Linux 5.0 or newer');
@@ -271,9 +323,36 @@ function checkIpv6(): Verdict {
   return ok(global ? 'IPv6 with a global address' : 'IPv6 without a global address; IPv4 is used');
 }
 
-async function checkUdpPort(subject: Subject): Promise<Verdict> {
-  if (subject.config === undefined) return ok('not asked: no --dir');
-  const { port } = subject.config.transport;
+function checkUnderlay(subject: Subject): Promise<Verdict> | Verdict {
+  const transport = subject.config?.transport;
+  if (transport === undefined) return ok('not asked: no --dir');
+  return transport.kind === 'udp'
+    ? checkUdpPort(subject, transport.port)
+    : checkEthernet(transport.device);
+}
+
+/** What would stop the device broker, and what makes an interface of no use. */
+async function checkEthernet(device: string): Promise<Verdict> {
+  const links = await ipJson(['link', 'show', 'dev', device], ethernetLinkSchema);
+  const link = links?.[0];
+  if (link === undefined) {
+    return fail(`there is no interface ${device}`, 'another transport.device in gateway.yaml');
+  }
+  if (link.link_type !== 'ether') {
+    return fail(`${device} is no Ethernet interface`, 'another transport.device in gateway.yaml');
+  }
+  if (link.master !== undefined) {
+    return fail(
+      `${device} is part of ${link.master}, which takes its frames`,
+      `transport.device: ${link.master} in gateway.yaml`,
+    );
+  }
+  return link.flags.includes('LOWER_UP')
+    ? ok(`${device} is an Ethernet interface with a carrier`)
+    : warn(`${device} is down or has no carrier`, `ip link set ${device} up; is the cable in?`);
+}
+
+async function checkUdpPort(subject: Subject, port: number): Promise<Verdict> {
   if (subject.status !== undefined) return ok(`UDP port ${port} is ours`);
   const free = await new Promise<boolean>((resolve) => {
     const socket = createSocket({ type: 'udp4', reuseAddr: false });
@@ -288,6 +367,107 @@ async function checkUdpPort(subject: Subject): Promise<Verdict> {
       );
 }
 
+/** A plain port: is the bridge there with our TAP in it, and is what carries sealed frames outside of it (threats.md C11)? */
+async function checkPlain(subject: Subject): Promise<Verdict> {
+  const { config, status } = subject;
+  const port = config?.ports.find((one) => one.kind === 'plain');
+  if (config === undefined || port?.kind !== 'plain') return ok('no plain port');
+  const { bridge } = port;
+  const links = await ipJson(['-details', 'link', 'show'], bridgeLinksSchema);
+  if (links === undefined) return warn('the interfaces could not be listed', 'look again as root');
+  const found: Omit<Finding, 'check'>[] = [];
+  const link = links.find(({ ifname }) => ifname === bridge);
+  if (link === undefined) {
+    if (status !== undefined) {
+      return fail(
+        `there is no bridge ${bridge}`,
+        `ip link add ${bridge} type bridge; or start the gateway anew`,
+      );
+    }
+    return ok(`there is no bridge ${bridge} yet: \`pairwire up\` makes it`);
+  }
+  if (link.linkinfo?.info_kind !== 'bridge') {
+    return fail(`${bridge} is no bridge`, 'another bridge in gateway.yaml');
+  }
+  const inside = links.filter(({ master }) => master === bridge).map(({ ifname }) => ifname);
+  const here = [port.interface, ...port.bridgePorts];
+  for (const name of here.filter((one) => !inside.includes(one))) {
+    // Without a gateway there is no TAP, and nobody has put anything into the bridge yet.
+    if (status === undefined) continue;
+    found.push(fail(`${name} is not in ${bridge}`, `ip link set ${name} master ${bridge}`));
+  }
+  const underlay = config.transport.device ?? status?.ports[0]?.underlayInterface ?? undefined;
+  if (underlay !== undefined && (underlay === bridge || inside.includes(underlay))) {
+    found.push(
+      fail(
+        `${underlay}, which carries the sealed frames, is ${underlay === bridge ? 'the bridge' : `in ${bridge}`}: they would come back as plaintext`,
+        `take it out (ip link set ${underlay} nomaster), or give the machines outside an interface of their own`,
+      ),
+    );
+  }
+  const plain = status?.ports[0]?.plain;
+  if (plain?.loop === 'blocked') {
+    found.push(
+      fail(
+        'the plain port hears itself and is blocked',
+        `there is a loop behind ${bridge}: look for two cables, or two bridges between the same networks`,
+      ),
+    );
+  }
+  if (found.length > 0) return found;
+  const others = inside.filter((name) => name !== port.interface);
+  if (others.length === 0) {
+    return warn(
+      `${bridge} has nothing but our own port`,
+      `bridgePorts in gateway.yaml, or ip link set eth1 master ${bridge}`,
+    );
+  }
+  return ok(`${bridge} with ${others.join(', ')}`);
+}
+
+/**
+ * The way to every member and to the key server must not lead into the TAP: sealed frames would come
+ * back as plaintext, and are dropped as `loop` (threats.md C11).
+ */
+export async function checkRoutes({ config, status }: RouteSubject): Promise<Verdict> {
+  if (config === undefined || config.transport.kind !== 'udp') return ok('not looked at: no UDP');
+  const { mark, device } = config.transport;
+  const hosts = (status?.ports ?? [])
+    .flatMap((port) => port.peers)
+    .flatMap((peer) => [peer.endpoint, ...peer.endpoints])
+    .flatMap((endpoint) => hostOfEndpoint(endpoint) ?? []);
+  const members = [...new Set(hosts)];
+  const servers = config.servers.flatMap(({ address }) => {
+    const host = parseChannelAddress(address)?.host;
+    return host === undefined || isIP(host) === 0 ? [] : [host];
+  });
+  const ways = [
+    ...members.slice(0, MAX_ROUTES).map((to) => ({ to, mark, device })),
+    ...servers.map((to) => ({ to, mark: undefined, device: undefined })),
+  ];
+  const taps = new Set(insideInterfaces(config));
+  const found: Omit<Finding, 'check'>[] = [];
+  for (const way of ways) {
+    const through = await routeDevice(way.to, way);
+    if (through === undefined || !taps.has(through)) continue;
+    found.push(
+      fail(
+        `the way to ${way.to} leads into ${through}: what is sent there comes back and is dropped as loop`,
+        servers.includes(way.to)
+          ? `ip route add ${way.to} via ... (a route of its own, outside of ${through})`
+          : `ip route add ${way.to} via ..., or transport.device or transport.mark in gateway.yaml`,
+      ),
+    );
+  }
+  if (found.length > 0) return found;
+  if (ways.length === 0) return ok('no member is known yet');
+  const rest = Math.max(0, members.length - MAX_ROUTES);
+  const unseen = rest === 0 ? '' : `; ${rest} more were not looked at`;
+  return ok(
+    `the ways to ${ways.length} addresses lead outside of ${[...taps].join(', ')}${unseen}`,
+  );
+}
+
 async function checkMtu(subject: Subject): Promise<Verdict> {
   const port = subject.status?.ports[0];
   if (port !== undefined) {
@@ -296,14 +476,14 @@ async function checkMtu(subject: Subject): Promise<Verdict> {
     );
   }
   const plan = await planMtu({
-    configured: subject.config?.ports[0]?.mtu,
-    device: subject.config?.transport.device,
+    configured: wantedMtu(subject.config?.ports[0]),
+    transport: subject.config?.transport,
     servers: subject.config?.servers.map((server) => server.address) ?? [],
-    exclude: subject.config?.ports.map((one) => one.interface) ?? [],
+    exclude: subject.config === undefined ? [] : insideInterfaces(subject.config),
   });
   const text = `${plan.tap} at the TAP over ${plan.underlay} at ${plan.interface ?? 'the underlay'}`;
-  return plan.underlay < 1_382
-    ? warn(`${text}: full frames are cut in two`, 'raise the MTU of the underlay if you can')
+  return plan.underlay < (plan.outerIp === undefined ? 1_334 : 1_382)
+    ? warn(`${text}: full frames are cut in two parts`, 'raise the MTU of the underlay if you can')
     : ok(text);
 }
 

@@ -10,20 +10,29 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { stringify } from 'yaml';
-import { ChannelClient, RequestError, type ServerEndpoint } from '../src/net/channel-tcp.js';
+import { formatChannelAddress } from '../src/net/address.js';
+import { RequestError } from '../src/net/channel.js';
+import { ChannelClient } from '../src/net/channel-client.js';
+import type { ServerEndpoint } from '../src/net/client-link.js';
 import { LABEL } from '../src/protocol/constants.js';
 import { type Id, parseId } from '../src/protocol/ids.js';
 import { answerSchemas } from '../src/protocol/messages.js';
 import { importPublic } from '../src/protocol/public-keys.js';
-import { type Grant, grantCovers, grantSchema, verifyMembership } from '../src/protocol/records.js';
+import {
+  type Grant,
+  grantCovers,
+  grantSchema,
+  type Role,
+  verifyMembership,
+} from '../src/protocol/records.js';
 import { openSigned, type Signed } from '../src/protocol/signed.js';
 import { parseToken, type Token } from '../src/protocol/token.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import { makeSecretFolder, writeFileAtomic } from '../src/runtime/files.js';
 import {
+  type GatewayConfig,
   type GatewayConfigInput,
   gatewayConfigSchema,
-  joinHostPort,
   loadGatewayConfig,
 } from './config.js';
 import { makeKeys, readMembership, signMembership, writeMembership } from './identity.js';
@@ -33,6 +42,8 @@ import { chownToUser } from './users.js';
 const ENROL_TIMEOUT_MS = 20_000;
 const MAX_TOKEN_FILE = 16_384;
 
+export type TransportKind = GatewayConfig['transport']['kind'];
+
 export interface JoinOptions {
   readonly dir: string;
   readonly token: string;
@@ -40,7 +51,15 @@ export interface JoinOptions {
   readonly id?: string;
   readonly interface: string;
   readonly addresses: readonly string[];
-  readonly port: number;
+  /** For the role `plain`: the bridge that the machines outside are in. */
+  readonly bridge?: string;
+  /** Interfaces to put into it. */
+  readonly bridgePorts?: readonly string[];
+  readonly transport?: TransportKind;
+  /** Of `udp`; without it, the default of gateway.yaml. */
+  readonly port?: number | undefined;
+  /** Underlay interface: `ethernet` needs one, `udp` is bound to it. */
+  readonly device?: string;
   readonly loopback?: boolean;
   readonly timeoutMs?: number;
 }
@@ -64,7 +83,7 @@ export async function join(options: JoinOptions): Promise<Joined> {
   const id = chooseId(grant, options.id);
   const paths = gatewayPaths(options.dir);
   requireSameMember(paths.config, token, id);
-  const config = configOf(token, id, options);
+  const config = configOf(token, id, grant.role, options);
 
   makeSecretFolder(paths.dir);
   const keys = makeKeys(paths);
@@ -93,7 +112,7 @@ export async function join(options: JoinOptions): Promise<Joined> {
     macs: member.macs,
     config: paths.config,
     configKept,
-    servers: token.servers.map((server) => joinHostPort(server.host, server.port)),
+    servers: token.servers.map((server) => formatChannelAddress(server)),
   };
 }
 
@@ -239,6 +258,7 @@ function refusedEnrolment(error: RequestError): PairwireError {
 /** The token's key servers as the channel wants them. */
 function serversOf(token: Token): readonly [ServerEndpoint, ...ServerEndpoint[]] {
   const [first, ...rest] = token.servers.map((server) => ({
+    scheme: server.scheme ?? 'tcp',
     host: server.host,
     port: server.port,
     publicKey: Buffer.from(server.key),
@@ -247,20 +267,59 @@ function serversOf(token: Token): readonly [ServerEndpoint, ...ServerEndpoint[]]
   return [first, ...rest];
 }
 
-function configOf(token: Token, id: Id, options: JoinOptions): string {
+function transportOf(options: JoinOptions): GatewayConfigInput['transport'] {
+  const { port, device, loopback } = options;
+  if (options.transport !== 'ethernet') {
+    return {
+      ...(port === undefined ? {} : { port }),
+      ...(device === undefined ? {} : { device }),
+      ...(loopback === true ? { loopback } : {}),
+    };
+  }
+  if (device === undefined || port !== undefined) {
+    throw new PairwireError('USAGE', 'the transport ethernet has an interface and no UDP port', {
+      hint: 'pairwire join --transport ethernet --device INTERFACE ...',
+    });
+  }
+  return { kind: 'ethernet', device };
+}
+
+/** The kind of the port goes by the role, which is the operator's word. */
+function portOf(role: Role, options: JoinOptions): GatewayConfigInput['ports'][number] {
+  const { bridge, bridgePorts = [], addresses } = options;
+  if (role !== 'plain') {
+    if (bridge !== undefined || bridgePorts.length > 0) {
+      throw new PairwireError('USAGE', `the token has the role ${role}: only plain has a bridge`, {
+        hint: 'leave --bridge out, or ask the operator for a token with --role plain',
+      });
+    }
+    return { name: 'host', interface: options.interface, addresses: [...addresses] };
+  }
+  if (bridge === undefined || addresses.length > 0) {
+    throw new PairwireError('USAGE', 'a plain port has a bridge and no addresses of its own', {
+      hint: 'pairwire join --bridge br0 ..., and no --address; the bridge may have addresses',
+    });
+  }
+  return {
+    name: 'plain',
+    kind: 'plain',
+    interface: options.interface,
+    bridge,
+    ...(bridgePorts.length === 0 ? {} : { bridgePorts: [...bridgePorts] }),
+  };
+}
+
+function configOf(token: Token, id: Id, role: Role, options: JoinOptions): string {
   const config: GatewayConfigInput = {
     subnet: token.subnet,
     member: id,
     servers: token.servers.map((server) => ({
-      address: joinHostPort(server.host, server.port),
+      address: formatChannelAddress(server),
       key: Buffer.from(server.key).toString('base64url'),
     })),
     operator: Buffer.from(token.operator).toString('base64url'),
-    ports: [{ name: 'host', interface: options.interface, addresses: [...options.addresses] }],
-    transport: {
-      port: options.port,
-      ...(options.loopback === true ? { loopback: true } : {}),
-    },
+    ports: [portOf(role, options)],
+    transport: transportOf(options),
   };
   const checked = gatewayConfigSchema.safeParse(config);
   if (!checked.success) {

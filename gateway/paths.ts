@@ -43,7 +43,7 @@ export interface RunPaths {
   readonly dataPlane: string;
   /** The control plane's own part (0700). */
   readonly controlDir: string;
-  /** status, reload, down: gateway/status/socket.ts. */
+  /** status, reload, renew, down: gateway/status/socket.ts. */
   readonly control: string;
 }
 

@@ -8,9 +8,12 @@ import { isIP, isIPv4 } from 'node:net';
 import { networkInterfaces } from 'node:os';
 import { promisify } from 'node:util';
 import { z } from 'zod';
+import { parseChannelAddress } from '../src/net/address.js';
 import { FRAME_OVERHEAD } from '../src/protocol/constants.js';
+import { ipToBytes, unmapped } from '../src/protocol/ip.js';
+import { macFromBytes } from '../src/protocol/mac.js';
 import { type Endpoint, MAX_ENDPOINTS } from '../src/protocol/messages.js';
-import { splitHostPort } from './config.js';
+import { splitHostPort, type TransportConfig } from './config.js';
 
 const run = promisify(execFile);
 
@@ -18,10 +21,15 @@ const IPV4_HEADER = 20;
 const IPV6_HEADER = 40;
 const UDP_HEADER = 8;
 const ETHERNET_HEADER = 14;
+/** What a TAP's MTU is smaller than that of an Ethernet below it: a group frame is sealed whole. */
+const ETHERNET_OVERHEAD = FRAME_OVERHEAD + ETHERNET_HEADER;
+const MAC_SIZE = 6;
 const DEFAULT_UNDERLAY_MTU = 1_500;
 /** IPv6 works from here on, and so does everything else. */
 const MIN_TAP_MTU = 1_280;
 const MAX_TAP_MTU = 9_216;
+/** The longest packet that a full frame of the largest TAP makes. */
+export const MAX_OUTER_PACKET = MAX_TAP_MTU + ETHERNET_OVERHEAD + IPV6_HEADER + UDP_HEADER;
 
 const linksSchema = z.array(z.object({ ifname: z.string().optional(), mtu: z.int().optional() }));
 const routesSchema = z.array(z.object({ dev: z.string().optional() }));
@@ -32,7 +40,8 @@ export interface MtuPlan {
   readonly underlay: number;
   /** The interface whose MTU counted. */
   readonly interface: string | undefined;
-  readonly outerIp: 4 | 6;
+  /** Nothing on the transport `ethernet`, which has no IP below. */
+  readonly outerIp: 4 | 6 | undefined;
 }
 
 /** An address of this machine. */
@@ -93,10 +102,9 @@ export function endpointsOf(rules: EndpointRules, addresses: readonly LocalAddre
  * configured), link-local, multicast, reserved (threats.md M13).
  */
 export function isUsable(ip: Uint8Array, loopback: boolean): boolean {
-  const bytes = Buffer.from(ip);
+  const bytes = unmapped(ip);
   if (bytes.length === 4) return isUsableV4(bytes, loopback);
   if (bytes.length !== 16) return false;
-  if (bytes.subarray(0, 12).equals(MAPPED)) return isUsableV4(bytes.subarray(12), loopback);
   if (bytes.subarray(0, 15).every((byte) => byte === 0)) {
     return bytes.readUInt8(15) === 1 && loopback;
   }
@@ -105,13 +113,23 @@ export function isUsable(ip: Uint8Array, loopback: boolean): boolean {
   return !linkLocal && first < 0xff00;
 }
 
-const MAPPED = Buffer.from('00000000000000000000ffff', 'hex');
-
 function isUsableV4(bytes: Buffer, loopback: boolean): boolean {
   const first = bytes.readUInt8(0);
   if (first === 127) return loopback;
   const linkLocal = first === 169 && bytes.readUInt8(1) === 254;
   return first !== 0 && first < 224 && !linkLocal;
+}
+
+/** Whether an address lies in the prefix of one of our own. */
+export function isOnOwnNetwork(ip: Uint8Array): boolean {
+  return Object.values(networkInterfaces()).some((addresses) =>
+    (addresses ?? []).some(({ address, netmask }) => {
+      const own = ipToBytes(address);
+      const mask = ipToBytes(netmask);
+      if (own === undefined || mask === undefined || own.length !== ip.length) return false;
+      return own.every((byte, at) => ((byte ^ (ip[at] ?? 0)) & (mask[at] ?? 0)) === 0);
+    }),
+  );
 }
 
 /** The IPv4 broadcast addresses of an interface: what a group frame may carry besides multicast. */
@@ -125,41 +143,12 @@ export function broadcastsOf(tap: string): Buffer[] {
   });
 }
 
-/** The 4 or 16 bytes of an address; undefined if it is none. */
-export function ipToBytes(text: string): Buffer | undefined {
-  const bare = text.split('%')[0] ?? '';
-  const kind = isIP(bare);
-  if (kind === 0) return undefined;
-  if (kind === 4) return Buffer.from(bare.split('.').map(Number));
-  const groups = expandV6(bare);
-  const bytes = Buffer.alloc(16);
-  for (const [at, group] of groups.entries()) bytes.writeUInt16BE(group, at * 2);
-  return bytes;
-}
-
-/** The eight groups of an IPv6 address that `isIP` has accepted. */
-function expandV6(text: string): number[] {
-  const plain = text.replace(/(\d+)\.(\d+)\.(\d+)\.(\d+)$/, (_all, a, b, c, d) => {
-    const high = (Number(a) << 8) | Number(b);
-    const low = (Number(c) << 8) | Number(d);
-    return `${high.toString(16)}:${low.toString(16)}`;
-  });
-  const [head = '', tail] = plain.split('::');
-  const parse = (part: string) =>
-    part === '' ? [] : part.split(':').map((x) => Number.parseInt(x, 16));
-  const front = parse(head);
-  if (tail === undefined) return front;
-  const back = parse(tail);
-  return [...front, ...new Array<number>(8 - front.length - back.length).fill(0), ...back];
-}
-
-/** `192.0.2.1:51820` or `[2001:db8::1]:51820`; empty for no address. */
+/** `192.0.2.1:51820`, `[2001:db8::1]:51820` or, on `ethernet`, a MAC address; empty for no address. */
 export function endpointText(endpoint: { readonly ip: Uint8Array; readonly port: number }): string {
-  const bytes = Buffer.from(endpoint.ip);
+  const bytes = unmapped(endpoint.ip);
   if (bytes.length === 4) return `${[...bytes].join('.')}:${endpoint.port}`;
+  if (bytes.length === MAC_SIZE) return macFromBytes(bytes);
   if (bytes.length !== 16) return '';
-  if (bytes.subarray(0, 12).equals(MAPPED))
-    return `${[...bytes.subarray(12)].join('.')}:${endpoint.port}`;
   const groups = Array.from({ length: 8 }, (_, at) => bytes.readUInt16BE(at * 2).toString(16));
   return `[${shorten(groups)}]:${endpoint.port}`;
 }
@@ -181,26 +170,44 @@ function shorten(groups: readonly string[]): string {
 /** MTU of a TAP over an underlay: what is left after outer IP, UDP, seal and inner Ethernet header. */
 export function tapMtu(underlay: number, outerIp: 4 | 6): number {
   const outer = (outerIp === 6 ? IPV6_HEADER : IPV4_HEADER) + UDP_HEADER;
-  const left = underlay - outer - FRAME_OVERHEAD - ETHERNET_HEADER;
+  return clampMtu(underlay - outer - FRAME_OVERHEAD - ETHERNET_HEADER);
+}
+
+/** MTU of a TAP over the transport `ethernet`. */
+export function tapMtuOnEthernet(underlay: number): number {
+  return clampMtu(underlay - ETHERNET_OVERHEAD);
+}
+
+function clampMtu(left: number): number {
   return Math.min(MAX_TAP_MTU, Math.max(MIN_TAP_MTU, left));
 }
 
 /**
- * Derives the TAP's MTU: from the configured underlay interface, else from the one with the route
+ * Derives the TAP's MTU: on `ethernet` from its interface; on `udp` from the configured underlay interface, else from the one with the route
  * to a key server, else from the smallest interface with an address.
  */
 export async function planMtu(input: {
   readonly configured: number | undefined;
-  readonly device: string | undefined;
+  readonly transport: TransportConfig | undefined;
   readonly servers: readonly string[];
   readonly exclude: readonly string[];
 }): Promise<MtuPlan> {
+  const mtus = await interfaceMtus();
+  if (input.transport?.kind === 'ethernet') {
+    const { device } = input.transport;
+    const underlay = mtus.get(device) ?? DEFAULT_UNDERLAY_MTU;
+    return {
+      tap: input.configured ?? tapMtuOnEthernet(underlay),
+      underlay,
+      interface: device,
+      outerIp: undefined,
+    };
+  }
   const addresses = localAddresses().filter(
     (address) => !address.internal && !input.exclude.includes(address.interface),
   );
   const outerIp = addresses.some((a) => a.family === 6 && !/^fe[89ab]/i.test(a.address)) ? 6 : 4;
-  const mtus = await interfaceMtus();
-  const device = input.device ?? (await deviceTowards(input.servers));
+  const device = input.transport?.device ?? (await deviceTowards(input.servers));
   const named = device === undefined || device === 'lo' ? undefined : mtus.get(device);
   const smallest = smallestOf(addresses, mtus);
   const underlay = named ?? smallest?.mtu ?? DEFAULT_UNDERLAY_MTU;
@@ -235,16 +242,35 @@ async function interfaceMtus(): Promise<Map<string, number>> {
 
 async function deviceTowards(servers: readonly string[]): Promise<string | undefined> {
   for (const server of servers) {
-    const host = splitHostPort(server)?.host;
+    const host = parseChannelAddress(server)?.host;
     if (host === undefined) continue;
     const address = isIP(host) === 0 ? await resolveHost(host) : host;
     if (address === undefined) continue;
-    const family = isIPv4(address) ? '-4' : '-6';
-    const routes = await ipJson([family, 'route', 'get', address], routesSchema);
-    const device = routes?.[0]?.dev;
+    const device = await routeDevice(address, {});
     if (device !== undefined) return device;
   }
   return undefined;
+}
+
+/**
+ * The interface by which this machine would send to an address, as a socket with this mark and bound to
+ * this device; undefined if there is no way.
+ */
+export async function routeDevice(
+  address: string,
+  socket: { readonly mark?: number | undefined; readonly device?: string | undefined },
+): Promise<string | undefined> {
+  const family = isIPv4(address) ? '-4' : '-6';
+  const args = [family, 'route', 'get', address];
+  if (socket.mark !== undefined) args.push('mark', String(socket.mark));
+  if (socket.device !== undefined) args.push('oif', socket.device);
+  return (await ipJson(args, routesSchema))?.[0]?.dev;
+}
+
+/** The IP address in the text of an endpoint; undefined for a MAC address or none. */
+export function hostOfEndpoint(text: string | null): string | undefined {
+  const split = text === null ? undefined : splitHostPort(text);
+  return split === undefined || isIP(split.host) === 0 ? undefined : split.host;
 }
 
 async function resolveHost(host: string): Promise<string | undefined> {

@@ -13,7 +13,7 @@ import { messageOf, PairwireError } from '../src/runtime/errors.js';
 import { Lifecycle } from '../src/runtime/lifecycle.js';
 import { createLogger, type Logger } from '../src/runtime/log.js';
 import { Agent } from './agent.js';
-import { type GatewayConfig, loadGatewayConfig } from './config.js';
+import { type GatewayConfig, insideInterfaces, loadGatewayConfig, wantedMtu } from './config.js';
 import { startBroker } from './dataplane/launch.js';
 import { BrokerDevices, deviceSpecs } from './devices.js';
 import { type GatewayIdentity, loadIdentity } from './identity.js';
@@ -34,10 +34,10 @@ export async function runGateway(dir: string, target: OutputTarget): Promise<voi
   const run = runPaths(config.run);
   if (await answers(run.control)) throw alreadyRuns(run.control, dir);
   const mtu = await planMtu({
-    configured: config.ports[0]?.mtu,
-    device: config.transport.device,
+    configured: wantedMtu(config.ports[0]),
+    transport: config.transport,
     servers: config.servers.map((server) => server.address),
-    exclude: config.ports.map((port) => port.interface),
+    exclude: insideInterfaces(config),
   });
   if (isRoot()) await startWithRights(config, paths, run, mtu, log);
 

@@ -94,10 +94,13 @@ export class AuditLog {
     await tx.appendAudit({ ...entry, mac: entryMac(key, last?.mac ?? GENESIS, entry) });
   }
 
-  /** Notes a refusal. Never throws and never makes the asker wait. */
-  refused(actor: string, refusal: Refusal): void {
+  /**
+   * Notes a refusal. Never throws and never makes the asker wait.
+   * @param source whom it is about, where one actor speaks of many: each has a minute of its own
+   */
+  refused(actor: string, refusal: Refusal, source = ''): void {
     const now = this.#options.now();
-    const name = `${actor} ${refusal.kind}`;
+    const name = `${actor} ${refusal.kind} ${source}`;
     const open = this.#windows.get(name);
     if (open !== undefined && now < open.until) {
       open.repeats += 1;

@@ -1,6 +1,6 @@
 /**
  * Commands of the key server: init, keyserver, token, settings, and the lists
- * members, keys, macs, audit. Each takes --json and has an example in its --help.
+ * members, keys, macs, audit and ip. Each takes --json and has an example in its --help.
  */
 import { type Command, Option } from 'commander';
 import {
@@ -17,7 +17,8 @@ import {
 import { keyPairFromPrivate } from '../src/protocol/channel/keys.js';
 import { LABEL, SUITES, type Suite } from '../src/protocol/constants.js';
 import { idSchema, type parseId } from '../src/protocol/ids.js';
-import { macSchema } from '../src/protocol/mac.js';
+import { ipSchema } from '../src/protocol/ip.js';
+import { type MacAddress, macSchema } from '../src/protocol/mac.js';
 import type { ListName } from '../src/protocol/messages.js';
 import { importPrivate, importPublic, publicOf } from '../src/protocol/public-keys.js';
 import { RIGHTS, type Right, ROLES, type Role, type Settings } from '../src/protocol/records.js';
@@ -33,6 +34,7 @@ import {
   type KeyServerPaths,
   loadKeyServerConfig,
   pathsOf,
+  requireChannelAddress,
   requireHostPort,
 } from './config.js';
 import { CurrentSettings } from './current-settings.js';
@@ -50,6 +52,11 @@ export function keyserverCommands(program: Command): void {
   runCommand(program);
   tokenCommand(program);
   settingsCommand(program);
+  rekeyCommand(program);
+  revokeCommand(program);
+  restoreCommand(program);
+  macCommand(program);
+  ipCommand(program);
   listCommands(program);
 }
 
@@ -60,17 +67,23 @@ interface SettingsFlags {
   readonly suite?: Suite;
   readonly freshness?: string;
   readonly lease?: string;
+  readonly rekey?: string;
+  readonly rekeyBoot?: string;
+  readonly rekeyGroup?: string;
   readonly replicate?: string;
+  readonly unknown?: Settings['unknown'];
+  readonly defaultPlain?: string;
 }
 
 interface InitFlags extends SettingsFlags {
   readonly subnet: string;
   readonly dir: string;
   readonly server: string;
-  readonly listen: string;
+  readonly listen: readonly string[];
   readonly advertise: readonly string[];
   readonly operatorKey?: string;
   readonly metrics?: string;
+  readonly relay?: string;
 }
 
 function initCommand(program: Command): void {
@@ -80,14 +93,15 @@ function initCommand(program: Command): void {
     .requiredOption('--subnet <name>', 'name of the subnet')
     .requiredOption('--dir <dir>', 'folder of the key server; made if it does not exist')
     .option('--server <id>', 'id of this key server', DEFAULT_SERVER)
-    .option('--listen <host:port>', 'where it accepts members', `0.0.0.0:${DEFAULT_PORT}`)
     .option(
-      '--advertise <host:port>',
-      'address that join tokens name; repeatable',
+      '--listen <address>',
+      `where it accepts members: HOST:PORT (TCP), udp://HOST:PORT, http://HOST:PORT; repeatable (default: 0.0.0.0:${DEFAULT_PORT})`,
       collectOption,
       [],
     )
+    .option('--advertise <address>', 'address that join tokens name; repeatable', collectOption, [])
     .option('--operator-key <file>', 'operator key, used if it exists; best off this machine')
+    .option('--relay <ip:port>', 'run a relay for members behind NAT boxes at this UDP address')
     .option('--metrics <host:port>', 'serve /metrics here (loopback)');
   settingsOptions(command)
     .option('--json', 'print JSON')
@@ -97,19 +111,21 @@ function initCommand(program: Command): void {
     )
     .action(
       action(async (target, flags: InitFlags) => {
-        for (const address of flags.advertise) requireHostPort(address, '--advertise');
-        requireHostPort(flags.listen, '--listen');
+        for (const address of flags.advertise) requireChannelAddress(address, '--advertise');
+        for (const address of flags.listen) requireChannelAddress(address, '--listen');
         if (flags.metrics !== undefined) requireHostPort(flags.metrics, '--metrics');
+        if (flags.relay !== undefined) requireHostPort(flags.relay, '--relay');
         const subnet = usable(flags.subnet, '--subnet');
         const paths = await initSubnet({
           subnet,
           server: usable(flags.server, '--server'),
           dir: flags.dir,
-          listen: flags.listen,
+          listen: oneOrAll(flags.listen) ?? `0.0.0.0:${DEFAULT_PORT}`,
           advertise: flags.advertise,
           settings: settingsChoice(flags),
           ...(flags.operatorKey === undefined ? {} : { operatorKey: flags.operatorKey }),
           ...(flags.metrics === undefined ? {} : { metrics: flags.metrics }),
+          ...(flags.relay === undefined ? {} : { relay: flags.relay }),
         });
         const operator = readKeyFile(paths.operatorPublic, KEY_KIND.operatorPublic, {
           public: true,
@@ -123,6 +139,11 @@ function initCommand(program: Command): void {
         });
       }),
     );
+}
+
+/** A single address stands in the file as it is. */
+function oneOrAll(addresses: readonly string[]): string | readonly string[] | undefined {
+  return addresses.length > 1 ? addresses : addresses[0];
 }
 
 // ------------------------------------------------------------------------- keyserver
@@ -145,7 +166,7 @@ function runCommand(program: Command): void {
         printFields(target, {
           subnet: config.subnet,
           server: config.server,
-          listen: config.listen,
+          listen: [config.listen].flat().join(', '),
         });
       }),
     );
@@ -209,13 +230,7 @@ function tokenCommand(program: Command): void {
             hint: `allowed: ${RIGHTS.join(', ')}`,
           });
         }
-        const macs = flags.mac.map((text) => {
-          const parsed = macSchema.safeParse(text);
-          if (parsed.success) return parsed.data;
-          throw new PairwireError('USAGE', `--mac: "${text}" is not a MAC address`, {
-            hint: 'a MAC address looks like 02:00:5e:10:00:01',
-          });
-        });
+        const macs = flags.mac.map((text) => macAddress(text, '--mac'));
         const uses = parseInteger(flags.uses, '--uses', 1, 1_000_000);
         const notAfter = Date.now() + parseDuration(flags.ttl, '--ttl');
         const server = keyPairFromPrivate(readKeyFile(paths.serverKey, KEY_KIND.server));
@@ -330,17 +345,215 @@ function printSettings(target: OutputTarget, settings: Settings): void {
   printFields(target, { ...settings });
 }
 
+// ----------------------------------------------------------------------------- rekey
+
+interface RekeyFlags {
+  readonly dir: string;
+  readonly group?: boolean;
+  readonly force?: boolean;
+}
+
+function rekeyCommand(program: Command): void {
+  program
+    .command('rekey [id] [id2]')
+    .description('renew the key of a pair, of all pairs of a member, of all pairs, or of the group')
+    .requiredOption('--dir <dir>', 'folder of the key server')
+    .option('--group', 'the group key')
+    .option('--force', 'do not wait until its holders can receive under the new key')
+    .option('--json', 'print JSON')
+    .addHelpText('after', example('pairwire rekey --dir /etc/pairwire/east alice bob'))
+    .action(
+      action(async (target, a: string | undefined, b: string | undefined, flags: RekeyFlags) => {
+        if (flags.group === true && a !== undefined) {
+          throw new PairwireError('USAGE', '--group is about everybody: name no member');
+        }
+        const state = flags.force === true ? 'in force' : 'prepared';
+        await asOperator(flags.dir, async (client) => {
+          if (flags.group === true) {
+            printFields(target, { group: await client.rekeyGroup(flags.force === true), state });
+            return;
+          }
+          const pairs = await client.rekey({
+            a: a === undefined ? undefined : usable(a, 'id'),
+            b: b === undefined ? undefined : usable(b, 'id2'),
+            force: flags.force === true,
+          });
+          printFields(target, { pairs, state });
+        });
+      }),
+    );
+}
+
+// ---------------------------------------------------------------------------- revoke
+
+function revokeCommand(program: Command): void {
+  program
+    .command('revoke <id>')
+    .description('take a member out, for ever: nobody has a key with it any more')
+    .requiredOption('--dir <dir>', 'folder of the key server')
+    .option('--json', 'print JSON')
+    .addHelpText('after', example('pairwire revoke --dir /etc/pairwire/east mallory'))
+    .action(
+      action(async (target, id: string, flags: { readonly dir: string }) => {
+        await asOperator(flags.dir, async (client) => {
+          const member = usable(id, 'id');
+          const { number, fresh } = await client.revoke(member);
+          printFields(target, { member, number, state: fresh ? 'revoked' : 'revoked before' });
+        });
+      }),
+    );
+}
+
+function restoreCommand(program: Command): void {
+  program
+    .command('restore')
+    .description('what is to be done after a database was put back')
+    .addHelpText('after', example('pairwire restore confirm --dir /etc/pairwire/east'))
+    .command('confirm')
+    .description(
+      'serve members again that know of more revocations than the database, and send what is for nobody known to the default plain port again',
+    )
+    .requiredOption('--dir <dir>', 'folder of the key server')
+    .option('--json', 'print JSON')
+    .addHelpText('after', example('pairwire restore confirm --dir /etc/pairwire/east'))
+    .action(
+      action(async (target, flags: { readonly dir: string }) => {
+        await asOperator(flags.dir, async (client) => {
+          printFields(target, { revocation: await client.confirmRestore() });
+        });
+      }),
+    );
+}
+
+/** Speaks with the key server of a folder as its operator; the channel ends with `use`. */
+async function asOperator(
+  dir: string,
+  use: (client: OperatorClient) => Promise<void>,
+): Promise<void> {
+  const client = new OperatorClient(dir, loadKeyServerConfig(dir));
+  try {
+    await use(client);
+  } finally {
+    client.close();
+  }
+}
+
+// ------------------------------------------------------------------------------- mac
+
+function macCommand(program: Command): void {
+  const command = program
+    .command('mac')
+    .description("addresses outside the subnet, and addresses that were members' own")
+    .addHelpText(
+      'after',
+      example('pairwire mac pin --dir /etc/pairwire/east 0 02:aa:00:00:00:01 gate1'),
+    );
+  command
+    .command('pin <vlan> <mac> <member>')
+    .description('tie an address outside to one plain port, as a router (VLAN 0: untagged)')
+    .requiredOption('--dir <dir>', 'folder of the key server')
+    .option('--json', 'print JSON')
+    .addHelpText(
+      'after',
+      example('pairwire mac pin --dir /etc/pairwire/east 0 02:aa:00:00:00:01 gate1'),
+    )
+    .action(
+      action(
+        async (
+          target,
+          vlanText: string,
+          macText: string,
+          id: string,
+          flags: { readonly dir: string },
+        ) => {
+          const vlan = parseInteger(vlanText, 'vlan', 0, 4_094);
+          const mac = macAddress(macText, 'mac');
+          const member = usable(id, 'member');
+          await asOperator(flags.dir, async (client) => {
+            await client.pinMac(vlan, mac, member);
+            printFields(target, { vlan, mac, member, state: 'pinned' });
+          });
+        },
+      ),
+    );
+  command
+    .command('free <mac>')
+    .description('free the address of a member that is gone, or one that was pinned')
+    .requiredOption('--dir <dir>', 'folder of the key server')
+    .option('--json', 'print JSON')
+    .addHelpText('after', example('pairwire mac free --dir /etc/pairwire/east 02:aa:00:00:00:01'))
+    .action(
+      action(async (target, text: string, flags: { readonly dir: string }) => {
+        const mac = macAddress(text, 'mac');
+        await asOperator(flags.dir, async (client) => {
+          printFields(target, { mac, ...(await client.freeMac(mac)) });
+        });
+      }),
+    );
+}
+
+// -------------------------------------------------------------------------------- ip
+
+function ipCommand(program: Command): void {
+  const command = program
+    .command('ip')
+    .description('IP addresses of the subnet, and the MAC addresses that alone may announce them')
+    .addHelpText('after', example('pairwire ip --dir /etc/pairwire/east'));
+  listCommand(command, IP_LIST, 'list', { isDefault: true });
+  command
+    .command('pin <ip> <mac>')
+    .description('tie an address to one MAC address, as that of a router outside')
+    .requiredOption('--dir <dir>', 'folder of the key server')
+    .option('--json', 'print JSON')
+    .addHelpText(
+      'after',
+      example('pairwire ip pin --dir /etc/pairwire/east 10.1.0.1 02:aa:00:00:00:01'),
+    )
+    .action(
+      action(async (target, ipText: string, macText: string, flags: { readonly dir: string }) => {
+        const ip = ipAddress(ipText, 'ip');
+        const mac = macAddress(macText, 'mac');
+        await asOperator(flags.dir, async (client) => {
+          await client.pinIp(ip, mac);
+          printFields(target, { ip, mac, state: 'pinned' });
+        });
+      }),
+    );
+  command
+    .command('free <ip>')
+    .description('free an address that was pinned, or that a member has announced')
+    .requiredOption('--dir <dir>', 'folder of the key server')
+    .option('--json', 'print JSON')
+    .addHelpText('after', example('pairwire ip free --dir /etc/pairwire/east 10.1.0.1'))
+    .action(
+      action(async (target, text: string, flags: { readonly dir: string }) => {
+        const ip = ipAddress(text, 'ip');
+        await asOperator(flags.dir, async (client) => {
+          printFields(target, { ip, ...(await client.freeIp(ip)) });
+        });
+      }),
+    );
+}
+
 // ----------------------------------------------------------------------------- lists
 
-const LIST_COMMANDS: readonly {
+interface ListCommand {
   readonly name: ListName;
   readonly about: string;
   readonly columns: readonly Column<ListRow>[];
-}[] = [
+}
+
+const IP_LIST: ListCommand = {
+  name: 'ips',
+  about: 'list IP addresses: which MAC address announces them, and why',
+  columns: columns('ip', 'mac', 'member', 'kind', 'since', 'seenAt'),
+};
+
+const LIST_COMMANDS: readonly ListCommand[] = [
   {
     name: 'members',
     about: 'list members',
-    columns: columns('id', 'role', 'online', 'index', 'ips', 'endpoints', 'registeredAt'),
+    columns: columns('id', 'role', 'state', 'online', 'index', 'ips', 'endpoints', 'registeredAt'),
   },
   {
     name: 'keys',
@@ -349,8 +562,8 @@ const LIST_COMMANDS: readonly {
   },
   {
     name: 'macs',
-    about: 'list MAC addresses and whose they are',
-    columns: columns('mac', 'member', 'kind', 'shared', 'seenAt'),
+    about: 'list MAC addresses: whose they are, or which plain port they are behind',
+    columns: columns('mac', 'vlan', 'member', 'kind', 'shared', 'since', 'seenAt', 'frozenUntil'),
   },
   {
     name: 'audit',
@@ -360,18 +573,29 @@ const LIST_COMMANDS: readonly {
 ];
 
 function listCommands(program: Command): void {
-  for (const { name, about, columns: shown } of LIST_COMMANDS) {
-    const command = program
-      .command(name)
-      .description(about)
-      .requiredOption('--dir <dir>', 'folder of the key server')
-      .option('--limit <n>', 'most rows')
-      .option('--json', 'print JSON')
-      .addHelpText('after', example(`pairwire ${name} --dir /etc/pairwire/east`));
-    if (name === 'audit') {
-      command.option('--verify', 'check the chain of the log in the database (without the server)');
-    }
-    command.action(
+  for (const list of LIST_COMMANDS) {
+    const command = listCommand(program, list, list.name);
+    if (list.name !== 'audit') continue;
+    command.option('--verify', 'check the chain of the log in the database (without the server)');
+  }
+}
+
+/** Adds a command that prints a list. */
+function listCommand(
+  parent: Command,
+  { name, about, columns: shown }: ListCommand,
+  word: string,
+  options: { readonly isDefault?: boolean } = {},
+): Command {
+  const path = parent.parent === null ? word : `${parent.name()} ${word}`;
+  return parent
+    .command(word, options)
+    .description(about)
+    .requiredOption('--dir <dir>', 'folder of the key server')
+    .option('--limit <n>', 'most rows')
+    .option('--json', 'print JSON')
+    .addHelpText('after', example(`pairwire ${path} --dir /etc/pairwire/east`))
+    .action(
       action(async (target, flags: { dir: string; limit?: string; verify?: true }) => {
         const config = loadKeyServerConfig(flags.dir);
         if (flags.verify === true) {
@@ -392,7 +616,6 @@ function listCommands(program: Command): void {
         }
       }),
     );
-  }
 }
 
 async function checkAudit(target: OutputTarget, paths: KeyServerPaths): Promise<void> {
@@ -421,13 +644,40 @@ function settingsOptions(command: Command): Command {
     .addOption(new Option('--suite <suite>', 'AEAD of sealed frames').choices(SUITES))
     .option('--freshness <time>', 'largest age of a frame, as 30s; 0s turns the check off')
     .option('--lease <time>', 'how long a gateway without key server uses its keys, as 24h')
-    .option('--replicate <n>', 'receivers up to which a sender copies group frames itself');
+    .option('--rekey <time>', 'age at which a pair key is renewed, as 1h; 0s: never by age')
+    .option(
+      '--rekey-boot <time>',
+      'age at which a gateway makes a fresh boot key, as 1h; 0s: never by age',
+    )
+    .option(
+      '--rekey-group <when>',
+      'when the group key is renewed: never, on-revoke, or an age, as 24h (and when a member is revoked)',
+    )
+    .option('--replicate <n>', 'receivers up to which a sender copies group frames itself')
+    .addOption(
+      new Option(
+        '--unknown <where>',
+        'frames for an address that nobody knows go to the default plain port, or nowhere',
+      ).choices(['plain', 'refuse']),
+    )
+    .option(
+      '--default-plain <id>',
+      'the default plain port; `-`: the one with the lowest id that is online',
+    );
 }
 
 function settingsChoice(flags: SettingsFlags): SettingsChoice {
-  const { hold, suite, freshness, lease, replicate } = flags;
+  const { hold, suite, freshness, lease, rekey, rekeyBoot, rekeyGroup, replicate } = flags;
+  const { unknown, defaultPlain } = flags;
   return {
     suite,
+    unknown,
+    defaultPlain:
+      defaultPlain === undefined
+        ? undefined
+        : defaultPlain === '-'
+          ? null
+          : usable(defaultPlain, '--default-plain'),
     hold: hold === undefined ? undefined : parseInteger(hold, '--hold', 0, 1024),
     freshnessMs:
       freshness === undefined
@@ -437,9 +687,24 @@ function settingsChoice(flags: SettingsFlags): SettingsChoice {
       lease === undefined
         ? undefined
         : inRange(Math.floor(parseDuration(lease, '--lease') / 1_000), '--lease', 10, 31_536_000),
+    rekeySeconds: rekey === undefined ? undefined : interval(rekey, '--rekey', 10),
+    bootSeconds: rekeyBoot === undefined ? undefined : interval(rekeyBoot, '--rekey-boot', 30),
+    groupRekey: rekeyGroup === undefined ? undefined : groupRekey(rekeyGroup),
     replicate:
       replicate === undefined ? undefined : parseInteger(replicate, '--replicate', 1, 4096),
   };
+}
+
+/** Whole seconds; 0 is off. */
+function interval(text: string, option: string, least: number): number {
+  const seconds = Math.floor(parseDuration(text, option) / 1_000);
+  return seconds === 0 ? 0 : inRange(seconds, option, least, 31_536_000);
+}
+
+function groupRekey(text: string): Settings['group']['rekey'] {
+  if (text === 'never' || text === 'on-revoke') return text;
+  const seconds = Math.floor(parseDuration(text, '--rekey-group') / 1_000);
+  return inRange(seconds, '--rekey-group', 10, 31_536_000);
 }
 
 function inRange(value: number, option: string, min: number, max: number): number {
@@ -451,6 +716,22 @@ function usable(text: string, option: string): ReturnType<typeof parseId> {
   const parsed = idSchema.safeParse(text);
   if (parsed.success) return parsed.data;
   throw new PairwireError('USAGE', `${option}: ${parsed.error.issues[0]?.message ?? 'wrong'}`);
+}
+
+function macAddress(text: string, option: string): MacAddress {
+  const parsed = macSchema.safeParse(text);
+  if (parsed.success) return parsed.data;
+  throw new PairwireError('USAGE', `${option}: "${text}" is not a MAC address`, {
+    hint: 'a MAC address looks like 02:00:5e:10:00:01',
+  });
+}
+
+function ipAddress(text: string, option: string): string {
+  const parsed = ipSchema.safeParse(text);
+  if (parsed.success) return parsed.data;
+  throw new PairwireError('USAGE', `${option}: "${text}" is not an IP address`, {
+    hint: 'an IP address looks like 10.1.0.2 or 2001:db8::2',
+  });
 }
 
 /** The operator's private key, checked against the public half that the folder pins. */

@@ -5,11 +5,15 @@
  */
 import { dirname, join, resolve } from 'node:path';
 import { z } from 'zod';
+import { type ChannelAddress, parseChannelAddress } from '../src/net/address.js';
+import { MAX_CONNECTIONS, MAX_HALF_OPEN, MAX_PER_KEY } from '../src/net/channel.js';
 import { idSchema } from '../src/protocol/ids.js';
+import { MAX_RELAY_ADDRESSES } from '../src/protocol/messages.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import { LOG_LEVELS } from '../src/runtime/log.js';
 import { isLoopback } from '../src/runtime/metrics.js';
 import { jsonSchemaOf, loadYaml } from '../src/settings/load-yaml.js';
+import { LOOKUP_BURST, LOOKUPS_PER_SECOND } from './keys/key-requests.js';
 
 /** Title of config/schema/keyserver.json. */
 const SCHEMA_TITLE = 'Pairwire keyserver.yaml';
@@ -26,16 +30,35 @@ const hostPortSchema = z
     'must be HOST:PORT, as in 192.0.2.1:7900 or [2001:db8::1]:7900',
   );
 
+const NOT_AN_ADDRESS =
+  'must be HOST:PORT or SCHEME://HOST:PORT with tcp, udp or http, as in udp://192.0.2.1:7900';
+/** `HOST:PORT` for TCP, or with a scheme in front. */
+const channelAddressSchema = z
+  .string()
+  .max(300)
+  .refine((text) => parseChannelAddress(text) !== undefined, NOT_AN_ADDRESS);
+
 const fileSchema = z.string().min(1).max(4096);
 
 export const keyServerConfigSchema = z.strictObject({
   subnet: idSchema,
   /** This server's id: where ids are at home. */
   server: idSchema.prefault('s1'),
-  /** Where it accepts channels. */
-  listen: hostPortSchema.default(`0.0.0.0:${DEFAULT_PORT}`),
+  /** Where it accepts channels: one address or several. */
+  listen: z
+    .union([channelAddressSchema, z.array(channelAddressSchema).min(1).max(16)], NOT_AN_ADDRESS)
+    .default(`0.0.0.0:${DEFAULT_PORT}`),
   /** What join tokens name as its address; without it, `listen`. */
-  advertise: z.array(hostPortSchema).max(16).default([]),
+  advertise: z.array(channelAddressSchema).max(16).default([]),
+  /** The relay beside it, for members behind NAT boxes; without it there is none. */
+  relay: z
+    .strictObject({
+      /** UDP address where it listens: IP:PORT. */
+      listen: hostPortSchema,
+      /** IP addresses and ports under which members reach it; without any, `listen`. */
+      advertise: z.array(hostPortSchema).max(MAX_RELAY_ADDRESSES).default([]),
+    })
+    .optional(),
   /** SQLite database. */
   database: fileSchema.default('keyserver.db'),
   /** Private operator key: signs grants and settings. May lie elsewhere, best off this machine. */
@@ -44,6 +67,20 @@ export const keyServerConfigSchema = z.strictObject({
     .strictObject({
       /** Where /metrics answers (loopback); without it, nowhere. */
       listen: hostPortSchema.optional(),
+    })
+    .prefault({}),
+  /** What members and strangers may take; docs/limits.md says what happens at each edge. */
+  limits: z
+    .strictObject({
+      /** Connections in all. */
+      connections: z.int().min(1).max(1_000_000).default(MAX_CONNECTIONS),
+      /** Of them, those whose handshake is not confirmed yet. */
+      halfOpen: z.int().min(1).max(1_000_000).default(MAX_HALF_OPEN),
+      /** Sessions of one static key. */
+      sessionsPerMember: z.int().min(1).max(1_000).default(MAX_PER_KEY),
+      /** Key requests of one member: so many at once, so many a second. */
+      keyRequestBurst: z.int().min(1).max(1_000_000).default(LOOKUP_BURST),
+      keyRequestsPerSecond: z.int().min(1).max(1_000_000).default(LOOKUPS_PER_SECOND),
     })
     .prefault({}),
   log: z
@@ -140,6 +177,26 @@ export function requireHostPort(text: string, option: string): HostPort {
     throw new PairwireError('USAGE', `${option}: "${text}" is not HOST:PORT`, {
       hint: 'for example 192.0.2.1:7900 or [2001:db8::1]:7900',
     });
+  }
+  return address;
+}
+
+/** The addresses under `listen`. */
+export function listenAddresses(config: Pick<KeyServerConfig, 'listen'>): ChannelAddress[] {
+  return [config.listen].flat().map((text) => requireChannelAddress(text, 'listen'));
+}
+
+/** @throws PairwireError USAGE */
+export function requireChannelAddress(text: string, option: string): ChannelAddress {
+  const address = parseChannelAddress(text);
+  if (address === undefined) {
+    throw new PairwireError(
+      'USAGE',
+      `${option}: "${text}" is not HOST:PORT or SCHEME://HOST:PORT`,
+      {
+        hint: 'for example 192.0.2.1:7900, udp://192.0.2.1:7900 or http://[2001:db8::1]:7980',
+      },
+    );
   }
   return address;
 }

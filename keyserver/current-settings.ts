@@ -103,6 +103,11 @@ export class CurrentSettings {
   }
 }
 
+/** Age at which the group key is renewed, ms; 0: not by age. */
+export function groupInterval(rekey: Settings['group']['rekey']): number {
+  return typeof rekey === 'number' ? rekey * 1_000 : 0;
+}
+
 /**
  * Stores verified settings; whatever comes into somebody's view by them is renumbered.
  * @param before the settings in force until now, undefined for the first ones
@@ -123,6 +128,12 @@ export async function installSettings(
     const shownNow = talkers <= next.group.replicate;
     if (!shownBefore && shownNow) await tx.renumberMembers();
     if (before.hold === 0 && next.hold > 0) await tx.renumberKeys();
+    if (before.rekeySeconds !== next.rekeySeconds) {
+      await tx.redatePairs(next.rekeySeconds * 1_000);
+    }
+    if (before.group.rekey !== next.group.rekey) {
+      await tx.redateGroup(groupInterval(next.group.rekey));
+    }
   }
   return changed;
 }

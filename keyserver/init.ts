@@ -36,7 +36,7 @@ import {
   keyServerConfigSchema,
   pathsOf,
 } from './config.js';
-import { installSettings } from './current-settings.js';
+import { groupInterval, installSettings } from './current-settings.js';
 import { makeGroupKey } from './keys/group-key.js';
 import { initialiseStore, openStore } from './storage/sql-store.js';
 import { SqliteDriver } from './storage/sqlite.js';
@@ -50,18 +50,26 @@ export interface SettingsChoice {
   readonly suite?: Suite | undefined;
   readonly freshnessMs?: number | undefined;
   readonly leaseSeconds?: number | undefined;
+  readonly rekeySeconds?: number | undefined;
+  readonly bootSeconds?: number | undefined;
+  readonly groupRekey?: Settings['group']['rekey'] | undefined;
   readonly replicate?: number | undefined;
+  readonly unknown?: Settings['unknown'] | undefined;
+  /** The default plain port; null: none is named. */
+  readonly defaultPlain?: Id | null | undefined;
 }
 
 export interface InitOptions {
   readonly subnet: Id;
   readonly server?: Id;
   readonly dir: string;
-  readonly listen: string;
+  readonly listen: string | readonly string[];
   readonly advertise: readonly string[];
   /** Where the operator key is or shall be; DIR/operator.key without it. */
   readonly operatorKey?: string;
   readonly metrics?: string;
+  /** IP:PORT where members reach the relay; none without it. */
+  readonly relay?: string;
   readonly settings: SettingsChoice;
 }
 
@@ -74,9 +82,12 @@ export function defaultSettings(subnet: Id): Settings {
     freshnessMs: 30_000,
     hold: 64,
     leaseSeconds: 86_400,
+    rekeySeconds: 3_600,
+    bootSeconds: 3_600,
     verify: 'verify',
-    group: { mode: 'shared', replicate: 256 },
+    group: { mode: 'shared', replicate: 256, rekey: 86_400 },
     unknown: 'refuse',
+    plain: {},
   };
 }
 
@@ -89,7 +100,20 @@ export function choose(before: Settings, version: number, choice: SettingsChoice
     freshnessMs: choice.freshnessMs ?? before.freshnessMs,
     hold: choice.hold ?? before.hold,
     leaseSeconds: choice.leaseSeconds ?? before.leaseSeconds,
-    group: { ...before.group, replicate: choice.replicate ?? before.group.replicate },
+    rekeySeconds: choice.rekeySeconds ?? before.rekeySeconds,
+    bootSeconds: choice.bootSeconds ?? before.bootSeconds,
+    group: {
+      ...before.group,
+      replicate: choice.replicate ?? before.group.replicate,
+      rekey: choice.groupRekey ?? before.group.rekey,
+    },
+    unknown: choice.unknown ?? before.unknown,
+    plain:
+      choice.defaultPlain === undefined
+        ? before.plain
+        : choice.defaultPlain === null
+          ? {}
+          : { default: choice.defaultPlain },
   };
 }
 
@@ -104,9 +128,10 @@ export async function initSubnet(options: InitOptions): Promise<KeyServerPaths> 
   const input: KeyServerConfigInput = {
     subnet,
     server: options.server ?? DEFAULT_SERVER,
-    listen: options.listen,
+    listen: typeof options.listen === 'string' ? options.listen : [...options.listen],
     ...(options.advertise.length === 0 ? {} : { advertise: [...options.advertise] }),
     ...(options.operatorKey === undefined ? {} : { operatorKey: resolve(options.operatorKey) }),
+    ...(options.relay === undefined ? {} : { relay: { listen: options.relay } }),
     ...(options.metrics === undefined ? {} : { metrics: { listen: options.metrics } }),
   };
   const config = keyServerConfigSchema.parse(input);
@@ -184,7 +209,7 @@ async function makeFiles(options: InitOptions, home: Id, paths: KeyServerPaths):
     const membership = adminMembership(subnet, home, operator, adminChannel.publicKey);
     const admin = verifyMembership(subnet, membership, importPublic('ed25519', operatorPublic));
     await store.write(async (tx) => {
-      await makeGroupKey(tx, now);
+      await makeGroupKey(tx, now, groupInterval(settings.group.rekey));
       await installSettings(tx, record, settings, undefined, now);
       const number = await tx.nextChange();
       await tx.insertMember({

@@ -1,6 +1,7 @@
 /** The key server's lists as operators and viewers see them: rows without any secret. */
 import { type Endpoint, type ListName, MAX_ROWS } from '../src/protocol/messages.js';
 import type { Services } from './services.js';
+import type { Binding, Learned, MacEntry } from './storage/store.js';
 
 const DEFAULT_ROWS = 100;
 
@@ -59,18 +60,13 @@ export async function readList(
         }),
       );
     case 'macs':
-      return paged(
-        limit,
-        await store.listMacs(after, limit),
-        ({ serial }) => serial,
-        (entry) => ({
-          mac: entry.mac,
-          member: entry.member,
-          kind: entry.kind,
-          shared: entry.shared,
-          seenAt: isoTime(entry.seenAt),
-        }),
-      );
+      return paged(limit, await store.listMacs(after, limit), ({ serial }) => serial, macRow);
+    case 'ips': {
+      const bindings = await store.listBindings(after, limit);
+      const rows = await Promise.all(bindings.map((one) => ipRow(services, one)));
+      const next = bindings.length < limit ? undefined : bindings.at(-1)?.serial;
+      return next === undefined ? { rows } : { rows, next };
+    }
     case 'audit':
       return paged(
         limit,
@@ -82,11 +78,40 @@ export async function readList(
           actor: entry.actor,
           action: entry.action,
           outcome: entry.outcome,
-          detail: JSON.parse(entry.detail) as unknown,
+          detail: detailOf(entry.detail),
           count: entry.count,
         }),
       );
   }
+}
+
+/** An own address, a tombstone, or an address outside with the port that it is behind. */
+function macRow(entry: MacEntry | Learned): Readonly<Record<string, unknown>> {
+  const { mac, member } = entry;
+  if ('shared' in entry) {
+    const { kind, shared, seenAt } = entry;
+    return { mac, vlan: null, member, kind, shared, since: null, seenAt: isoTime(seenAt) };
+  }
+  const { vlan, pinned, since, refreshed, frozenUntil } = entry;
+  return {
+    mac,
+    vlan,
+    member: member ?? null,
+    kind: pinned ? 'pinned' : 'learned',
+    shared: false,
+    since: isoTime(since),
+    seenAt: isoTime(refreshed),
+    ...(frozenUntil > 0 ? { frozenUntil: isoTime(frozenUntil) } : {}),
+  };
+}
+
+/** An IP address with the MAC address that announces it; of a pinned one, the member that owns that, if one does. */
+async function ipRow(
+  { store }: Services,
+  { ip, mac, kind, member, since, refreshed }: Binding,
+): Promise<Readonly<Record<string, unknown>>> {
+  const whose = member ?? (await store.memberByMac(mac))?.id ?? null;
+  return { ip, mac, member: whose, kind, since: isoTime(since), seenAt: isoTime(refreshed) };
 }
 
 function paged<T>(
@@ -98,6 +123,15 @@ function paged<T>(
   const last = items.at(-1);
   const rows = items.map(row);
   return items.length < limit || last === undefined ? { rows } : { rows, next: place(last) };
+}
+
+/** What was written as JSON; a damaged entry is shown as it is, for `audit verify` to judge. */
+function detailOf(text: string): unknown {
+  try {
+    return JSON.parse(text) as unknown;
+  } catch {
+    return text;
+  }
 }
 
 function isoTime(ms: number | undefined): string | null {

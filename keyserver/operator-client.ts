@@ -1,11 +1,15 @@
 /** The operator's end of the channel to the running key server of a folder: for the commands. */
-import { ChannelClient, RequestError } from '../src/net/channel-tcp.js';
+import { type ChannelAddress, formatChannelAddress, SCHEMES } from '../src/net/address.js';
+import { RequestError } from '../src/net/channel.js';
+import { ChannelClient } from '../src/net/channel-client.js';
 import { keyPairFromPrivate } from '../src/protocol/channel/keys.js';
+import type { Id } from '../src/protocol/ids.js';
+import type { MacAddress } from '../src/protocol/mac.js';
 import { answerSchemas, type ListName, MAX_ROWS } from '../src/protocol/messages.js';
 import type { Signed } from '../src/protocol/signed.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
-import { isWildcard, KEY_KIND, type KeyServerConfig, pathsOf, requireHostPort } from './config.js';
+import { isWildcard, KEY_KIND, type KeyServerConfig, listenAddresses, pathsOf } from './config.js';
 
 const REQUEST_TIMEOUT_MS = 15_000;
 
@@ -19,21 +23,26 @@ export class OperatorClient {
     const paths = pathsOf(dir, config);
     const server = keyPairFromPrivate(readKeyFile(paths.serverKey, KEY_KIND.server));
     const admin = keyPairFromPrivate(readKeyFile(paths.adminKey, KEY_KIND.admin));
-    const { host, port } = requireHostPort(config.listen, 'listen');
-    const local = isWildcard(host) ? (host === '::' ? '::1' : '127.0.0.1') : host;
+    const servers = listenAddresses(config).map((address) => ({
+      ...address,
+      host: localHost(address.host),
+      publicKey: server.publicKey,
+    }));
+    const [first, ...others] = servers.toSorted(byScheme);
+    if (first === undefined) throw new PairwireError('CONFIG_INVALID', 'listen names no address');
     let fail: (error: PairwireError) => void = () => {};
     this.#down = new Promise((_resolve, reject) => {
       fail = reject;
     });
     this.#down.catch(() => {});
     this.#client = new ChannelClient({
-      servers: [{ host: local, port, publicKey: server.publicKey }],
+      servers: [first, ...others],
       staticKeys: admin,
       onState: (state) => {
         if (state.kind !== 'down') return;
         fail(
           new PairwireError('CHANNEL_UNREACHABLE', 'the key server does not answer', {
-            where: `${local}:${port}`,
+            where: formatChannelAddress(first),
             hint: `start it: pairwire keyserver --dir ${dir}`,
             cause: state.error,
           }),
@@ -67,6 +76,72 @@ export class OperatorClient {
     return answer.version;
   }
 
+  /** Renews pair keys: of (a, b), of all pairs of one of them, or of all. @returns how many */
+  async rekey(what: {
+    readonly a: Id | undefined;
+    readonly b: Id | undefined;
+    readonly force: boolean;
+  }): Promise<number> {
+    const { a, b, force } = what;
+    const ends = { ...(a === undefined ? {} : { a }), ...(b === undefined ? {} : { b }) };
+    const answer = await this.#ask({ t: 'rekey', ...ends, force }, (value) =>
+      answerSchemas.rekey.parse(value),
+    );
+    return answer.pairs;
+  }
+
+  /** Renews the group key. @returns the number of the generation */
+  async rekeyGroup(force: boolean): Promise<number> {
+    const answer = await this.#ask({ t: 'rekey', group: true, force }, (value) =>
+      answerSchemas.rekey.parse(value),
+    );
+    return answer.group ?? 0;
+  }
+
+  /** Takes a member out, for ever. */
+  async revoke(member: Id): Promise<{ readonly number: number; readonly fresh: boolean }> {
+    const { number, fresh } = await this.#ask({ t: 'revoke', member }, (value) =>
+      answerSchemas.revoke.parse(value),
+    );
+    return { number, fresh };
+  }
+
+  /** Ties an address outside to a plain member. */
+  async pinMac(vlan: number, mac: MacAddress, member: Id): Promise<void> {
+    await this.#ask({ t: 'mac.pin', vlan, mac, member }, (value) =>
+      answerSchemas['mac.pin'].parse(value),
+    );
+  }
+
+  /** Frees an address. @returns how many tombstones and pins it had */
+  async freeMac(mac: MacAddress): Promise<{ readonly tombstones: number; readonly pins: number }> {
+    const { tombstones, pins } = await this.#ask({ t: 'mac.free', mac }, (value) =>
+      answerSchemas['mac.free'].parse(value),
+    );
+    return { tombstones, pins };
+  }
+
+  /** Ties an IP address to a MAC address. */
+  async pinIp(ip: string, mac: MacAddress): Promise<void> {
+    await this.#ask({ t: 'ip.pin', ip, mac }, (value) => answerSchemas['ip.pin'].parse(value));
+  }
+
+  /** Frees an IP address. @returns what it was, and for which MAC address */
+  async freeIp(ip: string): Promise<{ readonly was: string; readonly mac: MacAddress }> {
+    const { was, mac } = await this.#ask({ t: 'ip.free', ip }, (value) =>
+      answerSchemas['ip.free'].parse(value),
+    );
+    return { was, mac };
+  }
+
+  /** Lets a key server whose database was put back serve again. @returns the last revocation's number from now on */
+  async confirmRestore(): Promise<number> {
+    const answer = await this.#ask({ t: 'restore.confirm' }, (value) =>
+      answerSchemas['restore.confirm'].parse(value),
+    );
+    return answer.revocation;
+  }
+
   close(): void {
     this.#client.stop();
   }
@@ -87,6 +162,17 @@ export class OperatorClient {
       });
     }
   }
+}
+
+/** TCP first: it says at once that nobody listens. */
+function byScheme(a: ChannelAddress, b: ChannelAddress): number {
+  return SCHEMES.indexOf(a.scheme) - SCHEMES.indexOf(b.scheme);
+}
+
+/** Where a server on this machine is reached that listens there. */
+function localHost(host: string): string {
+  if (!isWildcard(host)) return host;
+  return host === '::' ? '::1' : '127.0.0.1';
 }
 
 export type ListRow = Readonly<Record<string, unknown>>;

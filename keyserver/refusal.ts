@@ -19,8 +19,37 @@ export const REFUSAL_KINDS = [
   'register_duplicate',
   'register_rate',
   'endpoints_rate',
+  /** A relay's receipt that is not one, another member's, not the relay's, or old. */
+  'receipt_malformed',
+  'receipt_foreign',
+  'receipt_forged',
+  'receipt_late',
   'lookup_rate',
+  'notice_rate',
+  'held_rate',
   'settings_record',
+  'revoke_self',
+  /** A plain port reports an address that is or was a member's own: somebody outside pretends. */
+  'learned_own',
+  /** Another plain port has an address that is pinned to one. */
+  'learned_pinned',
+  /** An address moves to and fro between plain ports. */
+  'address_flaps',
+  'learned_rate',
+  /** A member announces an IP address that is somebody else's. */
+  'ip_taken',
+  'bind_rate',
+  /** What gateways refused: ARP, neighbour discovery, router advertisements, redirects, DHCP answers. */
+  'arp_spoof',
+  'nd_spoof',
+  'ra_guard',
+  'redirect_guard',
+  'dhcp_guard',
+  'guarded_rate',
+  'pin_address',
+  'free_address',
+  /** A member knows of more revocations than this server: its database was put back. */
+  'restored',
   'unknown_member',
   /** Somebody without a known key at the door. */
   'channel_unknown',
@@ -48,6 +77,12 @@ export class Refusal extends Error {
     this.facts = facts;
   }
 }
+
+/** Nobody has this address, index or id. An ordinary answer, so nothing of it is audited. */
+export class NotFound extends Error {}
+
+/** Nobody knows yet, because the database was put back. As ordinary; the log has it from when that showed. */
+export class NotYet extends Error {}
 
 /** Runs a check of a record; what it throws about the record becomes a refusal. */
 export function refusing<T>(kind: RefusalKind, check: () => T): T {

@@ -8,10 +8,12 @@ import { Metrics, serveMetrics } from '../src/runtime/metrics.js';
 import {
   KEY_KIND,
   type KeyServerConfig,
+  listenAddresses,
   loadKeyServerConfig,
   pathsOf,
   requireHostPort,
 } from './config.js';
+import { RelayProcess } from './relay.js';
 import { KeyServer } from './server.js';
 import { openStore } from './storage/sql-store.js';
 import { SqliteDriver } from './storage/sqlite.js';
@@ -62,19 +64,27 @@ async function startParts(
   metrics.gauge('store_writes', 'Writes committed since the start', [], (gauge) =>
     gauge.set(driver.counts.writes),
   );
-  const { host, port } = requireHostPort(config.listen, 'listen');
+  metrics.gauge('store_evicted', 'Entries in memory that made room for others', [], (gauge) =>
+    gauge.set(store.evicted),
+  );
   const server = await KeyServer.start({
     store,
-    host,
-    port,
+    listen: listenAddresses(config),
     staticKeys,
     tokenKey,
     auditKey,
+    ...(config.relay === undefined ? {} : { relay: config.relay }),
     auditHeadFile: paths.auditHead,
     log,
     metrics,
+    limits: config.limits,
   });
   life.started('server', () => server.close());
+  if (config.relay !== undefined) {
+    const relay = new RelayProcess(config.relay.listen, staticKeys, log, metrics);
+    life.started('relay', () => relay.stop());
+    relay.start();
+  }
   if (config.metrics.listen !== undefined) {
     const address = requireHostPort(config.metrics.listen, 'metrics.listen');
     const shown = await serveMetrics(metrics, address.host, address.port);

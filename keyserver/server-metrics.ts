@@ -11,7 +11,13 @@ export interface KeyServerMetrics {
   readonly refusals: Counter<'kind'>;
   readonly introductions: Counter<never>;
   readonly hints: Counter<never>;
+  readonly rekeys: Counter<'reason' | 'step'>;
+  readonly groupRekeys: Counter<'reason' | 'step'>;
+  readonly revocations: Counter<never>;
+  readonly rekeyCases: Counter<'case'>;
   readonly auditDropped: Counter<never>;
+  readonly learned: Counter<'result'>;
+  readonly bindings: Counter<'result'>;
 }
 
 /** Makes them in a registry. */
@@ -29,7 +35,7 @@ export function keyServerMetrics(metrics: Metrics): KeyServerMetrics {
     ),
     keyRequests: metrics.counter(
       'keyserver_key_requests_total',
-      'Key requests by what they name (mac, index) and what was answered (pair, group, none)',
+      'Key requests by what they name (mac, index) and what was answered (pair, behind, group, none)',
       ['by', 'answer'],
     ),
     pairKeysMade: metrics.counter('keyserver_pair_keys_made_total', 'Pair keys made'),
@@ -39,9 +45,35 @@ export function keyServerMetrics(metrics: Metrics): KeyServerMetrics {
       'Records pushed to the far end of a pair before the near end got its answer',
     ),
     hints: metrics.counter('keyserver_hints_total', 'Changes pushed to sessions'),
+    rekeys: metrics.counter(
+      'keyserver_rekeys_total',
+      'Generations of pair keys by reason and step (prepared, committed, forced; not_watched: not told again by itself)',
+      ['reason', 'step'],
+    ),
+    groupRekeys: metrics.counter(
+      'keyserver_group_rekeys_total',
+      'Generations of the group key by reason and step (prepared, committed, forced)',
+      ['reason', 'step'],
+    ),
+    revocations: metrics.counter('keyserver_revocations_total', 'Members revoked'),
+    rekeyCases: metrics.counter(
+      'keyserver_rekey_cases_total',
+      'Ends that were healed: case 1 was not told and asked, case 2 lagged and was told of',
+      ['case'],
+    ),
     auditDropped: metrics.counter(
       'keyserver_audit_dropped_total',
       'Refusals over the quota of audit entries',
+    ),
+    learned: metrics.counter(
+      'keyserver_learned_total',
+      'Addresses that plain ports reported, by what became of them',
+      ['result'],
+    ),
+    bindings: metrics.counter(
+      'keyserver_bindings_total',
+      'IP addresses that members announced, by what became of them',
+      ['result'],
     ),
   };
 }

@@ -7,11 +7,13 @@
  *   refusal        -> code for the asker, audit entry, metric
  */
 import type { KeyObject } from 'node:crypto';
-import { type Answer, ChannelServer, RequestError, type Session } from '../src/net/channel-tcp.js';
+import { formatChannelAddress } from '../src/net/address.js';
+import { type Answer, type ListenAddress, RequestError, type Session } from '../src/net/channel.js';
+import { ChannelServer } from '../src/net/channel-server.js';
 import { type Asker, maySend } from '../src/protocol/authorisation.js';
 import type { KeyPair } from '../src/protocol/channel/keys.js';
-import type { Id } from '../src/protocol/ids.js';
-import { type Request, requestSchema } from '../src/protocol/messages.js';
+import { GROUP_ID, type Id } from '../src/protocol/ids.js';
+import { MAX_ROWS, type Request, requestSchema } from '../src/protocol/messages.js';
 import { importPublic } from '../src/protocol/public-keys.js';
 import { TALKER_ROLES, type VerifiedMember } from '../src/protocol/records.js';
 import { tokenPsk } from '../src/protocol/token.js';
@@ -20,23 +22,35 @@ import { PairwireError } from '../src/runtime/errors.js';
 import type { Logger } from '../src/runtime/log.js';
 import { Metrics } from '../src/runtime/metrics.js';
 import { AuditLog } from './audit.js';
+import type { KeyServerConfig } from './config.js';
 import { CurrentSettings } from './current-settings.js';
-import { KeyRequests, NotFound } from './keys/key-requests.js';
+import { GroupRekey } from './keys/group-rekey.js';
+import { KeyRequests, requireOwn } from './keys/key-requests.js';
+import { PutBack } from './keys/put-back.js';
+import { Rekey } from './keys/rekey.js';
 import { readList } from './lists.js';
-import { Refusal } from './refusal.js';
+import { NotFound, NotYet, Refusal } from './refusal.js';
+import { Bindings } from './registry/bindings.js';
 import { enrol, verifyStored } from './registry/enrol.js';
+import { GuardReports } from './registry/guard-reports.js';
 import { LiveSessions } from './registry/live-sessions.js';
-import { Presence } from './registry/presence.js';
+import { PlainSide } from './registry/plain-side.js';
+import { Presence, withSeen } from './registry/presence.js';
 import { BootRegistry, type Registered } from './registry/register.js';
+import { revoke } from './registry/revoke.js';
+import { type RelayTickets, relayTickets } from './relay.js';
 import { keyServerMetrics } from './server-metrics.js';
 import type { Services } from './services.js';
 import type { Member, Store } from './storage/store.js';
 import { collect } from './sync/collect.js';
+import { collectPlain } from './sync/collect-plain.js';
 import { Hints, type HintTarget } from './sync/hints.js';
 
 /** Time for a push to leave before the channel of a duplicate is closed. */
 const FAREWELL_MS = 1_000;
 const SWEEP_MS = 10_000;
+/** Nobody is that many revocations ahead: a member that says so lies. */
+const MAX_AHEAD = 1_000_000;
 /** A gateway pings every 10 s; two missing and 5 s more, and its channel is dead (C9). */
 const IDLE_TIMEOUT_MS = 25_000;
 const REQUEST_TYPES: ReadonlySet<string> = new Set(
@@ -45,24 +59,26 @@ const REQUEST_TYPES: ReadonlySet<string> = new Set(
 
 export interface KeyServerOptions {
   readonly store: Store;
-  readonly host: string;
-  /** 0 takes a free port. */
-  readonly port: number;
+  /** Where it accepts channels; port 0 takes a free one. */
+  readonly listen: readonly ListenAddress[];
   /** Static keys of the channel. */
   readonly staticKeys: KeyPair;
   /** Key from which the secrets of join tokens are derived. */
   readonly tokenKey: Buffer;
   readonly auditKey: Buffer;
+  /** The relay that members are told of. */
+  readonly relay?: { readonly listen: string; readonly advertise: readonly string[] };
   /** Where the newest audit entry is noted. */
   readonly auditHeadFile?: string;
   readonly log: Logger;
   readonly metrics?: Metrics;
   readonly clock?: Clock;
-  /** For tests and the benchmark. */
+  /** Each has a default. */
+  readonly limits?: Partial<KeyServerConfig['limits']>;
+  /** For tests. */
   readonly tuning?: {
     readonly offlineAfterMs?: number;
     readonly deadForMs?: number;
-    readonly lookups?: { readonly burst: number; readonly perSecond: number };
   };
 }
 
@@ -96,14 +112,25 @@ export class KeyServer {
   readonly #boots: BootRegistry;
   readonly #keys: KeyRequests;
   readonly #hints: Hints;
+  readonly #rekey: Rekey;
   readonly #presence: Presence;
+  readonly #plain: PlainSide;
+  readonly #bindings: Bindings;
+  readonly #guard: GuardReports;
+  readonly #relay: RelayTickets | undefined;
   /** Registrations under way, by member: stored as online, but not yet in `#live`. */
   readonly #registering = new Map<Id, number>();
+  /** Members that are being revoked: nothing is said to them any more. */
+  readonly #revoking = new Set<Id>();
+  /** The highest revocation that a member knew and this server does not. */
+  #ahead = 0;
+  readonly #groups: GroupRekey;
+  readonly #putBack: PutBack;
   readonly #sweeper: NodeJS.Timeout;
-  #address = { host: '', port: 0 };
+  #addresses: readonly ListenAddress[] = [];
 
   private constructor(options: KeyServerOptions, settings: CurrentSettings, operator: KeyObject) {
-    const { store, log, tuning } = options;
+    const { store, log, tuning, limits = {} } = options;
     this.metrics = options.metrics ?? new Metrics();
     const clock = options.clock ?? new SystemClock();
     const time = new ServerClock(clock);
@@ -120,13 +147,30 @@ export class KeyServer {
     });
     const { subnet, server } = store.meta;
     this.#services = { store, subnet, server, operator, settings, audit, metrics, log, now };
+    this.#relay =
+      options.relay === undefined
+        ? undefined
+        : relayTickets(options.relay, options.staticKeys, now);
     this.#live = new LiveSessions(tuning?.deadForMs);
     this.#hints = new Hints(this.#services, this.#live);
     this.#boots = new BootRegistry(this.#services);
+    this.#rekey = new Rekey(this.#services, {
+      isLive: (id) => this.#live.get(id) !== undefined,
+      push: (to, pair) => this.#hints.pairChanged(to, pair),
+    });
+    this.#groups = new GroupRekey(this.#services, {
+      live: () => this.#liveMembers(),
+      liveCount: () => this.#live.size,
+      tellAll: () => this.#hints.groupChanged(),
+      tell: (to) => this.#hints.groupChanged(to),
+    });
+    this.#putBack = new PutBack(this.#services, this.#rekey, this.#groups);
     this.#keys = new KeyRequests(
       this.#services,
       (to, about, pair) => this.#hints.introduce(to, about, pair),
-      tuning?.lookups,
+      this.#rekey,
+      this.#groups,
+      { burst: limits.keyRequestBurst, perSecond: limits.keyRequestsPerSecond },
     );
     this.#presence = new Presence(
       this.#services,
@@ -134,13 +178,22 @@ export class KeyServer {
       (id) => this.#hints.memberChanged(id),
       tuning?.offlineAfterMs,
     );
+    this.#plain = new PlainSide(
+      this.#services,
+      (vlan, mac) => this.#hints.behindChanged(vlan, mac),
+      (mac) => this.#hints.ownChanged(mac),
+    );
+    this.#bindings = new Bindings(this.#services, (ip) => this.#hints.bindingChanged(ip));
+    this.#guard = new GuardReports(this.#services);
     this.#channels = new ChannelServer<Request>({
-      host: options.host,
-      port: options.port,
+      listen: options.listen,
       staticKeys: options.staticKeys,
       clock,
       time,
-      authorise: async (key) => (await store.memberByChannel(key)) !== undefined,
+      authorise: async (key) => {
+        const member = await store.memberByChannel(key);
+        return member?.state === 'active' && !this.#revoking.has(member.id);
+      },
       psk: (tokenId) => tokenPsk(options.tokenKey, tokenId),
       types: REQUEST_TYPES,
       parse: (message) => requestSchema.parse(message),
@@ -153,10 +206,23 @@ export class KeyServer {
         this.#note('-', new Refusal('refused', 'channel_unknown', reason, { address: host }));
       },
       onError: (err) => log.error({ err }, 'a request failed'),
-      limits: { idleTimeoutMs: IDLE_TIMEOUT_MS },
+      limits: {
+        idleTimeoutMs: IDLE_TIMEOUT_MS,
+        ...(limits.connections === undefined ? {} : { maxConnections: limits.connections }),
+        ...(limits.halfOpen === undefined ? {} : { maxHalfOpen: limits.halfOpen }),
+        ...(limits.sessionsPerMember === undefined ? {} : { maxPerKey: limits.sessionsPerMember }),
+      },
     });
     this.#watch();
-    this.#sweeper = setInterval(() => this.#live.sweep(now()), SWEEP_MS);
+    this.#sweeper = setInterval(() => {
+      this.#live.sweep(now());
+      this.#plain
+        .tick()
+        .catch((err: unknown) => log.warn({ err }, 'addresses outside were not aged'));
+      this.#bindings
+        .tick()
+        .catch((err: unknown) => log.warn({ err }, 'IP addresses were not aged'));
+    }, SWEEP_MS);
     this.#sweeper.unref();
   }
 
@@ -165,28 +231,32 @@ export class KeyServer {
     const operator = importPublic('ed25519', options.store.meta.operator);
     const settings = await CurrentSettings.load(options.store, operator);
     const server = new KeyServer(options, settings, operator);
+    await server.#putBack.begin();
     await server.#presence.resume();
-    server.#address = await server.#channels.listen();
-    options.log.info(
-      { subnet: server.#services.subnet, server: server.#services.server, ...server.#address },
-      'key server listens',
-    );
+    await server.#rekey.resume();
+    await server.#groups.resume();
+    server.#addresses = await server.#channels.listen();
+    const { subnet, server: id } = server.#services;
+    const addresses = server.#addresses.map(formatChannelAddress);
+    options.log.info({ subnet, server: id, addresses }, 'key server listens');
     return server;
   }
 
-  /** Where it listens. */
-  get address(): { readonly host: string; readonly port: number } {
-    return this.#address;
+  /** Where it listens, in the order of the options. */
+  get addresses(): readonly ListenAddress[] {
+    return this.#addresses;
   }
 
   /** Members with a registered session. */
   get online(): number {
-    return [...this.#live.all()].length;
+    return this.#live.size;
   }
 
   /** Ends all sessions, writes what is still to be written. The store stays open. */
   async close(): Promise<void> {
     clearInterval(this.#sweeper);
+    this.#rekey.close();
+    this.#groups.close();
     this.#hints.close();
     this.#presence.close();
     await this.#channels.close();
@@ -230,6 +300,10 @@ export class KeyServer {
         result = 'not_found';
         throw new RequestError('not_found');
       }
+      if (thrown instanceof NotYet) {
+        result = 'not_yet';
+        throw new RequestError('not_yet');
+      }
       if (thrown instanceof Refusal) {
         result = thrown.code;
         const actor = peer.member ?? peer.asker ?? '-';
@@ -259,21 +333,50 @@ export class KeyServer {
       case 'register':
         return this.#register(peer, request);
       case 'endpoints':
-        await this.#presence.setEndpoints(memberOf(peer), request.endpoints);
-        return {};
+        return this.#endpoints(memberOf(peer), request);
       case 'key.mac':
         return this.#keys.byMac(memberOf(peer), request);
       case 'key.index':
         return this.#keys.byIndex(memberOf(peer), request);
+      case 'key.confirm':
+        await this.#rekey.confirm(memberOf(peer), request.pairs);
+        if (request.group !== undefined) await this.#groups.confirm(memberOf(peer), request.group);
+        return {};
+      case 'key.notice':
+        return this.#notice(memberOf(peer), request);
+      case 'key.held':
+        await this.#putBack.held(memberOf(peer), request);
+        return {};
+      case 'rekey':
+        return this.#renew(memberOf(peer), request);
+      case 'revoke':
+        return this.#revoke(memberOf(peer), request.member);
+      case 'restore.confirm':
+        return this.#confirmRestore(memberOf(peer));
       case 'sync': {
         // Before the state is read: what changes from now on is pushed.
         peer.synced = true;
-        const batch = await collect(this.#services, memberOf(peer), {
-          cursor: request.cursor,
-          epoch: request.epoch,
-        });
-        return { ...batch };
+        return this.#sync(memberOf(peer), request);
       }
+      case 'learned':
+        return { refused: await this.#plain.report(memberOf(peer), request) };
+      case 'mac.pin': {
+        const { vlan, mac, member } = request;
+        await this.#plain.pin(memberOf(peer), vlan, mac, member);
+        return {};
+      }
+      case 'mac.free':
+        return this.#plain.free(memberOf(peer), request.mac);
+      case 'bind':
+        return { refused: await this.#bindings.report(memberOf(peer), request.entries) };
+      case 'guarded':
+        this.#guard.report(memberOf(peer), request.entries);
+        return {};
+      case 'ip.pin':
+        await this.#bindings.pin(memberOf(peer), request);
+        return {};
+      case 'ip.free':
+        return this.#bindings.free(memberOf(peer), request.ip);
       case 'list': {
         const isLive = (id: string): boolean => this.#live.get(id) !== undefined;
         return { ...(await readList(this.#services, request.what, isLive, request)) };
@@ -298,6 +401,143 @@ export class KeyServer {
     }
   }
 
+  /** Both cursors are of one store. */
+  async #sync(id: Id, request: Extract<Request, { t: 'sync' }>): Promise<Answer> {
+    const { cursor, epoch, plain } = request;
+    await this.#putBack.lookAt(id, { cursor, epoch }, request.run);
+    const answer = await collect(this.#services, id, { cursor, epoch });
+    const batch = { ...answer, run: this.#putBack.run };
+    if (plain === undefined) return { ...batch };
+    const known = epoch !== undefined && batch.epoch.equals(epoch);
+    const room = MAX_ROWS - batch.changes.length;
+    if (room === 0) return { ...batch, plain: known ? plain : 0, more: true };
+    const outside = await collectPlain(this.#services, id, known ? plain : 0, room);
+    if (outside === undefined) return { ...batch };
+    return {
+      ...batch,
+      changes: [...batch.changes, ...outside.changes],
+      plain: outside.cursor,
+      more: batch.more || outside.more,
+    };
+  }
+
+  async #notice(id: Id, request: Extract<Request, { t: 'key.notice' }>): Promise<Answer> {
+    const { requester, index, pwId } = request;
+    requireOwn(id, requester, { index });
+    const peer = await this.#services.store.memberByIndex(index);
+    if (peer === undefined || peer.id === id) throw new NotFound();
+    if ((await this.#rekey.notice(id, peer.id, pwId)) === 'limited') {
+      throw new Refusal('limit', 'notice_rate', 'too many notices; wait');
+    }
+    return {};
+  }
+
+  async #renew(actor: Id, request: Extract<Request, { t: 'rekey' }>): Promise<Answer> {
+    const { store, audit } = this.#services;
+    const { a, b, force, group } = request;
+    if (group === true) {
+      if (a !== undefined || b !== undefined) throw new RequestError('malformed');
+      await store.write((tx) =>
+        audit.append(tx, {
+          actor,
+          action: 'rekey',
+          outcome: 'done',
+          detail: { group: GROUP_ID, force },
+        }),
+      );
+      return { pairs: 0, group: await this.#groups.renew('operator', force) };
+    }
+    const pairs = await this.#rekey.named(a, b);
+    if (pairs.length === 0) throw new NotFound();
+    const detail = { members: [a, b].filter((id) => id !== undefined), force, pairs: pairs.length };
+    await store.write((tx) =>
+      audit.append(tx, { actor, action: 'rekey', outcome: 'done', detail }),
+    );
+    return { pairs: await this.#rekey.renew(pairs, 'operator', force) };
+  }
+
+  /** The member's sessions end first, so that no answer or push that was made after it gets out. */
+  async #revoke(actor: Id, id: Id): Promise<Answer> {
+    this.#revoking.add(id);
+    try {
+      if (actor !== id) this.#endSessions(id);
+      const { number, fresh, behind, bindings } = await revoke(
+        this.#services,
+        this.#groups,
+        actor,
+        id,
+      );
+      if (fresh) this.#hints.revoked(id);
+      for (const { vlan, mac } of behind) this.#hints.behindChanged(vlan, mac);
+      for (const ip of bindings) this.#hints.bindingChanged(ip);
+      return { number, fresh };
+    } finally {
+      this.#revoking.delete(id);
+    }
+  }
+
+  /** A server that was put back knows fewer revocations than its members, and must not undo them. */
+  async #notRestored(id: Id, known: number): Promise<void> {
+    const { store, log } = this.#services;
+    const { revocation, putBack } = await store.counters();
+    if (known <= revocation) return;
+    if (known - revocation > MAX_AHEAD) {
+      throw new Refusal('refused', 'register_record', 'no such revocation', { id });
+    }
+    this.#ahead = Math.max(this.#ahead, known);
+    // Once: who is refused comes again.
+    if (!putBack) await store.write((tx) => tx.setPutBack(true));
+    log.error(
+      { member: id, known, revocation },
+      'a member knows of more revocations than this database: it was put back',
+    );
+    throw new Refusal(
+      'not_yet',
+      'restored',
+      'this key server was put back; its operator must confirm',
+      {
+        known,
+        revocation,
+      },
+    );
+  }
+
+  async #confirmRestore(actor: Id): Promise<Answer> {
+    const { store, audit } = this.#services;
+    const ahead = this.#ahead;
+    await store.write(async (tx) => {
+      await tx.raiseRevocation(ahead);
+      await tx.setPutBack(false);
+      await audit.append(tx, {
+        actor,
+        action: 'restore_confirm',
+        outcome: 'done',
+        detail: { revocation: ahead },
+      });
+    });
+    return { revocation: (await store.counters()).revocation };
+  }
+
+  *#liveMembers(): Iterable<Id> {
+    for (const [name] of this.#live.all()) yield name as Id;
+  }
+
+  #endSessions(id: Id, except?: Peer): void {
+    for (const peer of this.#peers.values()) {
+      if (peer !== except && peer.member === id) peer.session.close();
+    }
+  }
+
+  /** With a receipt of the relay, the address that it saw comes first. */
+  async #endpoints(id: Id, request: Extract<Request, { t: 'endpoints' }>): Promise<Answer> {
+    const { endpoints, receipt } = request;
+    const index = (await this.#services.store.member(id))?.boot?.index;
+    const registered = this.#relay !== undefined && index !== undefined;
+    const seen = registered && receipt !== undefined ? this.#relay.seen(index, receipt) : undefined;
+    await this.#presence.setEndpoints(id, withSeen(seen, endpoints));
+    return registered ? { relay: this.#relay.offer(index) } : {};
+  }
+
   /** A failure of the store is not remembered, or the session would be nobody for ever. */
   async #identified(peer: Peer): Promise<void> {
     peer.identified ??= this.#identify(peer);
@@ -316,7 +556,8 @@ export class KeyServer {
       return;
     }
     const member = await this.#services.store.memberByChannel(session.remoteKey);
-    if (member !== undefined) this.#becomes(peer, member);
+    if (member?.state !== 'active' || this.#revoking.has(member.id)) return;
+    this.#becomes(peer, member);
   }
 
   #becomes(peer: Peer, member: Member): void {
@@ -326,23 +567,29 @@ export class KeyServer {
 
   async #enrol(peer: Peer, request: Extract<Request, { t: 'enrol' }>): Promise<Answer> {
     const { log, store } = this.#services;
-    const { verified, fresh } = await enrol(this.#services, peer.session, request.membership);
+    const { verified, fresh, bindings, behind } = await enrol(
+      this.#services,
+      peer.session,
+      request.membership,
+    );
     const member = await store.member(verified.id);
     if (member !== undefined) this.#becomes(peer, member);
     peer.verified = verified;
+    for (const { vlan, mac } of behind) this.#hints.behindChanged(vlan, mac);
     if (fresh) {
       log.info({ member: verified.id, role: verified.role }, 'a member enrolled');
-      if (TALKER_ROLES.includes(verified.role)) this.#hints.memberChanged(verified.id);
-      this.#endOthers(peer, verified.id);
+      if (TALKER_ROLES.includes(verified.role)) {
+        this.#hints.memberChanged(verified.id);
+        for (const mac of verified.macs) {
+          this.#hints.ownChanged(mac);
+          for (const { vlan } of await store.learnedAt(mac)) this.#hints.behindChanged(vlan, mac);
+        }
+      }
+      for (const ip of bindings) this.#hints.bindingChanged(ip);
+      // Channel key, role and addresses may be others now: sessions that began under the old grant end.
+      this.#endSessions(verified.id, peer);
     }
     return { member: verified.id };
-  }
-
-  /** Channel key, role and addresses may be others now: sessions that began under the old grant end. */
-  #endOthers(peer: Peer, id: Id): void {
-    for (const other of this.#peers.values()) {
-      if (other !== peer && other.member === id) other.session.close();
-    }
   }
 
   async #register(peer: Peer, request: Extract<Request, { t: 'register' }>): Promise<Answer> {
@@ -353,8 +600,9 @@ export class KeyServer {
       nonce: Buffer.from(request.nonce),
     };
     await this.#waitForTurn(peer, id, instance);
+    await this.#notRestored(id, request.revocation ?? 0);
     const member = await store.member(id);
-    if (member === undefined) throw new Refusal('refused', 'unknown_member', 'not a member');
+    if (member?.state !== 'active') throw new Refusal('refused', 'unknown_member', 'not a member');
     peer.verified ??= verifyStored(this.#services, member);
     this.#registering.set(id, (this.#registering.get(id) ?? 0) + 1);
     let registered: Registered;
@@ -402,8 +650,11 @@ export class KeyServer {
       }
       if (!probed) {
         probed = true;
-        // Says nothing, but the kernel of a machine that was restarted resets the connection.
-        this.#live.get(id)?.push({ t: 'changes', epoch: store.meta.epoch, changes: [] });
+        // Says nothing, but the kernel of a machine that was restarted resets the connection; on
+        // datagrams the channel itself asks.
+        const before = this.#live.get(id);
+        before?.push({ t: 'changes', epoch: store.meta.epoch, changes: [] });
+        before?.session.probe();
       }
       await new Promise((resolve) => setTimeout(resolve, verdict.ms));
       if (peer.session.closed) throw new RequestError('unavailable');
@@ -426,6 +677,22 @@ export class KeyServer {
     gauge('channel_handshakes', 'Handshakes since the start', () => counters.established);
     gauge('channel_renewals', 'Renewed channel keys since the start', () => counters.renewals);
     gauge('keyserver_members_online', 'Members with a registered session', () => this.online);
+    gauge('channel_half_open', 'Handshakes not confirmed yet', () => counters.halfOpen);
+    gauge('channel_handshake_queue', 'Handshakes that wait for their thread', () => {
+      return counters.handshakeQueue;
+    });
+    gauge('channel_reassembly_bytes', 'Bytes kept out of order', () => counters.reassembly);
+    gauge('channel_cookies', 'Cookies sent since the start', () => counters.cookies);
+    gauge('channel_resets', 'Resets sent since the start', () => counters.resets);
+    gauge('channel_paused', 'Times that nothing was read of a peer with too much open', () => {
+      return counters.paused;
+    });
+    metrics.gauge('channel_forgotten', 'Forgotten for want of room, by what', ['what'], (it) => {
+      for (const [what, count] of Object.entries(counters.forgotten)) it.set({ what }, count);
+    });
+    metrics.gauge('channel_discarded', 'Datagrams thrown away by reason', ['reason'], (it) => {
+      for (const [reason, count] of Object.entries(counters.discarded)) it.set({ reason }, count);
+    });
     metrics.gauge('channel_closed', 'Ended connections by reason', ['reason'], (it) => {
       for (const [reason, count] of Object.entries(counters.closed)) it.set({ reason }, count);
     });

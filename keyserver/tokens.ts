@@ -4,6 +4,7 @@
  * the token is used.
  */
 import { type KeyObject, randomBytes } from 'node:crypto';
+import { parseChannelAddress } from '../src/net/address.js';
 import { LABEL } from '../src/protocol/constants.js';
 import type { Id } from '../src/protocol/ids.js';
 import { publicOf } from '../src/protocol/public-keys.js';
@@ -11,7 +12,7 @@ import { type Grant, grantSchema, ownMacs } from '../src/protocol/records.js';
 import { signRecord } from '../src/protocol/signed.js';
 import { formatToken, type ServerAddress, tokenPsk } from '../src/protocol/token.js';
 import { PairwireError } from '../src/runtime/errors.js';
-import { type HostPort, isWildcard, type KeyServerConfig, splitHostPort } from './config.js';
+import { isWildcard, type KeyServerConfig } from './config.js';
 
 /** What a grant says, apart from what the server adds. */
 export type GrantWish = Omit<Grant, 'subnet' | 'tokenId' | 'home'>;
@@ -68,14 +69,16 @@ function serversOf(
   config: Pick<KeyServerConfig, 'listen' | 'advertise'>,
   key: Buffer,
 ): ServerAddress[] {
-  const texts = config.advertise.length > 0 ? config.advertise : [config.listen];
+  const texts = config.advertise.length > 0 ? config.advertise : [config.listen].flat();
   return texts.map((text) => {
-    const address: HostPort | undefined = splitHostPort(text);
+    const address = parseChannelAddress(text);
     if (address === undefined || isWildcard(address.host)) {
       throw new PairwireError('USAGE', `members cannot connect to ${text}`, {
         hint: 'name the address that members reach under `advertise:` in keyserver.yaml',
       });
     }
-    return { ...address, key };
+    const { scheme, host, port } = address;
+    // Without a scheme a token reads as before there were others.
+    return { ...(scheme === 'tcp' ? {} : { scheme }), host, port, key };
   });
 }

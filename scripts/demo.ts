@@ -1,6 +1,7 @@
 /**
- * The demonstration; run it by scripts/demo. Three members and a key server on one segment, real
- * programs, one line per claim, and a capture of the underlay beside one of the inside.
+ * The demonstration; run it by scripts/demo. Three members and a key server on one segment, a machine
+ * that can't encrypt behind a plain port, real programs, one line per claim, and a capture of the underlay
+ * beside one of the inside.
  */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -15,10 +16,11 @@ import { readTopology } from './laboratory/topology.js';
 
 const NAME = `demo-${process.pid}`;
 const SUBNET = 'lan';
-const TOPOLOGY = 'config/lab/three-hosts.yaml';
+const TOPOLOGY = 'config/lab/plain-machine.yaml';
 const BOB = '198.51.100.12';
 const BOB_6 = '2001:db8:51::12';
 const BOB_UNDERLAY = '192.0.2.12';
+const PRINTER = '198.51.100.31';
 const BROADCAST = '198.51.100.255';
 const IPERF_SECONDS = 3;
 /** Goes over TCP and in a broadcast; must never be seen outside. */
@@ -61,9 +63,10 @@ async function step(text: string, action: () => Promise<void>): Promise<void> {
 }
 
 async function main(): Promise<void> {
-  console.log(pc.bold('Pairwire: an encrypted Ethernet subnet of three hosts'));
+  console.log(pc.bold('Pairwire: an encrypted Ethernet subnet of three hosts and a plain machine'));
   note('alice, bob and carol share a wire with each other and with a key server.');
   note('Each has an interface pw0 in the encrypted subnet 198.51.100.0/24.');
+  note('printer knows nothing of all this: it stands behind edge, a gateway with a plain port.');
 
   title('Building the laboratory');
   const lab = await Lab.create(readTopology(TOPOLOGY), { name: NAME, log: (line) => note(line) });
@@ -72,6 +75,8 @@ async function main(): Promise<void> {
   await step('Broadcast and multicast', () => showBroadcast(lab));
   await step('Throughput of one TCP stream', () => showThroughput(lab));
   await step('What a listener on the wire sees', () => showCaptures(lab));
+  await step("A machine that can't encrypt", () => showPlainMachine(lab));
+  await step('A machine that lies about its address', () => showForgedArp(lab));
   await step('Status', () => showStatus(lab));
 }
 
@@ -146,7 +151,8 @@ async function iperf(lab: Lab, address: string, port: number): Promise<number> {
 }
 
 async function showCaptures(lab: Lab): Promise<void> {
-  for (const host of ['alice', 'bob', 'carol']) await cutOffloads(lab.namespace(host), 'eth0');
+  for (const host of ['alice', 'bob', 'carol', 'edge'])
+    await cutOffloads(lab.namespace(host), 'eth0');
   const outside = await lab.capture('wire');
   const inside = await lab.capture('bob', { interface: 'pw0' });
   await lab.exec('alice', ['ping', '-n', '-c', '2', '-i', '0.2', '-p', PING_HEX, BOB]);
@@ -187,6 +193,75 @@ async function showCaptures(lab: Lab): Promise<void> {
       within && !outsideFile.includes(marker),
     );
   }
+}
+
+async function showPlainMachine(lab: Lab): Promise<void> {
+  const office = await lab.capture('office');
+  const wire = await lab.capture('wire');
+  const there = await lab.exec(
+    'alice',
+    ['ping', '-n', '-c', '3', '-i', '0.2', '-p', PING_HEX, PRINTER],
+    { check: false },
+  );
+  claim('alice reaches printer by its address in the subnet', there.stdout.includes('3 received'));
+  const back = await lab.exec('printer', ['ping', '-n', '-c', '3', '-i', '0.2', BOB], {
+    check: false,
+  });
+  claim('and printer reaches bob, as if all were on one wire', back.stdout.includes('3 received'));
+  const text = await sendText(lab, `${SECRET}\n`.repeat(20));
+  claim('meanwhile alice and bob talk as before', text);
+  await office.stop();
+  await wire.stop();
+  const inOffice = readFileSync(office.file);
+  const onWire = readFileSync(wire.file);
+  const ping = Buffer.from(PING_HEX, 'hex');
+  claim(
+    "alice's ping to printer is in clear on printer's wire only",
+    inOffice.includes(ping) && !onWire.includes(ping),
+  );
+  claim("nothing that alice and bob say gets to printer's wire", !inOffice.includes(SECRET));
+  const { stdout } = await lab.pairwire('server', ['macs', '--dir', lab.serverDir(SUBNET)]);
+  shown(stdout);
+}
+
+/** Says by ARP, to all on its wire and beyond, that an IP address is the machine's own. */
+const LIE = [
+  'import socket, sys',
+  's = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)',
+  's.bind(("eth0", 0))',
+  'mac = s.getsockname()[4]',
+  'ip = socket.inet_aton(sys.argv[1])',
+  'arp = bytes.fromhex("0001080006040002") + mac + ip + b"\\xff" * 6 + ip',
+  's.send(b"\\xff" * 6 + mac + bytes.fromhex("0806") + arp)',
+].join('\n');
+
+async function showForgedArp(lab: Lab): Promise<void> {
+  const neighbour = async (): Promise<string> =>
+    (await lab.exec('alice', ['ip', 'neigh', 'show', BOB, 'dev', 'pw0'])).stdout;
+  const bob = defaultMac(SUBNET, parseId('bob'));
+  await lab.exec('alice', ['ping', '-n', '-c', '1', BOB], { check: false });
+  const before = await neighbour();
+  await lab.exec('printer', ['python3', '-c', LIE, BOB]);
+  const refused = await waitFor(async () => ((await lab.port('edge')).drops.arp_spoof ?? 0) > 0, {
+    what: 'edge to refuse it',
+  })
+    .then(() => true)
+    .catch(() => false);
+  claim("printer says that bob's address is its own: edge refuses that", refused);
+  const after = await neighbour();
+  claim(
+    "and alice's frames for bob still go to bob",
+    [before, after].every((one) => one.includes(bob)),
+  );
+  const list = async (name: string): Promise<string> =>
+    (await lab.pairwire('server', [name, '--dir', lab.serverDir(SUBNET)])).stdout;
+  const written = await waitFor(async () => (await list('audit')).includes('arp_spoof'), {
+    what: 'the key server to write it down',
+  })
+    .then(() => true)
+    .catch(() => false);
+  claim('the key server has written it down', written);
+  shown(await list('ip'));
 }
 
 async function sendText(lab: Lab, text: string): Promise<boolean> {

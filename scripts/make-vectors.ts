@@ -1,14 +1,26 @@
 /**
- * Writes test/vectors/kdf.json and frame.json from the TypeScript codec on @noble. The
- * C++ tests read the same files, so two independent implementations hold each other.
+ * Writes test/vectors/kdf.json, frame.json and fragment.json from the TypeScript codec on @noble. The
+ * C++ tests read the same files, so two independent implementations hold each other. What
+ * channel.json holds is computed from docs/protocol.md 6.7 and 6.8 with @noble, here; the
+ * channel itself computes with node:crypto.
  * Inputs come from a fixed hash chain: the files change only if the protocol does.
  *
  *   npx tsx scripts/make-vectors.ts [--check]
  */
 import { createHash } from 'node:crypto';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { gcm } from '@noble/ciphers/aes.js';
 import { x25519 } from '@noble/curves/ed25519.js';
-import { FLAG_GROUP, FrameKind, SUITES, type Suite } from '../src/protocol/constants.js';
+import { hmac } from '@noble/hashes/hmac.js';
+import { sha256 } from '@noble/hashes/sha2.js';
+import {
+  FLAG_FRAGMENT,
+  FLAG_GROUP,
+  FrameKind,
+  SUITES,
+  type Suite,
+} from '../src/protocol/constants.js';
+import { fields } from '../src/protocol/fields.js';
 import { encodeDescription, PLAIN_DESCRIPTION, sealFrame } from '../src/protocol/frame.js';
 import { groupTrafficKey, netTrafficKey, pairTrafficKey } from '../src/protocol/kdf.js';
 
@@ -156,9 +168,187 @@ function frameVectors() {
   );
 }
 
+/** Frames in 2 and 3 parts, on `udp` and between the addresses of an Ethernet. */
+function fragmentVectors() {
+  return [
+    { size: 1_434, parts: 2, kind: FrameKind.pair, partial: true, counter: 0n, outer: false },
+    { size: 3_001, parts: 3, kind: FrameKind.group, partial: false, counter: 77n, outer: false },
+    {
+      size: 2_000,
+      parts: 2,
+      kind: FrameKind.pair,
+      partial: false,
+      counter: 2n ** 32n,
+      outer: true,
+    },
+  ].map(({ size, parts, kind, partial, counter, outer }, i) => {
+    const suite = SUITES[i % SUITES.length] ?? SUITES[0];
+    const key = bytes(`fragment ${i} key`, 32);
+    const frame = bytes(`fragment ${i} frame`, size);
+    // On an Ethernet the addresses at the front of the frame stand outside the seal.
+    const aadTail = frame.subarray(0, outer ? 12 : 0);
+    const payload = frame.subarray(aadTail.length);
+    const each = Math.ceil(payload.length / parts);
+    const sealed = Array.from({ length: parts }, (_, part) =>
+      sealFrame({
+        suite,
+        key,
+        shim: {
+          kind,
+          flags: FLAG_FRAGMENT,
+          kid: 4_711,
+          index: 1_001,
+          counter: counter + BigInt(part),
+        },
+        time: 1_000_000,
+        description: {
+          ...PLAIN_DESCRIPTION,
+          partialChecksum: partial,
+          part,
+          lastPart: part + 1 === parts,
+        },
+        payload: payload.subarray(part * each, (part + 1) * each),
+        aadTail,
+      }),
+    );
+    return {
+      suite,
+      key: hex(key),
+      counter: counter.toString(),
+      partialChecksum: partial,
+      aadTail: hex(aadTail),
+      parts: sealed.map(hex),
+      frame: hex(frame),
+    };
+  });
+}
+
+// ------------------------------------------------------------------ the channel on datagrams
+
+const ascii = (words: string) => Buffer.from(words, 'ascii');
+const mac16 = (key: Uint8Array, data: Uint8Array) =>
+  Buffer.from(hmac(sha256, key, data)).subarray(0, 16);
+
+/** mac1, cookie and mac2 of a message 1, by @noble alone. */
+function admissionVector() {
+  const privateKey = bytes('channel server', 32);
+  const publicKey = Buffer.from(x25519.getPublicKey(privateKey));
+  const sender = bytes('channel sender', 8);
+  const noise = bytes('channel noise', 100);
+  const size = Buffer.alloc(2);
+  size.writeUInt16BE(noise.length);
+  const head = Buffer.concat([Buffer.from([1]), sender, size, noise]);
+  const before = Buffer.concat([head, Buffer.alloc(320 - 48 - head.length)]);
+  const mac1 = mac16(sha256(Buffer.concat([ascii('pairwire/1 mac1'), publicKey])), before);
+  const cookieSecret = bytes('channel cookie secret', 32);
+  const address = '192.0.2.7:4000';
+  const cookie = mac16(cookieSecret, ascii(address));
+  const salt = bytes('channel salt', 16);
+  const cookieKey = sha256(Buffer.concat([ascii('pairwire/1 cookie'), publicKey]));
+  const replyKey = hmac(sha256, cookieKey, Buffer.concat([salt, mac1]));
+  const replyHead = Buffer.concat([Buffer.from([5]), sender]);
+  const sealed = gcm(replyKey, new Uint8Array(12), replyHead).encrypt(cookie);
+  const withoutTicket = Buffer.concat([before, mac1, Buffer.alloc(16)]);
+  const point = sha256(ascii('pairwire/1 server secrets'));
+  const shared = x25519.getSharedSecret(privateKey, point);
+  const ticketSecret = hmac(sha256, shared, ascii('pairwire/1 ticket'));
+  const ticket = Buffer.concat([Buffer.from('01a3185c5000', 'hex'), bytes('channel ticket', 10)]);
+  const ticketKey = hmac(sha256, ticketSecret, ticket);
+  const withTicket = Buffer.concat([before, mac1, ticket]);
+  const resetSecret = hmac(sha256, shared, ascii('pairwire/1 reset'));
+  const channel = bytes('channel server id', 8);
+  return {
+    serverPrivate: hex(privateKey),
+    serverPublic: hex(publicKey),
+    sender: hex(sender),
+    noise: hex(noise),
+    mac1: hex(mac1),
+    cookieSecret: hex(cookieSecret),
+    address,
+    cookie: hex(cookie),
+    salt: hex(salt),
+    cookieReply: hex(Buffer.concat([replyHead, salt, sealed])),
+    withCookie: hex(Buffer.concat([withoutTicket, mac16(cookie, withoutTicket)])),
+    ticket: hex(ticket),
+    ticketTime: 1_800_000_000_000,
+    ticketKey: hex(ticketKey),
+    withTicket: hex(Buffer.concat([withTicket, mac16(ticketKey, withTicket)])),
+    channel: hex(channel),
+    resetToken: hex(mac16(resetSecret, channel)),
+  };
+}
+
+/** Sealed records, by @noble alone. */
+function recordVectors() {
+  const key = bytes('channel record key', 32);
+  const otpKey = bytes('channel otp key', 32);
+  const receiver = bytes('channel receiver', 8);
+  const time = 1_800_000_000_000;
+  return [0, 1, 40, 1_183].map((length, number) => {
+    const frames = bytes(`channel frames ${length}`, length);
+    const stamp = Buffer.alloc(6);
+    stamp.writeUIntBE(time, 0, 6);
+    const count = Buffer.alloc(8);
+    count.writeUInt32BE(number, 4);
+    const input = Buffer.concat([Buffer.from([1]), stamp, count]);
+    const password = Buffer.from(hmac(sha256, otpKey, input)).subarray(0, 10);
+    const header = Buffer.concat([Buffer.from([4]), receiver, count]);
+    const nonce = Buffer.concat([Buffer.alloc(4), count]);
+    const sealed = gcm(key, nonce, header).encrypt(Buffer.concat([stamp, password, frames]));
+    return {
+      key: hex(key),
+      otpKey: hex(otpKey),
+      direction: 1,
+      receiver: hex(receiver),
+      number,
+      time,
+      frames: hex(frames),
+      datagram: hex(Buffer.concat([header, sealed])),
+    };
+  });
+}
+
+/** A ticket's key and a receipt, computed from docs/protocol.md section 2.6. */
+function relayVectors() {
+  const relayKey = bytes('relay key', 32);
+  const index = 0x00a1b2c3;
+  const notAfter = 1_800_000_360_000;
+  const time = 1_800_000_000_000;
+  const nonce = 0x1122334455;
+  const token = 0x66778899aa;
+  const ip = Buffer.from('00000000000000000000ffffcb007103', 'hex');
+  const port = 40_123;
+  const big = (value: number) => {
+    const out = Buffer.alloc(8);
+    out.writeBigUInt64BE(BigInt(value));
+    return out;
+  };
+  const head = Buffer.from([0x15, 0, 0, 2, 0, 0, 0, 0]);
+  head.writeUInt32BE(index, 4);
+  const portBytes = Buffer.alloc(2);
+  portBytes.writeUInt16BE(port);
+  const proof = fields('pairwire/1 relay receipt', index, time, ip, port);
+  const receipt = Buffer.concat([
+    ...[head, big(token), big(nonce), big(time), ip, portBytes, Buffer.from([1, 0, 0, 0, 0, 0])],
+    hmac(sha256, relayKey, proof).subarray(0, 16),
+  ]);
+  return {
+    relayKey: hex(relayKey),
+    ticket: {
+      index,
+      notAfter,
+      key: hex(hmac(sha256, relayKey, fields('pairwire/1 relay ticket', index, notAfter))),
+    },
+    receipt: { ip: hex(ip), port, nonce, token, time, bytes: hex(receipt) },
+  };
+}
+
 const files = {
+  'channel.json': { admission: admissionVector(), records: recordVectors() },
   'kdf.json': { pair: pairVectors(), net: netVectors(), group: groupVectors() },
   'frame.json': frameVectors(),
+  'fragment.json': fragmentVectors(),
+  'relay.json': relayVectors(),
 };
 const check = process.argv.includes('--check');
 mkdirSync(DIRECTORY, { recursive: true });

@@ -10,6 +10,7 @@
  * prefix and in all, and can never use up the share of outbound ones (threats.md C10): the two
  * sums stay below the key server's limit of 50/s, burst 500, for each member.
  */
+import { unmapped } from '../../src/protocol/ip.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
 import type { Endpoint } from '../../src/protocol/messages.js';
 import type { PeerEntry } from '../key-table/peer-table.js';
@@ -28,17 +29,29 @@ const INBOUND_REFUSE_MS = 10_000;
 const SETTLE_MS = 500;
 /** A key that is nearly worn out is asked for at most so often, whatever the data plane says. */
 const WORN_MS = 30_000;
-/** A key installed again that is missed again within this time is asked for instead. */
+/** The keys with a peer are installed again at most so often. */
 const REINSTALL_MS = 1_000;
+/** A kid for which that was tried is asked about for so long: it may be of a generation that we were not told of. */
+const TRIED_MS = 60_000;
 const REMEMBERED = 1_024;
+/** VLANs in which an address is known to be nobody's, of each address. */
+const VLANS_REMEMBERED = 64;
 
 /** What became of a request. */
 export type Outcome = 'installed' | 'none' | 'later' | 'limited';
 
 /** What the key server is asked. `pwId` is the generation that we hold. */
 export type Question =
-  | { readonly kind: 'mac'; readonly mac: MacAddress; readonly pwId?: number }
-  | { readonly kind: 'group'; readonly pwId?: number }
+  | {
+      readonly kind: 'mac';
+      readonly mac: MacAddress;
+      /** VLAN id of the frame, 0 without one. */
+      readonly vlan: number;
+      readonly pwId?: number;
+      /** The generation that we hold is nearly used up. */
+      readonly worn?: boolean;
+    }
+  | { readonly kind: 'group'; readonly pwId?: number; readonly worn?: boolean }
   | {
       readonly kind: 'index';
       readonly index: number;
@@ -79,6 +92,8 @@ export interface MissCounters {
   failed: number;
   overBudgetOutbound: number;
   overBudgetInbound: number;
+  /** What was forgotten, or not remembered at all, for want of room: it is asked again sooner. */
+  forgotten: number;
 }
 
 /** The misses of one port. */
@@ -96,6 +111,7 @@ export class Misses {
     failed: 0,
     overBudgetOutbound: 0,
     overBudgetInbound: 0,
+    forgotten: 0,
   };
   readonly #deps: MissDeps;
   readonly #random: () => number;
@@ -107,6 +123,8 @@ export class Misses {
   readonly #waiting: { name: string; question: () => Question }[] = [];
   /** Names that need not be asked before a time. */
   readonly #quiet = new Map<string, number>();
+  /** Those of them that are about an address in a VLAN, by address. */
+  readonly #tagged = new Map<MacAddress, Set<string>>();
   readonly #reinstalled = new Map<string, number>();
   #outboundInFlight = 0;
   #inboundInFlight = 0;
@@ -121,9 +139,9 @@ export class Misses {
   }
 
   /** A frame of ours found no key for its destination. */
-  mac(mac: MacAddress): void {
+  mac(mac: MacAddress, vlan = 0): void {
     this.counters.mac += 1;
-    const name = `mac ${mac}`;
+    const name = macName(mac, vlan);
     if (this.#isOpen(name)) return;
     const until = this.#quiet.get(name);
     if (until !== undefined && until > this.#deps.now()) {
@@ -138,7 +156,7 @@ export class Misses {
     }
     this.#askOutbound(name, () => {
       const pwId = this.#deps.table.byMac(mac)?.key?.pwId;
-      return { kind: 'mac', mac, ...(pwId === undefined ? {} : { pwId }) };
+      return { kind: 'mac', mac, vlan, ...(pwId === undefined ? {} : { pwId }) };
     });
   }
 
@@ -170,7 +188,9 @@ export class Misses {
     }
     const { table } = this.#deps;
     const entry = table.byIndex(index);
-    if (entry !== undefined && this.#mayReinstall(`index ${index}${group ? ' group' : ''}`)) {
+    const place = `index ${index}${group ? ' group' : ''}`;
+    if (entry !== undefined && this.#longAgo(name, TRIED_MS) && this.#mayReinstall(place)) {
+      this.#remember(this.#reinstalled, name, this.#deps.now());
       const again = group ? table.reinstallGroup() : table.reinstall(entry);
       if (again) {
         this.counters.reinstalled += 1;
@@ -200,18 +220,24 @@ export class Misses {
       const { table } = this.#deps;
       const pwId = mac === undefined ? table.group?.pwId : table.byMac(mac)?.key?.pwId;
       const held = pwId === undefined ? {} : { pwId };
-      return mac === undefined ? { kind: 'group', ...held } : { kind: 'mac', mac, ...held };
+      return mac === undefined
+        ? { kind: 'group', ...held, worn: true }
+        : { kind: 'mac', mac, vlan: 0, ...held, worn: true };
     });
   }
 
   /** A change brought this address: a 'no such member' about it is void. */
   appeared(mac: MacAddress): void {
-    if (this.#quiet.delete(`mac ${mac}`)) this.#deps.refuse(mac, 0);
+    let quiet = this.#quiet.delete(macName(mac, 0));
+    for (const name of this.#tagged.get(mac) ?? []) quiet = this.#quiet.delete(name) || quiet;
+    this.#tagged.delete(mac);
+    if (quiet) this.#deps.refuse(mac, 0);
   }
 
   /** The channel is open again or the table was emptied: nothing that was said before holds. */
   reset(): void {
     this.#quiet.clear();
+    this.#tagged.clear();
     this.#reinstalled.clear();
   }
 
@@ -235,11 +261,15 @@ export class Misses {
   }
 
   #mayReinstall(name: string): boolean {
-    const now = this.#deps.now();
-    const last = this.#reinstalled.get(name);
-    if (last !== undefined && now - last < REINSTALL_MS) return false;
-    this.#remember(this.#reinstalled, name, now);
+    if (!this.#longAgo(name, REINSTALL_MS)) return false;
+    this.#remember(this.#reinstalled, name, this.#deps.now());
     return true;
+  }
+
+  /** Whether this was not installed again for so long. */
+  #longAgo(name: string, ms: number): boolean {
+    const last = this.#reinstalled.get(name);
+    return last === undefined || this.#deps.now() - last >= ms;
   }
 
   #takeInbound(from: Endpoint): boolean {
@@ -300,7 +330,11 @@ export class Misses {
       if (question.kind === 'index') this.#remember(this.#quiet, name, now + SETTLE_MS);
     } else if (outcome === 'none') {
       this.counters.none += 1;
-      this.#remember(this.#quiet, name, now + refuseMs);
+      const tagged = question.kind === 'mac' && question.vlan > 0;
+      // Nothing is remembered that `appeared` could not take back.
+      if (!tagged || this.#noteTagged(question.mac, name)) {
+        this.#remember(this.#quiet, name, now + refuseMs);
+      }
       if (question.kind === 'mac') this.#deps.refuse(question.mac, refuseMs);
     } else {
       this.counters.failed += 1;
@@ -310,32 +344,48 @@ export class Misses {
     }
   }
 
+  /** False if an address has too many VLANs already in which it is nobody's. */
+  #noteTagged(mac: MacAddress, name: string): boolean {
+    const names = this.#tagged.get(mac);
+    if (names !== undefined && names.size >= VLANS_REMEMBERED && !names.has(name)) {
+      this.counters.forgotten += 1;
+      return false;
+    }
+    if (names === undefined) {
+      const gone = this.#evict(this.#tagged, REMEMBERED);
+      for (const one of gone ?? []) this.#quiet.delete(one);
+    }
+    this.#tagged.set(mac, (names ?? new Set<string>()).add(name));
+    return true;
+  }
+
   #remember(map: Map<string, number>, name: string, value: number): void {
     if (!map.has(name)) this.#evict(map, REMEMBERED);
     map.set(name, value);
   }
 
   /** Makes room by forgetting one at random, so that nobody can choose what is forgotten. */
-  #evict(map: Map<string, unknown>, limit: number): void {
-    if (map.size < limit) return;
+  #evict<K, V>(map: Map<K, V>, limit: number): V | undefined {
+    if (map.size < limit) return undefined;
     let skip = Math.floor(this.#random() * map.size);
-    for (const key of map.keys()) {
+    for (const [key, value] of map) {
       if (skip === 0) {
         map.delete(key);
-        return;
+        this.counters.forgotten += 1;
+        return value;
       }
       skip -= 1;
     }
+    return undefined;
   }
+}
+
+function macName(mac: MacAddress, vlan: number): string {
+  return vlan === 0 ? `mac ${mac}` : `mac ${mac} ${vlan}`;
 }
 
 /** IPv4 address, or the /64 of an IPv6 one (an IPv4 address mapped into IPv6 counts as IPv4). */
 function prefixOf(from: { readonly ip: Uint8Array }): string {
-  const bytes = Buffer.from(from.ip);
-  const mapped = bytes.length === 16 && bytes.subarray(0, 12).equals(MAPPED);
-  return (mapped ? bytes.subarray(12) : bytes.subarray(0, bytes.length === 16 ? 8 : 4)).toString(
-    'hex',
-  );
+  const bytes = unmapped(from.ip);
+  return bytes.subarray(0, bytes.length === 16 ? 8 : 4).toString('hex');
 }
-
-const MAPPED = Buffer.from('00000000000000000000ffff', 'hex');

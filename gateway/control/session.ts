@@ -9,27 +9,38 @@
  */
 import { createHash, type KeyObject, randomBytes } from 'node:crypto';
 import { setImmediate as yieldToOthers } from 'node:timers/promises';
-import { type ClientState, type Message, RequestError } from '../../src/net/channel-tcp.js';
+import { type Message, RequestError } from '../../src/net/channel.js';
+import type { ClientState } from '../../src/net/channel-client.js';
 import { LABEL } from '../../src/protocol/constants.js';
 import type { Id } from '../../src/protocol/ids.js';
 import { BROADCAST_MAC, type MacAddress } from '../../src/protocol/mac.js';
 import {
   answerSchemas,
+  type Behind,
   type Change,
   type Endpoint,
+  type Guarded,
+  type IpBinding,
   type KeyAnswer,
+  MAX_ROWS,
   pushSchema,
+  type RelayOffer,
 } from '../../src/protocol/messages.js';
 import type { Settings, VerifiedMember } from '../../src/protocol/records.js';
 import { type Signed, signRecord } from '../../src/protocol/signed.js';
 import { messageOf, PairwireError } from '../../src/runtime/errors.js';
-import type { PeerTable } from '../key-table/peer-table.js';
+import type { Bindings } from '../guard/bindings.js';
+import type { PeerEntry, PeerTable } from '../key-table/peer-table.js';
 import type { Verifier } from '../key-table/verifier.js';
+import type { Outside } from '../plain/outside.js';
+import type { Report } from '../plain/reporter.js';
 import type { Outcome, Question } from './misses.js';
 import { Wake } from './wake.js';
 
 /** Implementation constants, ms unless stated. */
 const SYNC_INTERVAL = 30_000;
+/** So many syncs at least fall into one lease. */
+const SYNCS_A_LEASE = 4;
 const REQUEST_TIMEOUT = 10_000;
 /** A key that comes later than the hold queue waits is still useful for the next frame. */
 const KEY_TIMEOUT = 3_000;
@@ -38,6 +49,10 @@ const RETRY_MAX = 10_000;
 /** A boot record outlives two leases, so an expiry is never what ends a peer's trust first. */
 const BOOT_LIFETIMES = 2;
 const BOOT_LIFETIME_MIN = 3_600_000;
+/**
+ * Who was away for so long begins from nothing, ms: the key server remembers freed IP addresses for twice as long.
+ */
+const AWAY = 86_400_000;
 /** Members verified before others get their turn: 500 us each. */
 const CHANGES_AT_ONCE = 20;
 
@@ -74,7 +89,9 @@ export interface SessionDeps {
   readonly now: () => number;
   readonly nextBootSequence: (serverNowMs: number) => number;
   readonly table: PeerTable;
-  readonly verifier: Pick<Verifier, 'settings'>;
+  readonly outside: Outside;
+  readonly bindings: Bindings;
+  readonly verifier: Pick<Verifier, 'settings' | 'revocation'>;
   readonly handlers: SessionHandlers;
   readonly random?: () => number;
 }
@@ -83,6 +100,8 @@ export interface SessionDeps {
 export interface SessionHandlers {
   /** The key server drew a sender index for our boot key. */
   registered(registration: Registration): Promise<void> | void;
+  /** Where the relay is, with a ticket; undefined if there is none. */
+  relay(offer: RelayOffer | undefined): Promise<void> | void;
   /** Settings that are verified and newer than those before. */
   settings(settings: Settings, record: Signed): void;
   /** Settings, or an answer, that contradict what may be believed. */
@@ -100,6 +119,8 @@ export interface SessionStatus {
   registered: Registration | undefined;
   epoch: string | undefined;
   cursor: number;
+  /** The same of the plain side; undefined while that does not concern us. */
+  plainCursor: number | undefined;
   syncs: number;
   fullSyncs: number;
   registrations: number;
@@ -115,6 +136,7 @@ export class Session {
     registered: undefined,
     epoch: undefined,
     cursor: 0,
+    plainCursor: undefined,
     syncs: 0,
     fullSyncs: 0,
     registrations: 0,
@@ -134,11 +156,21 @@ export class Session {
   #registeredOn = -1;
   #endpoints: readonly Endpoint[] = [];
   #endpointsTold: string | undefined;
+  #receipt: Uint8Array | undefined;
+  #seen = '';
+  /** Key-server time when the relay's ticket must be fetched again. */
+  #ticketDue = Number.POSITIVE_INFINITY;
   #syncDue = true;
   #lastSyncAt = Number.NEGATIVE_INFINITY;
   #epoch: Uint8Array | undefined;
+  /** The server's run that gave the cursor. */
+  #serverRun: Uint8Array | undefined;
   #full = false;
+  #fullOutside = false;
   #settings: Settings | undefined;
+  /** Next generations that were confirmed on this opening of the channel. */
+  readonly #confirmed = new Map<Id, number>();
+  #confirmedGroup: number | undefined;
   #failures = 0;
   /** Changes are applied one message after the other, whatever order they became known in. */
   #applying: Promise<void> = Promise.resolve();
@@ -172,6 +204,15 @@ export class Session {
     this.#wake.now();
   }
 
+  /** What the relay said of the address that we are seen at; undefined: nothing yet. */
+  setReceipt(receipt: Uint8Array | undefined): void {
+    this.#receipt = receipt;
+    const seen = seenIn(receipt);
+    if (seen === this.#seen) return;
+    this.#seen = seen;
+    this.#wake.now();
+  }
+
   /** Where our data plane may be reached now. */
   setEndpoints(endpoints: readonly Endpoint[]): void {
     this.#endpoints = endpoints;
@@ -182,6 +223,8 @@ export class Session {
   onState(state: ClientState): void {
     if (state.kind !== 'open' || state.renewed) return;
     this.#opening += 1;
+    this.#confirmed.clear();
+    this.#confirmedGroup = undefined;
     this.#failures = 0;
     this.#wake.now();
   }
@@ -207,6 +250,54 @@ export class Session {
       return;
     }
     void this.#apply(push.changes);
+  }
+
+  /** The data plane can receive under the next generation with this peer. */
+  prepared(peer: Id): void {
+    this.#confirmed.delete(peer);
+    this.#wake.now();
+  }
+
+  /** The same of the group key. */
+  groupPrepared(): void {
+    this.#confirmedGroup = undefined;
+    this.#wake.now();
+  }
+
+  /** The peer with this index still sends with an older generation than `pwId`, which we hold. */
+  async notice(index: number, pwId: number): Promise<void> {
+    try {
+      await this.#request(
+        { t: 'key.notice', requester: this.#deps.member.id, index, pwId },
+        { timeoutMs: KEY_TIMEOUT, parse: (value) => answerSchemas['key.notice'].parse(value) },
+      );
+    } catch {
+      // It goes on lagging, so it is told of again.
+    }
+  }
+
+  /** Tells what our plain port has seen. */
+  report(report: Report): Promise<{ readonly refused: number }> {
+    return this.#request(
+      { t: 'learned', ...report },
+      { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas.learned.parse(value) },
+    );
+  }
+
+  /** Tells which IP addresses our own MAC addresses announce. @returns those that were not taken */
+  bind(entries: readonly IpBinding[]): Promise<{ readonly refused: readonly string[] }> {
+    return this.#request(
+      { t: 'bind', entries },
+      { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas.bind.parse(value) },
+    );
+  }
+
+  /** Tells what our address guard refused. */
+  guarded(entries: readonly Guarded[]): Promise<unknown> {
+    return this.#request(
+      { t: 'guarded', entries },
+      { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas.guarded.parse(value) },
+    );
   }
 
   /** Synchronises at once. */
@@ -245,7 +336,7 @@ export class Session {
         await this.#step(this.#boot);
         this.#failures = 0;
         this.status.lastError = undefined;
-        const next = this.#lastSyncAt + SYNC_INTERVAL - performance.now();
+        const next = this.#lastSyncAt + this.#syncInterval() - performance.now();
         wait = this.#syncDue ? 0 : Math.max(0, next);
       } catch (thrown) {
         if (this.#stopped) return;
@@ -265,15 +356,14 @@ export class Session {
       this.#endpointsTold = undefined;
       this.#syncDue = true;
     }
-    const endpoints = JSON.stringify(this.#endpoints.map((e) => [[...e.ip], e.port]));
-    if (this.#endpointsTold !== endpoints) {
-      await this.#request(
-        { t: 'endpoints', endpoints: this.#endpoints },
-        { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas.endpoints.parse(value) },
-      );
+    const own = JSON.stringify(this.#endpoints.map((e) => [[...e.ip], e.port]));
+    const endpoints = `${own} ${this.#seen}`;
+    if (this.#endpointsTold !== endpoints || this.#deps.now() > this.#ticketDue) {
+      await this.#tellEndpoints();
       this.#endpointsTold = endpoints;
     }
-    if (this.#syncDue || performance.now() - this.#lastSyncAt >= SYNC_INTERVAL) {
+    await this.#confirm();
+    if (this.#syncDue || performance.now() - this.#lastSyncAt >= this.#syncInterval()) {
       this.#syncDue = false;
       try {
         await this.#sync();
@@ -281,7 +371,70 @@ export class Session {
         this.#syncDue = true;
         throw thrown;
       }
+      await this.#tellHeld();
     }
+  }
+
+  /** Says which next generations we can receive under; the server commits when both ends can. */
+  async #confirm(): Promise<void> {
+    const due = this.#deps.table
+      .prepared()
+      .filter(({ peer, pwId }) => this.#confirmed.get(peer) !== pwId);
+    const group = this.#deps.table.preparedGroup();
+    let dueGroup = group === this.#confirmedGroup ? undefined : group;
+    while (due.length > 0 || dueGroup !== undefined) {
+      const pairs = due.splice(0, MAX_ROWS);
+      for (const { peer, pwId } of pairs) this.#confirmed.set(peer, pwId);
+      if (dueGroup !== undefined) this.#confirmedGroup = dueGroup;
+      await this.#request(
+        { t: 'key.confirm', pairs, ...(dueGroup === undefined ? {} : { group: dueGroup }) },
+        { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas['key.confirm'].parse(value) },
+      );
+      dueGroup = undefined;
+    }
+  }
+
+  /**
+   * Says which generations the server must have forgotten; it makes others, which come as changes. What it refuses for
+   * now is said again after the next synchronisation.
+   */
+  async #tellHeld(): Promise<void> {
+    const { pairs, group } = this.#deps.table.unknownToServer();
+    try {
+      for (let at = 0; at < pairs.length || (at === 0 && group !== undefined); at += MAX_ROWS) {
+        const some = pairs.slice(at, at + MAX_ROWS);
+        await this.#request(
+          { t: 'key.held', pairs: some, ...(at === 0 && group !== undefined ? { group } : {}) },
+          { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas['key.held'].parse(value) },
+        );
+      }
+    } catch (thrown) {
+      if (!(thrown instanceof RequestError)) throw thrown;
+      this.#deps.handlers.refused('key.held', asError(thrown));
+    }
+  }
+
+  /** A receipt that is not taken is left out, and the next one is tried. */
+  async #tellEndpoints(): Promise<void> {
+    const receipt = this.#receipt;
+    const tell = (proof: Record<string, unknown>) =>
+      this.#request(
+        { t: 'endpoints', endpoints: this.#endpoints, ...proof },
+        { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas.endpoints.parse(value) },
+      );
+    let answer: Awaited<ReturnType<typeof tell>>;
+    try {
+      answer = await tell(receipt === undefined ? {} : { receipt });
+    } catch (thrown) {
+      if (receipt === undefined || outcomeOf(thrown) !== 'none') throw thrown;
+      this.setReceipt(undefined);
+      answer = await tell({});
+    }
+    const { relay } = answer;
+    const now = this.#deps.now();
+    this.#ticketDue =
+      relay === undefined ? Number.POSITIVE_INFINITY : now + Math.max(0, relay.notAfter - now) / 2;
+    await this.#deps.handlers.relay(relay);
   }
 
   #failed(thrown: unknown): number {
@@ -311,7 +464,13 @@ export class Session {
   async #register(boot: OwnBoot, opening: number, renew: boolean): Promise<void> {
     const signed = this.#bootRecord(boot, renew);
     const answer = await this.#request(
-      { t: 'register', boot: signed, machine: this.#deps.machine, nonce: this.#nonce },
+      {
+        t: 'register',
+        boot: signed,
+        machine: this.#deps.machine,
+        nonce: this.#nonce,
+        revocation: this.#deps.verifier.revocation,
+      },
       { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas.register.parse(value) },
     );
     // A new boot key came meanwhile: the loop registers that one.
@@ -350,22 +509,45 @@ export class Session {
     return signed;
   }
 
+  /** Often enough that one that fails does not let the lease run out. */
+  #syncInterval(): number {
+    const lease = (this.#settings?.leaseSeconds ?? Number.POSITIVE_INFINITY) * 1_000;
+    return Math.min(SYNC_INTERVAL, lease / SYNCS_A_LEASE);
+  }
+
   #bootLifetime(): number {
     const lease = (this.#settings?.leaseSeconds ?? 0) * 1_000;
     return Math.max(BOOT_LIFETIME_MIN, BOOT_LIFETIMES * lease);
   }
 
   async #sync(): Promise<void> {
+    const { lastSyncMs } = this.status;
+    if (!this.#full && lastSyncMs !== undefined && this.#deps.now() - lastSyncMs > AWAY) {
+      this.#epoch = undefined;
+      this.status.cursor = 0;
+      this.status.plainCursor = undefined;
+    }
     for (;;) {
       const epoch = this.#epoch;
+      const run = this.#serverRun;
+      const { cursor, plainCursor } = this.status;
       const answer = await this.#request(
-        { t: 'sync', cursor: this.status.cursor, ...(epoch === undefined ? {} : { epoch }) },
+        {
+          t: 'sync',
+          cursor,
+          plain: plainCursor ?? 0,
+          ...(epoch === undefined || run === undefined ? {} : { epoch, run }),
+        },
         { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas.sync.parse(value) },
       );
       if (epoch === undefined || !Buffer.from(answer.epoch).equals(epoch))
         this.#begin(answer.epoch);
+      // From the beginning, because it did not concern us before.
+      else if (answer.plain !== undefined && plainCursor === undefined) this.#beginOutside();
       await this.#apply(answer.changes);
       this.status.cursor = answer.cursor;
+      this.status.plainCursor = answer.plain;
+      this.#serverRun = Uint8Array.from(answer.run);
       if (!answer.more) break;
     }
     this.#lastSyncAt = performance.now();
@@ -373,6 +555,8 @@ export class Session {
     this.status.lastSyncMs = this.#deps.now();
     const full = this.#full;
     this.#full = false;
+    if (this.#fullOutside) this.#deps.outside.endFull(this.status.plainCursor !== undefined);
+    this.#fullOutside = false;
     if (full) this.status.fullSyncs += 1;
     const lease = this.#settings?.leaseSeconds;
     const until = lease === undefined ? undefined : Math.floor(this.#deps.now() + lease * 1_000);
@@ -385,6 +569,13 @@ export class Session {
     this.status.epoch = Buffer.from(epoch).toString('hex');
     this.#full = true;
     this.#deps.table.beginFull();
+    this.#deps.bindings.beginFull();
+    this.#beginOutside();
+  }
+
+  #beginOutside(): void {
+    this.#fullOutside = true;
+    this.#deps.outside.beginFull();
   }
 
   // ------------------------------------------------------------------ what the server says
@@ -400,12 +591,14 @@ export class Session {
           this.#deps.handlers.refused('change', asError(thrown));
         }
       }
+      this.#deps.outside.flush();
+      this.#deps.bindings.flush();
     });
     return this.#applying;
   }
 
   #change(change: Change): void {
-    const { table } = this.#deps;
+    const { table, outside, bindings } = this.#deps;
     switch (change.kind) {
       case 'member':
         table.takeMember(change.member, change.seq);
@@ -413,8 +606,12 @@ export class Session {
       case 'gone':
         table.gone(change.id, change.seq);
         break;
+      case 'revoked':
+        table.revoked(change.id, change.number);
+        break;
       case 'pair':
         table.takePair(change.peer, change, change.seq);
+        this.#met(change.peer);
         break;
       case 'group':
         table.takeGroup(change, change.seq);
@@ -422,7 +619,27 @@ export class Session {
       case 'settings':
         this.#takeSettings(change.settings);
         break;
+      case 'own':
+      case 'own.freed':
+        outside.takeOwn(change.mac, change.seq, change.kind === 'own');
+        break;
+      case 'behind':
+        outside.takeBehind(change);
+        break;
+      case 'ip':
+        bindings.take(change.ip, change.mac, change.seq);
+        break;
+      case 'ip.freed':
+        bindings.take(change.ip, undefined, change.seq);
+        break;
     }
+  }
+
+  /** A key with the first plain member: what concerns the plain side is ours to know from now on. */
+  #met(peer: Id): void {
+    if (this.status.plainCursor !== undefined || this.#deps.table.get(peer)?.role !== 'plain')
+      return;
+    this.syncNow();
   }
 
   #takeSettings(record: Signed): void {
@@ -452,15 +669,41 @@ export class Session {
     }
     if (!table.takeMember(answer.peer)) return 'none';
     const entry = table.get(answer.peer.id);
-    if (question.kind === 'mac' && !owns(entry?.macs, question.mac)) {
+    const { behind } = answer;
+    if (question.kind === 'mac' && behind !== undefined) {
+      const problem = this.#behindProblem(question, behind, entry);
+      if (problem !== undefined) return this.#contradiction(problem);
+    } else if (question.kind === 'mac' && !owns(entry?.macs, question.mac)) {
       if (entry?.state === 'absent') return 'none';
       return this.#contradiction(
         `named ${answer.peer.id} as the owner of ${question.mac}, which it is not`,
       );
     }
     table.takePair(answer.peer.id, answer);
+    this.#met(answer.peer.id);
     if (entry?.state !== 'ready') return 'none';
+    // Behind the key, so that what waits for the address finds one.
+    if (question.kind === 'mac' && behind !== undefined) {
+      this.#deps.outside.answered(answer.peer.id, behind);
+    }
     return question.kind !== 'index' || entry.index === question.index ? 'installed' : 'none';
+  }
+
+  /** Why an address can't be behind this member as far as we can see for ourselves. */
+  #behindProblem(
+    question: Extract<Question, { kind: 'mac' }>,
+    behind: Behind,
+    entry: PeerEntry | undefined,
+  ): string | undefined {
+    const { mac, vlan } = question;
+    if (behind.mac !== mac || behind.vlan !== vlan) return 'answered about another address';
+    if (entry?.role !== 'plain') {
+      return `said that ${mac} is behind ${entry?.id ?? 'nobody'}, which is no plain member`;
+    }
+    const owner = this.#deps.table.byMac(mac);
+    if (owner !== undefined) return `said that ${mac}, which is ${owner.id}'s own, is outside`;
+    if (this.#deps.outside.isOwn(mac)) return `said that ${mac}, a member's own, is outside`;
+    return undefined;
   }
 
   #contradiction(what: string): Outcome {
@@ -468,6 +711,11 @@ export class Session {
     this.#deps.handlers.refused('answer', error);
     return 'none';
   }
+}
+
+/** The part of a receipt that says what address it is about. */
+function seenIn(receipt: Uint8Array | undefined): string {
+  return receipt === undefined ? '' : Buffer.from(receipt.subarray(32, 50)).toString('hex');
 }
 
 function owns(macs: readonly MacAddress[] | undefined, mac: MacAddress): boolean {
@@ -478,9 +726,12 @@ function keyRequest(requester: Id, question: Question): Message {
   const pwId = question.pwId === undefined ? {} : { pwId: question.pwId };
   switch (question.kind) {
     case 'mac':
-      return { t: 'key.mac', requester, mac: question.mac, ...pwId };
-    case 'group':
-      return { t: 'key.mac', requester, mac: BROADCAST_MAC, ...pwId };
+    case 'group': {
+      const mac = question.kind === 'mac' ? question.mac : BROADCAST_MAC;
+      const vlan = question.kind === 'mac' && question.vlan > 0 ? { vlan: question.vlan } : {};
+      const worn = question.worn === true ? { worn: true } : {};
+      return { t: 'key.mac', requester, mac, ...vlan, ...pwId, ...worn };
+    }
     case 'index': {
       const { index, kid, group } = question;
       return { t: 'key.index', requester, index, kid, group, ...pwId };

@@ -28,6 +28,13 @@ const openedTapSchema = openedSchema.extend({
   /** The TAP was there already, with its addresses. */
   attached: z.boolean(),
 });
+const openedEthernetSchema = openedSchema.extend({
+  /** Of the interface. */
+  mac: z.string(),
+  mtu: z.int(),
+  /** The TAP has its MAC address, so it takes nothing but sealed frames. */
+  closed: z.boolean(),
+});
 const statusSchema = z.strictObject({
   ok: z.literal(true),
   pid: z.int(),
@@ -60,11 +67,14 @@ const statusSchema = z.strictObject({
         arp: counter,
       }),
     ),
+    /** Interfaces that take nothing but sealed frames, and what they have dropped. */
+    closed: z.array(z.strictObject({ interface: z.string(), dropped: counter })),
   }),
 });
 
 export type OpenedDevice = z.infer<typeof openedSchema>;
 export type OpenedTap = z.infer<typeof openedTapSchema>;
+export type OpenedEthernet = z.infer<typeof openedEthernetSchema>;
 export type DevicesStatus = z.infer<typeof statusSchema>;
 
 /** No answer of the broker is longer. */
@@ -127,6 +137,11 @@ export class DevicesClient {
   /** Opens the UDP socket and passes it to the data plane. May be repeated. */
   async openUdp(port: number): Promise<OpenedDevice> {
     return this.#command(`open udp ${port}`, openedSchema);
+  }
+
+  /** Opens a socket on the interface and passes it to the data plane. May be repeated. */
+  async openEthernet(name: string): Promise<OpenedEthernet> {
+    return this.#command(`open ethernet ${name}`, openedEthernetSchema);
   }
 
   /** Turns the guard of the underlay on or off; returns what it is now. */

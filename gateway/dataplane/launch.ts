@@ -3,11 +3,11 @@
  * `pairwire up` as root in a container, a network namespace or by hand. Both outlive us.
  */
 import { spawn } from 'node:child_process';
-import { existsSync, readFileSync, statSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { readFileSync, statSync } from 'node:fs';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import { messageOf, PairwireError } from '../../src/runtime/errors.js';
+import { findProgram } from '../../src/runtime/native-program.js';
 import { DevicesClient } from './devices-client.js';
 
 export interface TapSpec {
@@ -21,6 +21,10 @@ export interface TapSpec {
   addresses?: readonly string[];
   /** The kernel may forward between this TAP and other interfaces. */
   forward?: boolean;
+  /** The bridge that the TAP is put into; made if it is missing. */
+  bridge?: string;
+  /** Interfaces that are put into it, too. */
+  bridgePorts?: readonly string[];
 }
 
 export interface UdpSpec {
@@ -31,7 +35,15 @@ export interface UdpSpec {
   mark?: number;
 }
 
-export type DeviceSpec = TapSpec | UdpSpec;
+export interface EthernetSpec {
+  kind: 'ethernet';
+  /** The interface. */
+  name: string;
+  /** Addresses that frames for us come for. */
+  macs: readonly string[];
+}
+
+export type DeviceSpec = TapSpec | UdpSpec | EthernetSpec;
 
 export interface BrokerOptions {
   devices: readonly DeviceSpec[];
@@ -50,9 +62,6 @@ export interface BrokerOptions {
   timeoutMs?: number;
 }
 
-/** Where packages install the native programs. */
-const INSTALLED = ['/usr/libexec/pairwire', '/usr/local/libexec/pairwire'];
-
 /** The account that packages make for the data plane. */
 const DATAPLANE_ACCOUNT = 'pairwire-dp';
 /** Without that account: a uid that neither Debian nor systemd hands out (60578 to 61183). */
@@ -61,28 +70,7 @@ const DATAPLANE_UID = 60_853;
 /** The list as the broker reads it (gateway/native/devices/device-list.hpp); it checks every field. */
 export function formatDeviceList(devices: readonly DeviceSpec[]): string {
   const lines = devices.map((device) => {
-    const words =
-      device.kind === 'tap'
-        ? [
-            'tap',
-            device.name,
-            'mac',
-            device.mac,
-            'mtu',
-            `${device.mtu}`,
-            ...(device.txQueueLength === undefined
-              ? []
-              : ['txqueuelen', `${device.txQueueLength}`]),
-            ...(device.addresses ?? []).flatMap((address) => ['address', address]),
-            ...(device.forward === true ? ['forward', 'allow'] : []),
-          ]
-        : [
-            'udp',
-            `${device.port}`,
-            ...(device.bind === undefined ? [] : ['bind', device.bind]),
-            ...(device.device === undefined ? [] : ['device', device.device]),
-            ...(device.mark === undefined ? [] : ['mark', `${device.mark}`]),
-          ];
+    const words = wordsOf(device);
     // A word with a space or line break would be read as something else than was checked here.
     const odd = words.find((word) => !/^[\x21-\x7e]+$/.test(word) || word.startsWith('#'));
     if (odd !== undefined) {
@@ -93,30 +81,33 @@ export function formatDeviceList(devices: readonly DeviceSpec[]): string {
   return lines.map((line) => `${line}\n`).join('');
 }
 
-/** The checkout or package that this file belongs to, compiled or not. */
-function packageRoot(): string {
-  let folder = dirname(fileURLToPath(import.meta.url));
-  while (!existsSync(join(folder, 'package.json'))) {
-    const parent = dirname(folder);
-    if (parent === folder) throw new PairwireError('PLATFORM', 'package.json is missing');
-    folder = parent;
+function wordsOf(device: DeviceSpec): string[] {
+  switch (device.kind) {
+    case 'tap':
+      return [
+        'tap',
+        device.name,
+        'mac',
+        device.mac,
+        'mtu',
+        `${device.mtu}`,
+        ...(device.txQueueLength === undefined ? [] : ['txqueuelen', `${device.txQueueLength}`]),
+        ...(device.addresses ?? []).flatMap((address) => ['address', address]),
+        ...(device.forward === true ? ['forward', 'allow'] : []),
+        ...(device.bridge === undefined ? [] : ['bridge', device.bridge]),
+        ...(device.bridgePorts ?? []).flatMap((port) => ['port', port]),
+      ];
+    case 'udp':
+      return [
+        'udp',
+        `${device.port}`,
+        ...(device.bind === undefined ? [] : ['bind', device.bind]),
+        ...(device.device === undefined ? [] : ['device', device.device]),
+        ...(device.mark === undefined ? [] : ['mark', `${device.mark}`]),
+      ];
+    case 'ethernet':
+      return ['ethernet', device.name, ...device.macs.flatMap((mac) => ['mac', mac])];
   }
-  return folder;
-}
-
-/** The path of a native program: the one built in this checkout, else the installed one. */
-export function findProgram(name: 'pairwire-devices' | 'pairwire-dataplane'): string {
-  const candidates = [
-    join(packageRoot(), 'gateway/native/build/release', name),
-    ...INSTALLED.map((folder) => join(folder, name)),
-  ];
-  const found = candidates.find((path) => existsSync(path));
-  if (found === undefined) {
-    throw new PairwireError('PLATFORM', `${name} is neither built nor installed`, {
-      hint: 'run: npm run build:native',
-    });
-  }
-  return found;
 }
 
 /** The account that packages make for the data plane, or a uid that belongs to nobody. */

@@ -34,7 +34,8 @@ export class DataPlaneLink implements CommandPort {
   #client: DataPlaneClient | undefined;
   #running: Promise<void> | undefined;
   #state: LinkState = 'connecting';
-  #attachments = 0;
+  #restarts = 0;
+  #instance: string | undefined;
 
   constructor(path: string, nextEpoch: () => number, handlers: LinkHandlers) {
     this.#path = path;
@@ -46,9 +47,9 @@ export class DataPlaneLink implements CommandPort {
     return this.#state;
   }
 
-  /** How often the data plane had to be found again after the first time. */
+  /** How often another data plane was found than the one before: it had ended. */
   get restarts(): number {
-    return Math.max(0, this.#attachments - 1);
+    return this.#restarts;
   }
 
   /** Events refused by rate on the present connection. */
@@ -85,6 +86,13 @@ export class DataPlaneLink implements CommandPort {
     return this.#client.request(type, fields, timeoutMs);
   }
 
+  /** The same instance again is no restart: `reattach`, or a connection that broke. */
+  #count(bytes: Uint8Array): void {
+    const instance = Buffer.from(bytes).toString('hex');
+    if (this.#instance !== undefined && this.#instance !== instance) this.#restarts += 1;
+    this.#instance = instance;
+  }
+
   async #run(): Promise<void> {
     let wait = FIRST_WAIT_MS;
     while (!this.#stop.signal.aborted) {
@@ -108,8 +116,10 @@ export class DataPlaneLink implements CommandPort {
           event: (event: Event) => this.#handlers.event(event),
           close: (error: PairwireError) => reject(error),
         };
+        let connected: DataPlaneClient | undefined;
         DataPlaneClient.connect(this.#path, events)
           .then(async (client) => {
+            connected = client;
             if (this.#stop.signal.aborted) {
               client.close();
               return;
@@ -117,11 +127,12 @@ export class DataPlaneLink implements CommandPort {
             const answer = await client.request('attach', { epoch: this.#nextEpoch() });
             this.#client = client;
             this.#state = 'attached';
-            this.#attachments += 1;
+            this.#count(answer.instance);
             await this.#handlers.attached(answer);
           })
           .catch((thrown: unknown) => {
-            this.#client?.close();
+            // Also one that was never attached, for want of an epoch, say.
+            connected?.close();
             reject(thrown);
           });
         onAbort = () => resolve();

@@ -17,6 +17,7 @@ import type { Role } from '../../src/protocol/records.js';
 import { messageOf, PairwireError } from '../../src/runtime/errors.js';
 import type { CommandPort } from '../dataplane/client.js';
 import type { CommandFields } from '../dataplane/messages.gen.js';
+import { rightsBits } from '../guard/rights.js';
 import type { VerifiedPeer, Verifier } from './verifier.js';
 
 /** How long a former generation may still be heard. */
@@ -29,22 +30,40 @@ export interface PeerTableDeps {
   readonly self: Id;
   /** Number of the port in the data plane. */
   readonly port: number;
-  readonly verifier: Pick<Verifier, 'peer' | 'forget'>;
+  readonly verifier: Pick<Verifier, 'peer' | 'forget' | 'revoked'>;
   readonly dataPlane: CommandPort;
   /** False for endpoints that no peer may send us to (loopback, multicast). */
   readonly acceptsEndpoint: (endpoint: Endpoint) => boolean;
+  /** Whether an endpoint is on a network that we are on, too. */
+  readonly isNear: (endpoint: Endpoint) => boolean;
   /** A member was refused: log it, count it. */
   readonly onRefused: (id: Id, error: PairwireError) => void;
   /** A command failed for another reason than a missing data plane. */
   readonly onCommandFailed: (error: PairwireError) => void;
+  /** The data plane can receive under the next generation with this peer; said again when the server asks again. */
+  readonly onPrepared: (peer: Id) => void;
+  /** The same of the group key. */
+  readonly onGroupPrepared: () => void;
   /** An address has an owner with an index now: negative answers are void. */
   readonly onAddress: (mac: MacAddress) => void;
+  /** Makes the key of loop probes from a generation of the group key, for a plain port. */
+  readonly probeKey?: ((generation: Generation) => Uint8Array) | undefined;
 }
 
 /** A key as the key server gave it, with its generation. */
 export interface Generation {
   readonly pwId: number;
   readonly key: Uint8Array;
+}
+
+/** A pair's key with the next one, if one is prepared. */
+export interface PairGenerations extends Generation {
+  readonly next?: Generation | undefined;
+}
+
+/** The group key with the next one, and which generation is the oldest that may be heard. */
+export interface GroupGenerations extends PairGenerations {
+  readonly oldest: number;
 }
 
 /**
@@ -55,6 +74,8 @@ export interface Generation {
 export interface PeerEntry {
   readonly id: Id;
   role: Role | undefined;
+  /** Of its grant, as the data plane takes them. */
+  rights: number;
   state: 'absent' | 'ready' | 'refused';
   /** Why, if refused: code and message. */
   refusal: { code: string; message: string } | undefined;
@@ -66,6 +87,8 @@ export interface PeerEntry {
   ips: readonly string[];
   endpoints: readonly Endpoint[];
   key: Generation | undefined;
+  /** The generation that both ends are to have before either sends with it. */
+  next: Generation | undefined;
   /** Number of the last change applied, so that an older one changes nothing. */
   seq: number;
   keySeq: number;
@@ -75,6 +98,7 @@ export interface PeerEntry {
 interface Sent {
   peer: string;
   key: string;
+  next: string;
 }
 
 /** Members and keys of one port. */
@@ -84,12 +108,29 @@ export class PeerTable {
   readonly #byMac = new Map<MacAddress, Id>();
   readonly #byIndex = new Map<number, Id>();
   readonly #sent = new Map<Id, Sent>();
+  /** Peers whose next generation the data plane has. */
+  readonly #prepared = new Set<Id>();
   #group: Generation | undefined;
+  #nextGroup: Generation | undefined;
+  /** The oldest generation of the group key that may be heard. */
+  #oldestGroup = 0;
+  /** The next generation that the data plane has. */
+  #preparedGroup: number | undefined;
+  /** Generations that we send with and that the server has as next ones: it was put back, and waits for our word. */
+  readonly #overtaken = new Map<Id, number>();
+  #overtakenGroup: number | undefined;
   #groupSeq = 0;
   #groupWanted = true;
+  /** Generations that we hold and that the server can't have made: its database was put back. */
+  readonly #unknownToServer = new Map<Id, number>();
+  #groupUnknownToServer: number | undefined;
+  /** Newest generations that a data plane had when we came, by peer; their keys it does not give away. */
+  #found = new Map<string, number>();
+  #foundGroup = 0;
   #ownBoot: number | undefined;
-  /** Ids named during a full synchronisation; undefined outside of one. */
+  /** Ids, and those of them with a pair key, that were named during a full synchronisation; undefined outside of one. */
   #seen: Set<Id> | undefined;
+  #seenPairs: Set<Id> | undefined;
 
   constructor(deps: PeerTableDeps) {
     this.#deps = deps;
@@ -140,46 +181,150 @@ export class PeerTable {
     return true;
   }
 
-  /** Takes a pair's key. An older generation than the one held is left aside. */
-  takePair(peer: Id, generation: Generation, seq?: number): void {
+  /**
+   * Takes a pair's key, and with a change the next generation or that there is none. An older
+   * generation than the one held is left aside, as is another key with its number; where that shows that the server
+   * has forgotten what it made, `unknownToServer` names the peer.
+   */
+  takePair(peer: Id, generation: PairGenerations, seq?: number): void {
     const entry = this.#entry(peer);
     this.#seen?.add(peer);
     if (seq !== undefined) {
       if (seq < entry.keySeq) return;
       entry.keySeq = seq;
-    } else if (entry.key !== undefined && generation.pwId < entry.key.pwId) {
-      return;
     }
+    const { key: former, next: formerNext } = entry;
+    this.#seenPairs?.add(peer);
+    const found = this.#found.get(peer) ?? 0;
+    const verdict = compare(entry, found, generation, this.#seen !== undefined);
+    if (verdict === 'server knows less') this.#unknownToServer.set(peer, highest(entry, found));
+    if (verdict === 'leave' && this.#overtakes(former, generation)) {
+      this.#overtaken.set(peer, generation.next.pwId);
+      this.#deps.onPrepared(peer);
+    }
+    if (verdict !== 'take') return;
+    this.#unknownToServer.delete(peer);
+    this.#overtaken.delete(peer);
+    this.#found.delete(peer);
+    entry.key = copyOf(generation);
+    if (seq !== undefined) {
+      entry.next = generation.next === undefined ? undefined : copyOf(generation.next);
+    } else if (formerNext !== undefined && formerNext.pwId <= generation.pwId) {
+      entry.next = undefined;
+    }
+    this.#install(entry);
+    if (former !== undefined && former.pwId < generation.pwId)
+      this.#drop(peer, generation.pwId - 1);
+    former?.key.fill(0);
+    if (formerNext !== entry.next) formerNext?.key.fill(0);
+  }
+
+  /** A frame opened under the next generation of a peer: the commit is on its way, or was lost. */
+  committed(peer: Id, pwId: number): void {
+    const entry = this.#entries.get(peer);
+    if (entry?.next?.pwId !== pwId) return;
     const former = entry.key;
-    entry.key = { pwId: generation.pwId, key: Uint8Array.from(generation.key) };
+    entry.key = entry.next;
+    entry.next = undefined;
     this.#install(entry);
     if (former === undefined) return;
-    if (former.pwId < generation.pwId) this.#drop(peer, former.pwId);
+    this.#drop(peer, former.pwId);
     former.key.fill(0);
   }
 
-  /** Takes the group key. */
-  takeGroup(generation: Generation, seq?: number): void {
+  /** The next generations that the data plane can receive under. */
+  prepared(): { readonly peer: Id; readonly pwId: number }[] {
+    const all: { readonly peer: Id; readonly pwId: number }[] = [];
+    for (const id of this.#prepared) {
+      const pwId = this.#entries.get(id)?.next?.pwId;
+      if (pwId === undefined) this.#prepared.delete(id);
+      else all.push({ peer: id, pwId });
+    }
+    for (const [id, pwId] of this.#overtaken) {
+      if (this.#entries.get(id)?.key?.pwId !== pwId) this.#overtaken.delete(id);
+      else all.push({ peer: id, pwId });
+    }
+    return all;
+  }
+
+  /** The next generation of the group key that the data plane can receive under. */
+  preparedGroup(): number | undefined {
+    if (this.#overtakenGroup !== undefined && this.#group?.pwId === this.#overtakenGroup) {
+      return this.#overtakenGroup;
+    }
+    return this.#nextGroup?.pwId === this.#preparedGroup ? this.#preparedGroup : undefined;
+  }
+
+  /** Takes the group key, and with a change the next generation or that there is none. */
+  takeGroup(generation: GroupGenerations, seq?: number): void {
     if (seq !== undefined) {
       if (seq < this.#groupSeq) return;
       this.#groupSeq = seq;
-    } else if (this.#group !== undefined && generation.pwId < this.#group.pwId) {
-      return;
     }
     const former = this.#group;
-    this.#group = { pwId: generation.pwId, key: Uint8Array.from(generation.key) };
+    const formerNext = this.#nextGroup;
+    const held = { key: former, next: formerNext };
+    const found = this.#foundGroup;
+    const verdict = compare(held, found, generation, this.#seen !== undefined);
+    if (verdict === 'server knows less') this.#groupUnknownToServer = highest(held, found);
+    if (verdict === 'leave' && this.#overtakes(former, generation)) {
+      this.#overtakenGroup = generation.next.pwId;
+      this.#deps.onGroupPrepared();
+    }
+    if (verdict !== 'take') return;
+    this.#overtakenGroup = undefined;
+    this.#groupUnknownToServer = undefined;
+    this.#foundGroup = 0;
+    this.#group = copyOf(generation);
+    this.#oldestGroup = generation.oldest;
+    if (seq !== undefined) {
+      this.#nextGroup = generation.next === undefined ? undefined : copyOf(generation.next);
+    } else if (formerNext !== undefined && formerNext.pwId <= generation.pwId) {
+      this.#nextGroup = undefined;
+    }
     this.#installGroup();
-    if (former === undefined) return;
-    if (former.pwId < generation.pwId) this.#drop('', former.pwId);
-    former.key.fill(0);
+    former?.key.fill(0);
+    if (formerNext !== this.#nextGroup) formerNext?.key.fill(0);
   }
 
-  /** A member has left or was revoked: keys and addresses are forgotten at once. */
+  /**
+   * Generations that we hold although the server made none so high, or another key with that number: it is to be
+   * told, and makes others above them.
+   */
+  unknownToServer(): {
+    readonly pairs: readonly { readonly peer: Id; readonly pwId: number }[];
+    readonly group: number | undefined;
+  } {
+    const pairs = [...this.#unknownToServer].map(([peer, pwId]) => ({ peer, pwId }));
+    return { pairs, group: this.#groupUnknownToServer };
+  }
+
+  /** A group frame opened under the next generation: the commit is on its way, or was lost. */
+  committedGroup(pwId: number): void {
+    if (this.#nextGroup?.pwId !== pwId) return;
+    this.#group?.key.fill(0);
+    this.#group = this.#nextGroup;
+    this.#nextGroup = undefined;
+    this.#installGroup();
+  }
+
+  /** A member was revoked: it is gone, and no record of it is believed again. */
+  revoked(id: Id, number: number): void {
+    this.#deps.verifier.revoked(id, number);
+    this.gone(id);
+  }
+
+  /** A member has left: keys and addresses are forgotten at once. */
   gone(id: Id, seq?: number): void {
     const entry = this.#entries.get(id);
     if (entry === undefined || (seq !== undefined && seq < entry.seq)) return;
     this.#unlink(entry);
     entry.key?.key.fill(0);
+    entry.next?.key.fill(0);
+    this.#prepared.delete(id);
+    this.#unknownToServer.delete(id);
+    this.#overtaken.delete(id);
+    this.#found.delete(id);
     this.#entries.delete(id);
     this.#deps.verifier.forget(id);
     this.#remove(id);
@@ -198,6 +343,7 @@ export class PeerTable {
   /** Begins a synchronisation from nothing: who is not named until `endFull` is gone. */
   beginFull(): void {
     this.#seen = new Set();
+    this.#seenPairs = new Set();
     this.#groupSeq = 0;
     for (const entry of this.#entries.values()) {
       entry.seq = 0;
@@ -208,12 +354,35 @@ export class PeerTable {
   /** Ends it. `leftovers` are peers that only the data plane still knows. */
   endFull(leftovers: Iterable<string> = []): void {
     const seen = this.#seen;
+    const pairs = this.#seenPairs;
     if (seen === undefined) return;
     this.#seen = undefined;
-    for (const id of [...this.#entries.keys()]) if (!seen.has(id)) this.gone(id);
+    this.#seenPairs = undefined;
+    for (const entry of [...this.#entries.values()]) {
+      if (!seen.has(entry.id)) this.gone(entry.id);
+      else if (pairs?.has(entry.id) === false) {
+        const newest = highest(entry, this.#found.get(entry.id) ?? 0);
+        if (newest > 0) this.#unknownToServer.set(entry.id, newest);
+      }
+    }
     for (const id of leftovers) {
       if (!this.#entries.has(id as Id)) this.#remove(id as Id);
     }
+  }
+
+  /**
+   * Notes what a data plane holds that outlived its control plane, so that a server whose database was put back
+   * meanwhile does not give those numbers to other keys. Replaces what was found before.
+   */
+  foundInDataPlane(
+    pairs: Iterable<{ readonly peer: string; readonly pwId: number }>,
+    group: Iterable<{ readonly pwId: number }>,
+  ): void {
+    this.#found = new Map();
+    for (const { peer, pwId } of pairs) {
+      this.#found.set(peer, Math.max(pwId, this.#found.get(peer) ?? 0));
+    }
+    this.#foundGroup = Math.max(0, ...[...group].map(({ pwId }) => pwId));
   }
 
   /** Turns the group key off (`group.mode: pairwise` has none) or on. */
@@ -228,6 +397,10 @@ export class PeerTable {
   async installAll(ownBoot: number): Promise<void> {
     this.#ownBoot = ownBoot;
     this.#sent.clear();
+    this.#prepared.clear();
+    this.#preparedGroup = undefined;
+    this.#overtaken.clear();
+    this.#overtakenGroup = undefined;
     let sent: Promise<void>[] = [];
     for (const entry of [...this.#entries.values()]) {
       if (this.#entries.get(entry.id) !== entry) continue;
@@ -243,6 +416,18 @@ export class PeerTable {
   detached(): void {
     this.#ownBoot = undefined;
     this.#sent.clear();
+    this.#prepared.clear();
+    this.#preparedGroup = undefined;
+    this.#overtaken.clear();
+    this.#overtakenGroup = undefined;
+  }
+
+  /** Whether we, with a data plane, send with what the server has as the next generation. */
+  #overtakes(
+    held: Generation | undefined,
+    told: PairGenerations,
+  ): told is PairGenerations & { readonly next: Generation } {
+    return this.#ownBoot !== undefined && told.next !== undefined && told.next.pwId === held?.pwId;
   }
 
   /** Sends everything about a peer once more: the data plane asked for what it should have. */
@@ -262,9 +447,21 @@ export class PeerTable {
 
   /** Wipes the keys held here. */
   wipe(): void {
-    for (const entry of this.#entries.values()) entry.key?.key.fill(0);
+    for (const { key, next } of this.#entries.values()) {
+      key?.key.fill(0);
+      next?.key.fill(0);
+    }
+    this.#prepared.clear();
+    this.#overtaken.clear();
+    this.#overtakenGroup = undefined;
+    this.#unknownToServer.clear();
+    this.#groupUnknownToServer = undefined;
+    this.#found.clear();
+    this.#foundGroup = 0;
     this.#group?.key.fill(0);
+    this.#nextGroup?.key.fill(0);
     this.#group = undefined;
+    this.#nextGroup = undefined;
     this.#entries.clear();
     this.#byMac.clear();
     this.#byIndex.clear();
@@ -277,6 +474,7 @@ export class PeerTable {
     const entry: PeerEntry = {
       id,
       role: undefined,
+      rights: 0,
       state: 'absent',
       refusal: undefined,
       online: false,
@@ -287,6 +485,7 @@ export class PeerTable {
       ips: [],
       endpoints: [],
       key: undefined,
+      next: undefined,
       seq: 0,
       keySeq: 0,
     };
@@ -297,6 +496,7 @@ export class PeerTable {
   #apply(entry: PeerEntry, record: PeerRecord, verified: VerifiedPeer): void {
     this.#unlink(entry);
     entry.role = verified.member.role;
+    entry.rights = rightsBits(verified.member.grant.rights);
     entry.refusal = undefined;
     entry.online = record.online;
     entry.ips = record.ips;
@@ -328,17 +528,23 @@ export class PeerTable {
     const ownBoot = this.#ownBoot;
     if (ownBoot === undefined || entry.state !== 'ready') return [];
     if (index === undefined || boot === undefined) return [];
-    const sent = this.#sent.get(entry.id) ?? { peer: '', key: '' };
+    const sent = this.#sent.get(entry.id) ?? { peer: '', key: '', next: '' };
     this.#sent.set(entry.id, sent);
     const commands: Promise<void>[] = [];
+    // The outside of a NAT box lets nobody in who was not called, however near it is.
+    const near = entry.endpoints.filter((one) => one.seen !== true && this.#deps.isNear(one));
+    const far = entry.endpoints.filter((one) => !near.includes(one));
     const peer: CommandFields<'peer.set'> = {
       port: this.#deps.port,
       peer: entry.id,
       index,
       boot,
       macs: entry.macs.map(macToBytes),
-      endpoints: [...entry.endpoints],
+      endpoints: [...near, ...far].map(({ ip, port }) => ({ ip, port })),
       online: entry.online,
+      relayFirst: near.length === 0,
+      plain: entry.role === 'plain',
+      rights: entry.rights,
     };
     const peerText = fingerprint(peer);
     if (sent.peer !== peerText) {
@@ -346,39 +552,76 @@ export class PeerTable {
       commands.push(this.#settle(this.#deps.dataPlane.request('peer.set', peer)));
     }
     if (entry.key === undefined) return commands;
-    const key: CommandFields<'key.pair'> = {
-      port: this.#deps.port,
-      peer: entry.id,
-      boot: ownBoot,
-      key: entry.key.key,
-      pwId: entry.key.pwId,
-      send: true,
+    const command = ({ key, pwId }: Generation, send: boolean): CommandFields<'key.pair'> => {
+      return { port: this.#deps.port, peer: entry.id, boot: ownBoot, key, pwId, send };
     };
+    const key = command(entry.key, true);
     const keyText = keyFingerprint(key, index, boot);
     if (sent.key !== keyText) {
       sent.key = keyText;
       commands.push(this.#settle(this.#deps.dataPlane.request('key.pair', key)));
     }
+    if (entry.next === undefined) return commands;
+    const next = command(entry.next, false);
+    const nextText = keyFingerprint(next, index, boot);
+    if (sent.next === nextText) {
+      // Told once more: perhaps our confirmation was lost.
+      if (this.#prepared.has(entry.id)) this.#deps.onPrepared(entry.id);
+      return commands;
+    }
+    sent.next = nextText;
+    this.#prepared.delete(entry.id);
+    commands.push(
+      this.#settle(
+        this.#deps.dataPlane.request('key.pair', next).then(() => {
+          if (sent.next !== nextText) return;
+          this.#prepared.add(entry.id);
+          this.#deps.onPrepared(entry.id);
+        }),
+      ),
+    );
     return commands;
   }
 
   #installGroup(): Promise<void>[] {
     if (this.#group === undefined || this.#ownBoot === undefined || !this.#groupWanted) return [];
-    const { pwId, key } = this.#group;
-    const port = this.#deps.port;
-    return [
-      this.#settle(this.#deps.dataPlane.request('key.group', { port, key, pwId, send: true })),
-    ];
+    const { port, dataPlane } = this.#deps;
+    const next = this.#nextGroup;
+    const install = ({ pwId, key }: Generation, send: boolean): Promise<unknown> =>
+      dataPlane.request('key.group', { port, key, pwId, send });
+    const commands = [this.#settle(install(this.#group, true))];
+    for (const generation of [this.#group, ...(next === undefined ? [] : [next])]) {
+      const probe = this.#deps.probeKey?.(generation);
+      if (probe === undefined) continue;
+      const { pwId } = generation;
+      commands.push(this.#settle(dataPlane.request('probe.key', { port, key: probe, pwId })));
+    }
+    // Whatever an earlier control plane left in the data plane is covered, too.
+    const { pwId } = this.#group;
+    if (this.#oldestGroup > 1) this.#drop('', this.#oldestGroup - 1, 0);
+    if (pwId > this.#oldestGroup) this.#drop('', pwId - 1, GRACE_MS);
+    if (next === undefined) return commands;
+    commands.push(
+      this.#settle(
+        install(next, false).then(() => {
+          if (this.#nextGroup?.pwId !== next.pwId) return;
+          this.#preparedGroup = next.pwId;
+          this.#deps.onGroupPrepared();
+        }),
+      ),
+    );
+    return commands;
   }
 
-  #drop(peer: Id | '', pwId: number): void {
+  #drop(peer: Id | '', pwId: number, graceMs = GRACE_MS): void {
     if (this.#ownBoot === undefined) return;
-    const drop = { port: this.#deps.port, peer, pwId, graceMs: GRACE_MS };
+    const drop = { port: this.#deps.port, peer, pwId, graceMs };
     void this.#settle(this.#deps.dataPlane.request('key.drop', drop));
   }
 
   #remove(id: Id): void {
     this.#sent.delete(id);
+    this.#prepared.delete(id);
     if (this.#ownBoot === undefined) return;
     void this.#settle(
       this.#deps.dataPlane.request('peer.remove', { port: this.#deps.port, peer: id }),
@@ -394,6 +637,43 @@ export class PeerTable {
       if (error.code !== 'DATAPLANE_GONE') this.#deps.onCommandFailed(error);
     }
   }
+}
+
+/** What is held of a key: in force, and what both ends are to have before either sends with it. */
+interface Held {
+  readonly key: Generation | undefined;
+  readonly next: Generation | undefined;
+}
+
+/** The newest generation that is held, or was `found` in the data plane. */
+function highest({ key, next }: Held, found: number): number {
+  return Math.max(key?.pwId ?? 0, next?.pwId ?? 0, found);
+}
+
+/**
+ * What a generation that the server tells of is to one that holds others. A push may come behind an answer, or a
+ * frame, that told us more: that one is left aside. Two keys with one number, or a server that knows less when it
+ * tells everything anew (`full`), mean that its database was put back.
+ */
+function compare(
+  held: Held,
+  found: number,
+  told: PairGenerations,
+  full: boolean,
+): 'take' | 'leave' | 'server knows less' {
+  const ours = [held.key, held.next].filter((one) => one !== undefined);
+  const theirs = [told, told.next].filter((one) => one !== undefined);
+  const clash = ours.some((one) =>
+    theirs.some((other) => one.pwId === other.pwId && Buffer.compare(one.key, other.key) !== 0),
+  );
+  if (clash) return 'server knows less';
+  const newest = Math.max(...theirs.map(({ pwId }) => pwId));
+  if (full && newest < highest(held, found)) return 'server knows less';
+  return told.pwId < (held.key?.pwId ?? 0) || newest < found ? 'leave' : 'take';
+}
+
+function copyOf({ pwId, key }: Generation): Generation {
+  return { pwId, key: Uint8Array.from(key) };
 }
 
 /** What makes one installation of a key differ from another, without keeping the key. */

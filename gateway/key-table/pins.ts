@@ -15,6 +15,8 @@ import { PairwireError } from '../../src/runtime/errors.js';
 import { readSecretFile, writeFileAtomic } from '../../src/runtime/files.js';
 
 const WRITE_DELAY_MS = 500;
+/** Revoked ids that are remembered: no signature of the operator stands behind one, so a hostile server could name any number. */
+const MAX_REVOKED = 100_000;
 
 const hex = (bytes: number) => z.string().regex(new RegExp(`^[0-9a-f]{${bytes * 2}}$`));
 
@@ -33,6 +35,9 @@ const pinsSchema = z.strictObject({
   settings: z.strictObject({ version: z.int().nonnegative(), digest: hex(32).optional() }),
   members: z.array(z.tuple([idSchema, memberPinSchema])),
   macs: z.array(z.tuple([macSchema, idSchema])),
+  /** Number of the last revocation, and who was revoked. */
+  revocation: z.int().nonnegative().default(0),
+  revoked: z.array(idSchema).default([]),
 });
 
 type MemberPin = z.infer<typeof memberPinSchema>;
@@ -43,11 +48,15 @@ export class Pins {
   readonly #operator: string;
   readonly #members = new Map<Id, MemberPin>();
   readonly #macs = new Map<MacAddress, Id>();
+  readonly #revoked = new Set<Id>();
+  #revocation = 0;
   #settings: { version: number; digest?: string | undefined } = { version: 0 };
   #timer: NodeJS.Timeout | undefined;
   #dirty = false;
   /** Called when a write fails; the pins in memory hold all the same. */
   onWriteError: (thrown: unknown) => void = () => {};
+  /** Called for each member that is revoked and can't be remembered for want of room. */
+  onRevokedOver: (id: Id) => void = () => {};
 
   /**
    * @param path undefined keeps the pins in memory (tests)
@@ -70,6 +79,8 @@ export class Pins {
     this.#settings = stored.settings;
     for (const [id, pin] of stored.members) this.#members.set(id, pin);
     for (const [mac, id] of stored.macs) this.#macs.set(mac, id);
+    for (const id of stored.revoked) this.#revoked.add(id);
+    this.#revocation = stored.revocation;
   }
 
   /** The version below which settings are refused. */
@@ -82,6 +93,22 @@ export class Pins {
     return this.#members.get(id)?.sequence ?? 0;
   }
 
+  /** Number of the last revocation that was heard of. */
+  get revocation(): number {
+    return this.#revocation;
+  }
+
+  /** Remembers that a member was revoked: it is not believed again, whatever a server says. */
+  acceptRevocation(id: Id, number: number): void {
+    if (this.#revoked.has(id) && number <= this.#revocation) return;
+    if (this.#revoked.size < MAX_REVOKED) this.#revoked.add(id);
+    else if (!this.#revoked.has(id)) this.onRevokedOver(id);
+    this.#revocation = Math.max(this.#revocation, number);
+    // The operator may give its addresses to another member.
+    for (const [mac, owner] of this.#macs) if (owner === id) this.#macs.delete(mac);
+    this.#touch();
+  }
+
   /** The member that an address is pinned to. */
   ownerOf(mac: MacAddress): Id | undefined {
     return this.#macs.get(mac);
@@ -89,6 +116,12 @@ export class Pins {
 
   /** @throws PairwireError PIN_MISMATCH if identity or addresses contradict what was seen before */
   checkMember(member: VerifiedMember): void {
+    if (this.#revoked.has(member.id)) {
+      throw new PairwireError('RECORD_ROLLBACK', `${member.id} was revoked`, {
+        where: member.id,
+        hint: 'ids are not used again; was the database of the key server put back?',
+      });
+    }
     const pin = this.#members.get(member.id);
     if (pin !== undefined && pin.identity !== member.identityDigest.toString('hex')) {
       throw mismatch(member.id, 'has another identity than before');
@@ -166,6 +199,8 @@ export class Pins {
       settings: this.#settings,
       members: [...this.#members],
       macs: [...this.#macs],
+      revocation: this.#revocation,
+      revoked: [...this.#revoked],
     };
     writeFileAtomic(this.#path, `${JSON.stringify(body, undefined, 1)}\n`);
     this.#dirty = false;

@@ -91,6 +91,17 @@ export class Verifier {
     return settings;
   }
 
+  /** Number of the last revocation that was heard of. */
+  get revocation(): number {
+    return this.#pins.revocation;
+  }
+
+  /** A member was revoked: its records are refused from now on. */
+  revoked(id: Id, number: number): void {
+    this.#pins.acceptRevocation(id, number);
+    this.forget(id);
+  }
+
   /** Forgets what is only a saving of time. Pins stay. */
   forget(id: Id): void {
     this.#remembered.delete(id);

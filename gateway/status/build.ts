@@ -1,15 +1,20 @@
 /** Puts the status together from the parts' own state and the data plane's figures. */
 import { createHash } from 'node:crypto';
-import type { ClientState } from '../../src/net/channel-tcp.js';
+import { formatChannelAddress } from '../../src/net/address.js';
+import type { ClientState } from '../../src/net/channel-client.js';
 import type { Endpoint } from '../../src/protocol/messages.js';
 import type { Settings, VerifiedMember } from '../../src/protocol/records.js';
 import type { ServerTime } from '../../src/runtime/clock.js';
-import { type GatewayConfig, joinHostPort } from '../config.js';
+import type { BootKeys } from '../boot-keys.js';
+import type { GatewayConfig } from '../config.js';
 import type { MissCounters } from '../control/misses.js';
 import type { SessionStatus } from '../control/session.js';
 import type { DataPlaneLink } from '../dataplane/link.js';
 import type { AnswerTo, PeerStats, PortStats } from '../dataplane/messages.gen.js';
+import type { ClaimsStatus } from '../guard/claims.js';
 import type { PeerEntry, PeerTable } from '../key-table/peer-table.js';
+import type { Outside } from '../plain/outside.js';
+import type { ReporterStatus } from '../plain/reporter.js';
 import { endpointText, type MtuPlan } from '../underlay.js';
 import type { Rates } from './rates.js';
 import type { PeerStatus, PortStatus, Status } from './snapshot.js';
@@ -34,10 +39,15 @@ export interface StatusParts {
   readonly instance: Buffer | undefined;
   readonly backends: readonly string[];
   readonly commandsFailed: number;
-  readonly boot: number | undefined;
+  readonly boots: Pick<BootKeys, 'current' | 'ageMs' | 'renewals'>;
   readonly misses: MissCounters;
   readonly refusals: Readonly<Record<string, number>>;
   readonly table: PeerTable;
+  readonly outside: Outside['size'];
+  readonly reporter: ReporterStatus;
+  readonly bindings: number;
+  readonly claims: ClaimsStatus;
+  readonly guardedTold: number;
   readonly stats: AnswerTo<'stats'> | undefined;
   readonly rates: Rates;
 }
@@ -117,6 +127,15 @@ function problemsOf(parts: StatusParts, ports: readonly PortStatus[]): Status['p
   if (parts.time.known && age > 3_600_000) {
     add('CLOCK_AGE', 'key-server time was not sampled well for over an hour');
   }
+  const wanted = parts.config.performance.backend;
+  const used = ports[0]?.backend ?? null;
+  if (wanted !== 'auto' && used !== null && used !== wanted) {
+    add('BACKEND_MISSING', `${wanted} is not available here; ${used} encrypts in its place`);
+  }
+  for (const { plain } of ports) {
+    if (plain?.loop !== 'blocked') continue;
+    add('PLAIN_LOOP', `the plain port hears itself: there is a loop behind ${plain.bridge}`);
+  }
   for (const peer of ports.flatMap((port) => port.peers)) {
     if (peer.refusal !== null)
       add(peer.refusal.code, `${peer.id} is stopped: ${peer.refusal.message}`);
@@ -133,10 +152,10 @@ function serverStatus(parts: StatusParts): Status['server'] {
     connected:
       parts.leaseUntil !== undefined &&
       channel.kind === 'open' &&
-      session.registered?.boot === parts.boot &&
-      parts.boot !== undefined,
+      session.registered?.boot === parts.boots.current?.boot &&
+      parts.boots.current !== undefined,
     state: channel.kind,
-    address: server === undefined ? null : joinHostPort(server.host, server.port),
+    address: server === undefined ? null : formatChannelAddress(server),
     rttMs: parts.time.roundTrip() ?? null,
     connects: parts.connects,
     registrations: session.registrations,
@@ -165,9 +184,11 @@ function settingsStatus(settings: Settings | undefined): Status['settings'] {
     freshnessMs: settings.freshnessMs,
     hold: settings.hold,
     leaseSeconds: settings.leaseSeconds,
+    bootSeconds: settings.bootSeconds,
     verify: settings.verify,
     groupMode: settings.group.mode,
     unknown: settings.unknown,
+    defaultPlain: settings.plain.default ?? null,
   };
 }
 
@@ -188,17 +209,21 @@ function portStatus(
     kind: port.kind,
     interface: stats?.tap || port.interface,
     transport: parts.config.transport.kind,
-    udpPort: parts.config.transport.port,
+    udpPort: parts.config.transport.kind === 'udp' ? parts.config.transport.port : null,
+    subnetTag: parts.config.transport.kind === 'ethernet' ? (registered?.tag ?? null) : null,
     mtu: stats?.mtu || parts.mtu.tap,
     underlayMtu: parts.mtu.underlay,
     underlayInterface: parts.mtu.interface ?? null,
     macs: [...parts.member.macs],
     endpoints: parts.endpoints.map(endpointText),
+    relay: stats === undefined || stats.relay.port === 0 ? null : relayStatus(stats),
     suite: stats?.suite || (parts.settings?.suite ?? 'aes-256-gcm'),
     backend: stats?.backend ?? null,
     offload: stats?.offload ?? null,
     index: registered?.index ?? null,
-    boot: parts.boot ?? null,
+    boot: parts.boots.current?.boot ?? null,
+    bootAgeMs: parts.boots.ageMs === undefined ? null : Math.round(parts.boots.ageMs),
+    bootRenewals: parts.boots.renewals,
     group: { mode: parts.settings?.group.mode ?? 'shared', pwId: parts.table.group?.pwId ?? null },
     tx: parts.rates.sample(
       `port ${port.name} tx`,
@@ -212,6 +237,9 @@ function portStatus(
       counters.inbound_frames ?? 0,
       counters.inbound_bytes ?? 0,
     ),
+    plain: plainStatus(parts, port, stats),
+    outside: { ...parts.outside },
+    guard: guardStatus(parts, port, record(stats?.drops ?? []), counters),
     drops: record(stats?.drops ?? []),
     counters,
     peers,
@@ -240,12 +268,72 @@ function peerStatus(
     hasKey: stats?.hasKey ?? false,
     sendPwId: stats?.hasKey === true ? stats.pwId : null,
     alive: stats?.alive ?? false,
+    path: stats?.confirmed !== true ? 'probing' : stats.relayed ? 'relay' : 'direct',
     endpoint: endpoint === '' ? null : endpoint,
     endpoints: entry.endpoints.map(endpointText),
     rttMs: stats === undefined || stats.rttUs === 0 ? null : stats.rttUs / 1_000,
+    pathMtu: stats === undefined || stats.pathMtu === 0 ? null : stats.pathMtu,
+    pathMtuProved: stats?.pathMtuProved ?? false,
     heardMsAgo: heard ? stats.heardMsAgo : null,
     tx: rates.sample(`${entry.id} tx`, now, stats?.txFrames ?? 0, stats?.txBytes ?? 0),
     rx: rates.sample(`${entry.id} rx`, now, stats?.rxFrames ?? 0, stats?.rxBytes ?? 0),
+  };
+}
+
+/** What a plain port does; null for another kind. */
+function plainStatus(
+  parts: StatusParts,
+  port: GatewayConfig['ports'][number],
+  stats: PortStats | undefined,
+): PortStatus['plain'] {
+  if (port.kind !== 'plain') return null;
+  const { seen, reports, refused, spoofed, overflow } = parts.reporter;
+  return {
+    bridge: port.bridge,
+    broadcast: port.broadcast,
+    stp: port.stp,
+    loop: stats?.loop || null,
+    loopOther: stats?.loopOther || null,
+    learned: stats?.learned ?? seen,
+    reports,
+    reportsRefused: refused,
+    spoofed,
+    overflow,
+  };
+}
+
+/** The address guard; frames by what refused or answered them. */
+function guardStatus(
+  parts: StatusParts,
+  port: GatewayConfig['ports'][number],
+  drops: Readonly<Record<string, number>>,
+  counters: Readonly<Record<string, number>>,
+): PortStatus['guard'] {
+  const { claims, refused, overflow } = parts.claims;
+  return {
+    bindings: parts.bindings,
+    answers: port.answerNeighbours,
+    answered: { arp: counters.answered_arp ?? 0, nd: counters.answered_nd ?? 0 },
+    refused: {
+      arp: drops.arp_spoof ?? 0,
+      nd: drops.nd_spoof ?? 0,
+      ra: drops.ra_guard ?? 0,
+      redirect: drops.redirect_guard ?? 0,
+      dhcp: drops.dhcp_guard ?? 0,
+    },
+    claims,
+    claimsRefused: refused,
+    claimsOver: overflow,
+    reported: parts.guardedTold,
+  };
+}
+
+function relayStatus(stats: PortStats): PortStatus['relay'] {
+  return {
+    address: endpointText(stats.relay),
+    registered: stats.relayRegistered,
+    rttMs: stats.relayRttUs === 0 ? null : stats.relayRttUs / 1_000,
+    seen: endpointText(stats.seen) || null,
   };
 }
 

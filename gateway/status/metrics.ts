@@ -8,6 +8,7 @@ import { Metrics } from '../../src/runtime/metrics.js';
 import type { Status } from './snapshot.js';
 
 const KEY_SERVER_STATES = ['connecting', 'open', 'down', 'stopped'] as const;
+const LOOP_STATES = ['forward', 'standby', 'blocked'] as const;
 const DIRECTIONS = ['tx', 'rx'] as const;
 
 /** A registry that fetches its values before it shows them. */
@@ -79,6 +80,31 @@ export class GatewayMetrics extends Metrics {
     'port',
     'direction',
   ]);
+  readonly #bootAge = this.gauge('gateway_boot_key_age_seconds', 'Age of the boot key.', ['port']);
+  readonly #bootRenewals = this.counter(
+    'gateway_boot_key_renewals_total',
+    'Fresh boot keys that replaced another without loss.',
+    ['port'],
+  );
+  readonly #plain = this.gauge('gateway_plain', 'What a plain port knows and was refused.', [
+    'port',
+    'what',
+  ]);
+  readonly #loop = this.gauge(
+    'gateway_plain_loop_state',
+    '1 for the present state of a plain port.',
+    ['port', 'state'],
+  );
+  readonly #outside = this.gauge(
+    'gateway_outside_addresses',
+    "Members' own addresses, and addresses behind plain ports, that the key server told of.",
+    ['port', 'what'],
+  );
+  readonly #guard = this.gauge(
+    'gateway_guard',
+    'The address guard: bound IP addresses, own ones that were told, what the key server was told of.',
+    ['port', 'what'],
+  );
   readonly #peers = this.gauge('gateway_peers', 'Members known.', ['port', 'state']);
   readonly #peerFrames = this.counter('gateway_peer_frames_total', 'Frames by peer.', [
     'port',
@@ -94,6 +120,12 @@ export class GatewayMetrics extends Metrics {
     'port',
     'peer',
   ]);
+
+  readonly #peerMtu = this.gauge(
+    'gateway_peer_path_mtu_bytes',
+    'Longest outer packet on the way to a peer.',
+    ['port', 'peer'],
+  );
 
   /** @param snapshot gives the status of this moment */
   constructor(snapshot: () => Promise<Status>, perPeer: boolean) {
@@ -126,6 +158,19 @@ export class GatewayMetrics extends Metrics {
     setOrNothing(this.#clockAge, status.clock.ageMs, 1_000);
   }
 
+  #fillPlain({ name, plain, outside }: Status['ports'][number]): void {
+    for (const [what, value] of Object.entries(outside)) {
+      this.#outside.labels(name, what).set(value);
+    }
+    if (plain === null) return;
+    const { learned, reports, reportsRefused, spoofed, overflow } = plain;
+    const values = { learned, reports, reportsRefused, spoofed, overflow };
+    for (const [what, value] of Object.entries(values)) this.#plain.labels(name, what).set(value);
+    for (const state of LOOP_STATES) {
+      this.#loop.labels(name, state).set(plain.loop === state ? 1 : 0);
+    }
+  }
+
   #fillPort(port: Status['ports'][number]): void {
     for (const [reason, value] of Object.entries(port.drops)) {
       this.#drops.labels(port.name, reason).inc(value);
@@ -137,6 +182,13 @@ export class GatewayMetrics extends Metrics {
       this.#frames.labels(port.name, direction).inc(port[direction].frames);
       this.#bytes.labels(port.name, direction).inc(port[direction].bytes);
     }
+    if (port.bootAgeMs !== null) this.#bootAge.labels(port.name).set(port.bootAgeMs / 1_000);
+    this.#bootRenewals.labels(port.name).inc(port.bootRenewals);
+    this.#fillPlain(port);
+    const { bindings, claims, claimsRefused, claimsOver, reported } = port.guard;
+    const guard = { bindings, claims, claimsRefused, claimsOver, reported };
+    for (const [what, value] of Object.entries(guard))
+      this.#guard.labels(port.name, what).set(value);
     for (const peer of port.peers) {
       this.#peers.labels(port.name, peer.state).inc();
       if (!this.#perPeer) continue;
@@ -144,6 +196,7 @@ export class GatewayMetrics extends Metrics {
         this.#peerFrames.labels(port.name, peer.id, direction).inc(peer[direction].frames);
         this.#peerBytes.labels(port.name, peer.id, direction).inc(peer[direction].bytes);
       }
+      if (peer.pathMtu !== null) this.#peerMtu.labels(port.name, peer.id).set(peer.pathMtu);
       if (peer.rttMs !== null) this.#peerRtt.labels(port.name, peer.id).set(peer.rttMs / 1_000);
     }
   }

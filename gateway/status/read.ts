@@ -2,12 +2,19 @@
 import { loadGatewayConfig } from '../config.js';
 import { gatewayPaths, runPaths } from '../paths.js';
 import { type Status, statusSchema } from './snapshot.js';
-import { askGateway } from './socket.js';
+import { askGateway, notUnderstood } from './socket.js';
 
 /** @throws PairwireError CONFIG_NOT_FOUND, GATEWAY_NOT_RUNNING */
-export async function readStatus(dir: string): Promise<Status> {
-  const answer = await askGateway(controlSocketOf(dir), 'status');
-  return statusSchema.parse(answer.status);
+export function readStatus(dir: string): Promise<Status> {
+  return askStatus(controlSocketOf(dir));
+}
+
+/** The status of the gateway that listens on a socket. @throws PairwireError GATEWAY_NOT_RUNNING or what it answered */
+export async function askStatus(path: string, timeoutMs?: number): Promise<Status> {
+  const answer = await askGateway(path, 'status', timeoutMs);
+  const parsed = statusSchema.safeParse(answer.status);
+  if (!parsed.success) throw notUnderstood(path, parsed.error);
+  return parsed.data;
 }
 
 /** The control socket of the gateway in a directory. */

@@ -33,9 +33,14 @@ const peerStatusSchema = z.object({
   /** Generation that the data plane sends with. */
   sendPwId: maybe(count),
   alive: z.boolean(),
+  /** How frames go there: an endpoint that answered, the relay, or nothing has answered yet. */
+  path: z.enum(['direct', 'relay', 'probing']),
   endpoint: maybe(z.string()),
   endpoints: z.array(z.string()),
   rttMs: maybe(count),
+  /** Longest outer packet on the way to this peer; not proved: assumed until a probe has answered. */
+  pathMtu: maybe(count),
+  pathMtuProved: z.boolean(),
   heardMsAgo: maybe(count),
   tx: trafficSchema,
   rx: trafficSchema,
@@ -47,21 +52,73 @@ const portStatusSchema = z.object({
   kind: z.string(),
   interface: z.string(),
   transport: z.string(),
-  udpPort: count,
+  /** Null on the transport `ethernet`, which has a subnet tag instead. */
+  udpPort: maybe(count),
+  subnetTag: maybe(count),
   mtu: count,
   underlayMtu: count,
   underlayInterface: maybe(z.string()),
   macs: z.array(z.string()),
   endpoints: z.array(z.string()),
+  /** Null without one. `seen`: our address as it said, before the key server checked it. */
+  relay: maybe(
+    z.object({
+      address: z.string(),
+      registered: z.boolean(),
+      rttMs: maybe(count),
+      seen: maybe(z.string()),
+    }),
+  ),
   suite: z.string(),
   backend: maybe(z.string()),
   offload: maybe(z.boolean()),
   /** Our own sender index and boot key number; null until registered. */
   index: maybe(count),
   boot: maybe(count),
+  /** Age of the boot key; one that was there before the control plane counts from when that came. */
+  bootAgeMs: maybe(count),
+  /** How often a fresh boot key replaced another without loss. */
+  bootRenewals: count,
   group: z.object({ mode: z.string(), pwId: maybe(count) }),
   tx: trafficSchema,
   rx: trafficSchema,
+  /** What a plain port does; null for a host port. */
+  plain: maybe(
+    z.object({
+      bridge: z.string(),
+      broadcast: z.string(),
+      stp: z.string(),
+      /** forward; standby: another plain port of this bridge forwards (loopOther; null: it listens first); blocked: it hears itself. */
+      loop: maybe(z.string()),
+      loopOther: maybe(z.string()),
+      /** Addresses that the port knows on its plain side. */
+      learned: count,
+      reports: count,
+      /** Reported addresses that the key server did not take. */
+      reportsRefused: count,
+      /** Frames from outside with a member's own source, as far as they were told of. */
+      spoofed: count,
+      overflow: count,
+    }),
+  ),
+  /** What the key server told of the plain side: members' own addresses, addresses behind plain ports. */
+  outside: z.object({ own: count, behind: count }),
+  /** The address guard: which MAC address announces which IP address, and what it refused or answered. */
+  guard: z.object({
+    /** IP addresses that are bound, as the key server told. */
+    bindings: count,
+    /** Whether questions for them are answered here. */
+    answers: z.boolean(),
+    answered: z.object({ arp: count, nd: count }),
+    /** Frames by kind, from members and from this side. */
+    refused: z.object({ arp: count, nd: count, ra: count, redirect: count, dhcp: count }),
+    /** Addresses of our own that the key server was told of, and those that it did not take. */
+    claims: count,
+    claimsRefused: count,
+    claimsOver: count,
+    /** Refused frames that the key server was told of. */
+    reported: count,
+  }),
   drops: z.record(z.string(), count),
   counters: z.record(z.string(), count),
   peers: z.array(peerStatusSchema),
@@ -116,9 +173,11 @@ export const statusSchema = z.object({
       freshnessMs: count,
       hold: count,
       leaseSeconds: count,
+      bootSeconds: count,
       verify: z.string(),
       groupMode: z.string(),
       unknown: z.string(),
+      defaultPlain: maybe(z.string()),
     }),
   ),
   dataPlane: z.object({

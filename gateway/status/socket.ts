@@ -3,6 +3,7 @@
  *
  *   {"do":"status"}  -> {"ok":true,"status":{...}}
  *   {"do":"reload"}  -> {"ok":true,"changed":[...]}
+ *   {"do":"renew"}   -> {"ok":true,"boot":2}   a fresh boot key replaces the one before, without loss
  *   {"do":"down"}    -> {"ok":true}            devices and keys are gone when it is answered
  *   anything else    -> {"ok":false,"code":...,"message":...}
  */
@@ -15,7 +16,7 @@ const MAX_LINE = 65_536;
 const MAX_ANSWER = 64 * 1_048_576;
 const IDLE_MS = 60_000;
 
-const questionSchema = z.strictObject({ do: z.enum(['status', 'reload', 'down']) });
+const questionSchema = z.strictObject({ do: z.enum(['status', 'reload', 'renew', 'down']) });
 /** What a control socket can be asked. */
 export type ControlVerb = z.infer<typeof questionSchema>['do'];
 
@@ -29,12 +30,19 @@ const answerSchema = z.looseObject({
 export class ControlSocket {
   readonly #path: string;
   readonly #handle: (verb: ControlVerb) => Promise<Record<string, unknown>>;
+  readonly #idleMs: number;
   readonly #sockets = new Set<Socket>();
   #server: Server | undefined;
 
-  constructor(path: string, handle: (verb: ControlVerb) => Promise<Record<string, unknown>>) {
+  /** @param idleMs who neither asks nor is answered for so long is cut off */
+  constructor(
+    path: string,
+    handle: (verb: ControlVerb) => Promise<Record<string, unknown>>,
+    idleMs = IDLE_MS,
+  ) {
     this.#path = path;
     this.#handle = handle;
+    this.#idleMs = idleMs;
   }
 
   /** Listens. @throws PairwireError CONFLICT if a gateway already runs on this directory */
@@ -79,7 +87,7 @@ export class ControlSocket {
     let buffered = '';
     let chain = Promise.resolve();
     socket.setEncoding('utf8');
-    socket.setTimeout(IDLE_MS, () => socket.destroy());
+    socket.setTimeout(this.#idleMs, () => socket.destroy());
     socket.on('error', () => socket.destroy());
     socket.on('close', () => this.#sockets.delete(socket));
     socket.on('data', (chunk: string) => {
@@ -131,17 +139,36 @@ export async function askGateway(
   timeoutMs = 15_000,
 ): Promise<Record<string, unknown>> {
   const line = await oneLine(path, `${JSON.stringify({ do: verb })}\n`, timeoutMs);
-  const answer = answerSchema.parse(JSON.parse(line));
+  const answer = readAnswer(line, path);
   if (!answer.ok) {
     throw new PairwireError('REFUSED', answer.message ?? 'the gateway refused', { where: path });
   }
   return answer;
 }
 
+/** @throws PairwireError GATEWAY_NOT_RUNNING: whatever listens there is no gateway */
+function readAnswer(line: string, path: string): z.infer<typeof answerSchema> {
+  try {
+    return answerSchema.parse(JSON.parse(line));
+  } catch (cause) {
+    throw notUnderstood(path, cause);
+  }
+}
+
+/** What speaks on a control socket is no gateway, or one of another version. */
+export function notUnderstood(path: string, cause: unknown): PairwireError {
+  return new PairwireError('GATEWAY_NOT_RUNNING', 'the answer is not that of a gateway', {
+    where: path,
+    hint: 'use the pairwire that runs it',
+    cause,
+  });
+}
+
 function oneLine(path: string, question: string, timeoutMs: number): Promise<string> {
   return new Promise((resolve, reject) => {
     const socket = connect(path);
-    let answer = '';
+    const parts: string[] = [];
+    let length = 0;
     const failed = (message: string, hint: string, cause?: unknown): void => {
       socket.destroy();
       reject(new PairwireError('GATEWAY_NOT_RUNNING', message, { where: path, hint, cause }));
@@ -152,12 +179,14 @@ function oneLine(path: string, question: string, timeoutMs: number): Promise<str
     );
     socket.once('connect', () => socket.write(question));
     socket.on('data', (chunk: string) => {
-      answer += chunk;
-      if (answer.length > MAX_ANSWER) failed('the gateway answers without end', 'report this');
-      const end = answer.indexOf('\n');
+      // Each piece is looked at once: an answer may have very many.
+      const end = chunk.indexOf('\n');
+      parts.push(end < 0 ? chunk : chunk.slice(0, end));
+      length += parts.at(-1)?.length ?? 0;
+      if (length > MAX_ANSWER) failed('the gateway answers without end', 'report this');
       if (end < 0) return;
       socket.destroy();
-      resolve(answer.slice(0, end));
+      resolve(parts.join(''));
     });
     socket.once('end', () => failed('the gateway hung up', 'look at the log of pairwire up'));
     socket.once('error', (cause: NodeJS.ErrnoException) => {

@@ -16,22 +16,36 @@ export function printStatus(target: OutputTarget, status: Status): void {
   line(`  clock       ${clockText(status)}`);
   line(`  believed    ${believedText(status)}`);
   line(`  data plane  ${dataPlaneText(status)}`);
-  for (const port of status.ports) printPort(target, port, line);
+  for (const port of status.ports) printPort(target, port, status.dataPlane.backends, line);
 }
 
-function printPort(target: OutputTarget, port: PortStatus, line: (text: string) => void): void {
+function printPort(
+  target: OutputTarget,
+  port: PortStatus,
+  backends: readonly string[],
+  line: (text: string) => void,
+): void {
   const underlay = port.underlayInterface ?? '?';
   line('');
   line(
-    `port ${port.name}: ${port.interface} (${port.macs.join(' ')}), MTU ${port.mtu} over ${underlay} with ${port.underlayMtu}`,
+    `port ${port.name} (${port.kind}): ${port.interface} (${port.macs.join(' ')}), MTU ${port.mtu} over ${underlay} with ${port.underlayMtu}`,
   );
   line(
-    `  ${port.transport} port ${port.udpPort}, ${port.suite} by ${port.backend ?? '?'}, offload ${yesNo(port.offload)}`,
+    `  ${transportText(port)}, ${port.suite} by ${port.backend ?? '?'}${others(port, backends)}, offload ${yesNo(port.offload)}`,
   );
-  line(`  told addresses: ${port.endpoints.join(' ') || 'none'}`);
+  if (port.transport === 'udp') {
+    line(`  told addresses: ${port.endpoints.join(' ') || 'none'}`);
+    if (port.relay !== null) {
+      const { address, registered, seen } = port.relay;
+      line(`  relay: ${address}, ${registered ? `registered, sees ${seen ?? '?'}` : 'no answer'}`);
+    }
+  }
   line(
     `  group key: ${port.group.pwId === null ? 'none' : `generation ${port.group.pwId}`} (${port.group.mode})`,
   );
+  line(`  boot key: ${bootText(port)}`);
+  if (port.plain !== null) line(`  plain side: ${plainText(port.plain)}`);
+  line(`  address guard: ${guardText(port.guard)}`);
   line(`  sent ${trafficText(port.tx)}, received ${trafficText(port.rx)}`);
   line('');
   if (port.peers.length === 0) line('  no members known yet');
@@ -45,14 +59,64 @@ function printPort(target: OutputTarget, port: PortStatus, line: (text: string) 
   }
 }
 
+function transportText(port: PortStatus): string {
+  return port.udpPort === null
+    ? `${port.transport}, subnet tag ${port.subnetTag ?? '?'}`
+    : `${port.transport} port ${port.udpPort}`;
+}
+
+function plainText(plain: NonNullable<PortStatus['plain']>): string {
+  const { bridge, learned, broadcast, reportsRefused, spoofed } = plain;
+  const refused = reportsRefused === 0 ? '' : `, ${reportsRefused} refused by the key server`;
+  const pretended = spoofed === 0 ? '' : `, ${spoofed} frames with a member's own address`;
+  return `bridge ${bridge}, ${loopText(plain)}, ${learned} addresses learned${refused}, broadcast ${broadcast}${pretended}`;
+}
+
+function guardText(guard: PortStatus['guard']): string {
+  const { bindings, answers, answered, refused, claims, claimsRefused } = guard;
+  const total = Object.values(refused).reduce((sum, frames) => sum + frames, 0);
+  const not = claimsRefused === 0 ? '' : ` (${claimsRefused} refused by the key server)`;
+  const local = answers
+    ? `${answered.arp + answered.nd} questions answered here`
+    : 'questions are not answered here';
+  return `${bindings} IP addresses bound, ${claims} own ones told${not}, ${local}, ${total} frames refused`;
+}
+
+function loopText({ loop, loopOther }: NonNullable<PortStatus['plain']>): string {
+  switch (loop) {
+    case 'forward':
+      return 'forwards';
+    case 'standby':
+      return loopOther === null ? 'listens for other plain ports' : `stands by for ${loopOther}`;
+    case 'blocked':
+      return 'blocked: it hears itself';
+    default:
+      return loop ?? 'not there yet';
+  }
+}
+
+function bootText(port: PortStatus): string {
+  if (port.boot === null || port.bootAgeMs === null) return 'none';
+  const replaced = port.bootRenewals === 0 ? '' : `, replaced ${port.bootRenewals} times`;
+  return `number ${port.boot}, ${duration(Math.floor(port.bootAgeMs / 1_000))} old${replaced}`;
+}
+
+/** Backends that could encrypt as well. */
+function others(port: PortStatus, backends: readonly string[]): string {
+  const rest = backends.filter((one) => one !== port.backend);
+  return rest.length === 0 ? '' : ` (also here: ${rest.join(', ')})`;
+}
+
 function printPeers(target: OutputTarget, port: PortStatus): void {
   const rows = port.peers.map((peer) => ({
     id: peer.id,
     state: peer.state === 'refused' ? `refused (${peer.refusal?.code ?? '?'})` : peer.state,
     online: peer.online,
+    path: peer.path,
     key: peer.pwId === null ? '-' : String(peer.pwId),
     endpoint: peer.endpoint ?? '-',
     rtt: peer.rttMs === null ? '-' : `${peer.rttMs.toFixed(2)} ms`,
+    pathMtu: peer.pathMtu === null ? '-' : `${peer.pathMtu}${peer.pathMtuProved ? '' : ' ?'}`,
     sent: trafficText(peer.tx),
     received: trafficText(peer.rx),
   }));
@@ -63,8 +127,10 @@ function printPeers(target: OutputTarget, port: PortStatus): void {
       { field: 'state', title: 'state' },
       { field: 'online', title: 'online' },
       { field: 'key', title: 'key generation' },
+      { field: 'path', title: 'path' },
       { field: 'endpoint', title: 'endpoint' },
       { field: 'rtt', title: 'round trip' },
+      { field: 'pathMtu', title: 'path MTU' },
       { field: 'sent', title: 'sent' },
       { field: 'received', title: 'received' },
     ],

@@ -3,13 +3,18 @@ import { randomBytes } from 'node:crypto';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
 import { GROUP_ID } from '../../src/protocol/ids.js';
 import { PairwireError } from '../../src/runtime/errors.js';
+import { Refusal } from '../refusal.js';
 import type { Services } from '../services.js';
 import type { GroupKey, Member, StoreTransaction } from '../storage/store.js';
 
-/** Makes the first generation. */
-export async function makeGroupKey(tx: StoreTransaction, now: number): Promise<void> {
+/** Makes the first generation. @param interval age at which it is renewed, ms; 0: not by age */
+export async function makeGroupKey(
+  tx: StoreTransaction,
+  now: number,
+  interval: number,
+): Promise<void> {
   const number = await tx.nextChange();
-  await tx.insertGroupKey({
+  await tx.replaceGroup({
     id: GROUP_ID,
     key: randomBytes(KEY_SIZE),
     pwId: 1,
@@ -17,6 +22,8 @@ export async function makeGroupKey(tx: StoreTransaction, now: number): Promise<v
     createdAt: now,
     serial: number,
     changed: number,
+    oldest: 1,
+    dueAt: interval === 0 ? 0 : now + interval,
   });
 }
 
@@ -28,5 +35,8 @@ export async function groupKeyFor(services: Services, member: Member): Promise<G
   }
   const key = await store.groupKey(GROUP_ID);
   if (key === undefined) throw new PairwireError('STORE_FAILED', 'there is no group key');
+  // Read after the key: who was revoked meanwhile must not get one that was made because of that.
+  const asker = await store.member(member.id);
+  if (asker?.state !== 'active') throw new Refusal('refused', 'unknown_member', 'not a member');
   return key;
 }

@@ -5,18 +5,21 @@
  */
 import { type Id, typedId } from '../../src/protocol/ids.js';
 import { isGroupMac } from '../../src/protocol/mac.js';
-import type { Request } from '../../src/protocol/messages.js';
-import { Refusal } from '../refusal.js';
+import type { Behind, Request } from '../../src/protocol/messages.js';
+import { NotFound, Refusal } from '../refusal.js';
+import { locateSettled } from '../registry/directory.js';
 import { toPeerRecord } from '../registry/peer-record.js';
 import { TokenBuckets } from '../registry/token-bucket.js';
 import type { Services } from '../services.js';
-import type { Member, PairKey } from '../storage/store.js';
+import type { GroupKey, Member, PairKey } from '../storage/store.js';
 import { groupKeyFor } from './group-key.js';
+import type { GroupRekey } from './group-rekey.js';
 import { pairKeyFor } from './pair-key.js';
+import type { Rekey } from './rekey.js';
 
 /** Look-ups of a member: so many at once, then so many a second (M8: the directory can't be enumerated). */
-const LOOKUP_BURST = 500;
-const LOOKUPS_PER_SECOND = 50;
+export const LOOKUP_BURST = 500;
+export const LOOKUPS_PER_SECOND = 50;
 
 export type MacRequest = Extract<Request, { t: 'key.mac' }>;
 export type IndexRequest = Extract<Request, { t: 'key.index' }>;
@@ -28,34 +31,43 @@ export type Introduce = (to: Id, about: Member, pair: PairKey) => void;
 export class KeyRequests {
   readonly #services: Services;
   readonly #introduce: Introduce;
+  readonly #rekey: Rekey;
+  readonly #groups: GroupRekey;
   readonly #lookups: TokenBuckets;
 
-  /** @param lookups for the benchmark, which asks more often than a member may */
+  /** @param lookups how often one member may ask */
   constructor(
     services: Services,
     introduce: Introduce,
-    lookups: { readonly burst: number; readonly perSecond: number } = {
-      burst: LOOKUP_BURST,
-      perSecond: LOOKUPS_PER_SECOND,
-    },
+    rekey: Rekey,
+    groups: GroupRekey,
+    lookups: {
+      readonly burst?: number | undefined;
+      readonly perSecond?: number | undefined;
+    } = {},
   ) {
     this.#services = services;
     this.#introduce = introduce;
-    this.#lookups = new TokenBuckets(lookups.burst, lookups.perSecond);
+    this.#rekey = rekey;
+    this.#groups = groups;
+    const { burst = LOOKUP_BURST, perSecond = LOOKUPS_PER_SECOND } = lookups;
+    this.#lookups = new TokenBuckets(burst, perSecond);
   }
 
-  /** (requester, MAC): a group address means the group, another one the member that owns it. */
+  /** (requester, MAC): a group address means the group, another one who owns it, or the plain port that it is behind. */
   async byMac(asker: Id, request: MacRequest): Promise<Record<string, unknown>> {
-    const { requester, mac, pwId } = request;
+    const { requester, mac, vlan = 0, pwId, worn } = request;
     this.#admit(asker, requester, { mac, ...(pwId === undefined ? {} : { pwId }) });
-    const { store, metrics } = this.#services;
+    const { metrics } = this.#services;
     if (isGroupMac(mac)) {
       metrics.keyRequests.inc({ by: 'mac', answer: 'group' });
-      return groupAnswer(await groupKeyFor(this.#services, await this.#self(asker)));
+      return groupAnswer(await this.#group(asker, pwId, worn === true));
     }
-    const peer = await store.memberByMac(mac);
-    if (peer === undefined || peer.id === asker) throw this.#notFound('mac');
-    return this.#pairAnswer('mac', asker, peer, true);
+    const place = await locateSettled(this.#services, await this.#self(asker), vlan, mac);
+    if (place === undefined) throw this.#notFound('mac');
+    const { member, behind } = place;
+    const answer = await this.#pairAnswer('mac', asker, member, pwId, worn === true, behind);
+    return { ...answer, ...(behind === undefined ? {} : { behind }) };
   }
 
   /**
@@ -68,9 +80,9 @@ export class KeyRequests {
     const { store, metrics } = this.#services;
     const peer = await store.memberByIndex(index);
     if (peer === undefined || peer.id === asker) throw this.#notFound('index');
-    if (!group) return this.#pairAnswer('index', asker, peer, false);
+    if (!group) return this.#pairAnswer('index', asker, peer, pwId, false);
     metrics.keyRequests.inc({ by: 'index', answer: 'group' });
-    const key = await groupKeyFor(this.#services, await this.#self(asker));
+    const key = await this.#group(asker, pwId, false);
     return { ...groupAnswer(key), peer: toPeerRecord(peer) };
   }
 
@@ -78,16 +90,29 @@ export class KeyRequests {
     by: 'mac' | 'index',
     asker: Id,
     peer: Member,
-    make: boolean,
+    held: number | undefined,
+    worn: boolean,
+    behind?: Behind,
   ): Promise<Record<string, unknown>> {
-    const pair = await pairKeyFor(this.#services, asker, peer.id, make);
+    const dueAt = (now: number): number => this.#rekey.dueAt(now);
+    const pair = await pairKeyFor(this.#services, asker, peer.id, by === 'mac', dueAt);
     if (pair === undefined) throw this.#notFound(by);
+    this.#rekey.askedWith(asker, pair, held);
+    if (worn && held === pair.pwId) await this.#rekey.wornOut(pair);
     // Who answers a frame need not be introduced to its sender.
     if (by === 'mac' && this.#services.settings.settings.hold > 0) {
       this.#introduce(peer.id, await this.#self(asker), pair);
     }
-    this.#services.metrics.keyRequests.inc({ by, answer: 'pair' });
+    const answer = behind === undefined ? 'pair' : 'behind';
+    this.#services.metrics.keyRequests.inc({ by, answer });
     return { kind: 'pair', peer: toPeerRecord(peer), key: pair.key, pwId: pair.pwId };
+  }
+
+  async #group(asker: Id, held: number | undefined, worn: boolean): Promise<GroupKey> {
+    const key = await groupKeyFor(this.#services, await this.#self(asker));
+    this.#groups.askedWith(asker, key, held);
+    if (worn) await this.#groups.wornOut(held);
+    return key;
   }
 
   /** Logs the request, and lets it pass only if it is the asker's own and not one too many. */
@@ -105,12 +130,7 @@ export class KeyRequests {
         `key request (${requester}, ${place}${generation})`,
       );
     }
-    if (requester !== asker) {
-      throw new Refusal('refused', 'foreign_requester', 'ask in your own name', {
-        requester: typedId('member', requester),
-        ...what,
-      });
-    }
+    requireOwn(asker, requester, what);
     if (!this.#lookups.take(asker, now())) {
       throw new Refusal('limit', 'lookup_rate', 'too many requests; wait');
     }
@@ -118,7 +138,9 @@ export class KeyRequests {
 
   async #self(asker: Id): Promise<Member> {
     const member = await this.#services.store.member(asker);
-    if (member === undefined) throw new Refusal('refused', 'unknown_member', 'not a member');
+    if (member?.state !== 'active') {
+      throw new Refusal('refused', 'unknown_member', 'not a member');
+    }
     return member;
   }
 
@@ -128,9 +150,19 @@ export class KeyRequests {
   }
 }
 
-/** Nobody has this address or index. An ordinary answer, so nothing of it is audited. */
-export class NotFound extends Error {}
+/** @throws Refusal unless a member speaks in its own name */
+export function requireOwn(
+  asker: Id,
+  requester: Id,
+  what: Readonly<Record<string, string | number>>,
+): void {
+  if (requester === asker) return;
+  throw new Refusal('refused', 'foreign_requester', 'ask in your own name', {
+    requester: typedId('member', requester),
+    ...what,
+  });
+}
 
-function groupAnswer(key: { id: Id; key: Buffer; pwId: number }): Record<string, unknown> {
-  return { kind: 'group', group: key.id, key: key.key, pwId: key.pwId };
+function groupAnswer({ id, key, pwId, oldest }: GroupKey): Record<string, unknown> {
+  return { kind: 'group', group: id, key, pwId, oldest };
 }

@@ -11,6 +11,7 @@ import type { PairKey } from '../storage/store.js';
 
 /**
  * The pair key of `requester` and `peer`; made if there is none and `make` is set.
+ * @param dueAt when a key made now gets too old
  * @returns undefined if there is none and none was to be made
  */
 export async function pairKeyFor(
@@ -18,6 +19,7 @@ export async function pairKeyFor(
   requester: Id,
   peer: Id,
   make: boolean,
+  dueAt: (now: number) => number,
 ): Promise<PairKey | undefined> {
   const { store, settings, metrics, now } = services;
   const present = await store.pairKey(requester, peer);
@@ -30,6 +32,10 @@ export async function pairKeyFor(
   const { pair, made } = await store.write(async (tx) => {
     const number = await tx.nextChange();
     let inserted = false;
+    // Either may have been revoked since they were looked up.
+    for (const end of [a, b]) {
+      if ((await tx.member(end))?.state !== 'active') return { pair: undefined, made: false };
+    }
     if (make) {
       inserted = await tx.insertPair({
         a,
@@ -38,6 +44,7 @@ export async function pairKeyFor(
         pwId: 1,
         reason: 'first_request',
         createdAt: now(),
+        dueAt: dueAt(now()),
         serial: number,
         askedA: requester === a ? number : 0,
         askedB: requester === b ? number : 0,

@@ -14,7 +14,9 @@ import {
 import type { Signed } from '../../src/protocol/signed.js';
 import { Refusal, refusing } from '../refusal.js';
 import type { Services } from '../services.js';
-import type { Member, StoreTransaction } from '../storage/store.js';
+import type { Learned, Member, StoreTransaction } from '../storage/store.js';
+import { grantBindings } from './bindings.js';
+import { dropAllBehind, dropLearned } from './plain-side.js';
 
 /** The channel that the request came over. */
 export interface EnrolChannel {
@@ -26,6 +28,10 @@ export interface EnrolChannel {
 export interface Enrolled {
   readonly verified: VerifiedMember;
   readonly fresh: boolean;
+  /** IP addresses that another MAC address announces from now on, or anybody. */
+  readonly bindings: readonly string[];
+  /** Addresses that were behind it, when it was a plain port's member. */
+  readonly behind: readonly Learned[];
 }
 
 /**
@@ -53,12 +59,17 @@ export async function enrol(
   }
   return store.write(async (tx) => {
     const known = await tx.member(id);
+    if (known?.state === 'revoked') {
+      throw new Refusal('refused', 'enrol_id', 'the id was revoked; ids are not used again', {
+        id,
+      });
+    }
     if (known !== undefined && !known.identityDigest.equals(verified.identityDigest)) {
       throw new Refusal('refused', 'enrol_id', 'the id belongs to another identity', { id });
     }
     const sameGrant = known?.tokenId.equals(grant.tokenId) === true;
     if (known !== undefined && sameGrant && known.channel.equals(verified.channel)) {
-      return { verified, fresh: false };
+      return { verified, fresh: false, bindings: [], behind: [] };
     }
     const time = now();
     refusing('enrol_expired', () => requireGrantValid(grant, time));
@@ -89,7 +100,10 @@ export async function enrol(
     };
     if (known === undefined) await tx.insertMember(member);
     else await tx.updateMembership(member);
-    if (TALKER_ROLES.includes(verified.role)) await claimAddresses(tx, verified, time);
+    const talks = TALKER_ROLES.includes(verified.role);
+    const bindings = talks ? await claimAddresses(tx, verified, time) : [];
+    const wasPlain = known?.role === 'plain' && verified.role !== 'plain';
+    const behind = wasPlain ? await dropAllBehind(tx, id, time) : [];
     await audit.append(tx, {
       actor: id,
       action: known === undefined ? 'enrol' : 'enrol_again',
@@ -100,7 +114,7 @@ export async function enrol(
         macs: verified.macs,
       },
     });
-    return { verified, fresh: true };
+    return { verified, fresh: true, bindings, behind };
   });
 }
 
@@ -111,19 +125,32 @@ export function verifyStored(services: Services, member: Member): VerifiedMember
 
 /**
  * Gives a member the MAC and IP addresses of its grant; those it had and lost keep a
- * tombstone, so that they never resolve to a plain port.
+ * tombstone, so that they never resolve to a plain port. @returns IP addresses of which others are to be told
  */
 async function claimAddresses(
   tx: StoreTransaction,
-  { id, grant, macs }: VerifiedMember,
+  member: VerifiedMember,
   now: number,
-): Promise<void> {
+): Promise<readonly string[]> {
+  const { id, grant, macs } = member;
   const shared = grant.rights.includes('shared');
   for (const mac of macs) {
     const named = grant.macs.includes(mac) && mac !== defaultMac(grant.subnet, id);
     await requireFree(tx, id, mac, { shared, named });
-    const serial = await tx.nextChange();
-    await tx.putMac({ mac, shared, member: id, kind: 'own', serial, seenAt: now });
+    const number = await tx.nextChange();
+    await tx.putMac({
+      mac,
+      shared,
+      member: id,
+      kind: 'own',
+      serial: number,
+      seenAt: now,
+      changed: number,
+    });
+    // Own before learned: from now on nobody is sent to a plain port for it.
+    for (const entry of await tx.learnedAt(mac)) {
+      if (entry.member !== undefined) await dropLearned(tx, entry, now);
+    }
   }
   for (const entry of await tx.macsOf(id)) {
     if (entry.kind === 'own' && !(macs.includes(entry.mac) && entry.shared === shared)) {
@@ -138,22 +165,27 @@ async function claimAddresses(
     }
   }
   await tx.bindIps(id, prefixes, shared, now);
+  return grantBindings(tx, member, prefixes, now);
 }
 
-/** @throws Refusal for an address that another member owns or owned, or that was learned and is not named by the grant */
+/**
+ * An address that was learned outside is no hindrance: a member's addresses are those that its grant names, or the one
+ * made of its id, which somebody uses outside only to keep the member out.
+ * @throws Refusal for an address that another member owns or owned
+ */
 async function requireFree(
   tx: StoreTransaction,
   id: Id,
   mac: MacAddress,
   claim: { readonly shared: boolean; readonly named: boolean },
 ): Promise<void> {
-  for (const entry of await tx.macEntries(mac)) {
-    if (entry.member === id && entry.kind !== 'learned') continue;
-    if (entry.kind === 'learned') {
-      if (claim.named) continue;
-      throw new Refusal('refused', 'enrol_address', `${mac} is in use outside the subnet`, { id });
-    }
+  const own = await tx.macEntries(mac);
+  for (const entry of own) {
+    if (entry.member === id || entry.kind === 'freed') continue;
     if (entry.kind === 'own' && entry.shared && claim.shared) continue;
+    // The machine of a member that is out gets a new identity: the operator says so by naming the address.
+    const revoked = (await tx.member(entry.member))?.state === 'revoked';
+    if (entry.kind === 'tombstone' && revoked && claim.named) continue;
     throw new Refusal('refused', 'enrol_address', `${mac} belongs to another member`, { id });
   }
 }

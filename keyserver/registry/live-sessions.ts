@@ -36,6 +36,7 @@ interface Entry<S> {
 export class LiveSessions<S> {
   readonly #entries = new Map<string, Entry<S>>();
   readonly #deadForMs: number;
+  #size = 0;
 
   constructor(deadForMs = DEAD_FOR_MS) {
     this.#deadForMs = deadForMs;
@@ -45,6 +46,11 @@ export class LiveSessions<S> {
   get(member: string): S | undefined {
     const entry = this.#entries.get(member);
     return entry?.endedAt === undefined ? entry?.session : undefined;
+  }
+
+  /** How many members have one. */
+  get size(): number {
+    return this.#size;
   }
 
   /** All members that have one. */
@@ -70,6 +76,7 @@ export class LiveSessions<S> {
   /** Lets a session speak for a member. @returns the session that did before and is still open */
   take(member: string, session: S, instance: Instance): S | undefined {
     const before = this.get(member);
+    if (before === undefined) this.#size += 1;
     this.#entries.set(member, { session, instance, endedAt: undefined });
     return before === session ? undefined : before;
   }
@@ -79,6 +86,7 @@ export class LiveSessions<S> {
     const entry = this.#entries.get(member);
     if (entry?.session !== session || entry.endedAt !== undefined) return false;
     entry.endedAt = now;
+    this.#size -= 1;
     return true;
   }
 

@@ -4,7 +4,7 @@
  * anybody. Each true change gets a change number, so it reaches others by sync like all state.
  */
 import type { Id } from '../../src/protocol/ids.js';
-import type { Endpoint } from '../../src/protocol/messages.js';
+import { type Endpoint, MAX_ENDPOINTS } from '../../src/protocol/messages.js';
 import { Refusal } from '../refusal.js';
 import type { Services } from '../services.js';
 import { TokenBuckets } from './token-bucket.js';
@@ -102,13 +102,23 @@ export class Presence {
   }
 }
 
+/** The address that others see in front of those that the member knows itself, unless it is one of them; at most 8. */
+export function withSeen(seen: Endpoint | undefined, told: readonly Endpoint[]): Endpoint[] {
+  const own = told.map(({ ip, port }) => ({ ip, port }));
+  if (seen === undefined || own.some((one) => sameEndpoints([one], [seen]))) return own;
+  return [{ ...seen, seen: true as const }, ...own].slice(0, MAX_ENDPOINTS);
+}
+
 function sameEndpoints(a: readonly Endpoint[], b: readonly Endpoint[]): boolean {
   return (
     a.length === b.length &&
     a.every((one, at) => {
       const other = b[at];
       return (
-        other !== undefined && one.port === other.port && Buffer.compare(one.ip, other.ip) === 0
+        other !== undefined &&
+        one.port === other.port &&
+        one.seen === other.seen &&
+        Buffer.compare(one.ip, other.ip) === 0
       );
     })
   );

@@ -66,7 +66,7 @@ export class BootRegistry {
     }
     return store.write(async (tx) => {
       const member = await tx.member(id);
-      if (member === undefined) {
+      if (member?.state !== 'active') {
         throw new Refusal('refused', 'unknown_member', 'the member does not exist');
       }
       const before = member.boot;

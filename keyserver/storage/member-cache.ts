@@ -9,9 +9,9 @@ import type { MacAddress } from '../../src/protocol/mac.js';
 import type { Member, PairKey } from './store.js';
 
 /** About 2 KiB for each member and 300 bytes for each pair key. */
-const MAX_MEMBERS = 20_000;
-const MAX_NAMES = 40_000;
-const MAX_PAIRS = 100_000;
+export const MAX_MEMBERS = 20_000;
+export const MAX_NAMES = 40_000;
+export const MAX_PAIRS = 100_000;
 
 /** What a transaction has changed. */
 export class Touched {
@@ -19,6 +19,8 @@ export class Touched {
   readonly macs = new Set<MacAddress>();
   readonly pairs = new Set<string>();
   all = false;
+  /** The store's epoch from now on. */
+  epoch: Buffer | undefined;
 }
 
 /** Bounded maps; the oldest entry makes room. */
@@ -28,6 +30,12 @@ export class MemberCache {
   readonly #indices = new Map<number, Id>();
   readonly #pairs = new Map<string, PairKey>();
   #generation = 0;
+  #evicted = 0;
+
+  /** Entries that made room for others since the start. */
+  get evicted(): number {
+    return this.#evicted;
+  }
 
   /** Counts commits that touched something; what was read under an older one is not kept. */
   get generation(): number {
@@ -55,14 +63,16 @@ export class MemberCache {
 
   keepMember(generation: number, member: Member | undefined, mac?: MacAddress): void {
     if (member === undefined || generation !== this.#generation) return;
-    put(this.#members, member.id, member, MAX_MEMBERS);
-    if (mac !== undefined) put(this.#macs, mac, member.id, MAX_NAMES);
-    if (member.boot !== undefined) put(this.#indices, member.boot.index, member.id, MAX_NAMES);
+    this.#put(this.#members, member.id, member, MAX_MEMBERS);
+    if (mac !== undefined) this.#put(this.#macs, mac, member.id, MAX_NAMES);
+    if (member.boot !== undefined) {
+      this.#put(this.#indices, member.boot.index, member.id, MAX_NAMES);
+    }
   }
 
   keepPair(generation: number, pair: PairKey | undefined): void {
     if (pair === undefined || generation !== this.#generation) return;
-    put(this.#pairs, pairName(pair.a, pair.b), pair, MAX_PAIRS);
+    this.#put(this.#pairs, pairName(pair.a, pair.b), pair, MAX_PAIRS);
   }
 
   /** Drops what a committed transaction has changed. */
@@ -76,18 +86,19 @@ export class MemberCache {
     for (const mac of touched.macs) this.#macs.delete(mac);
     for (const pair of touched.pairs) this.#pairs.delete(pair);
   }
+
+  #put<K, V>(map: Map<K, V>, key: K, value: V, max: number): void {
+    if (map.size >= max && !map.has(key)) {
+      for (const oldest of map.keys()) {
+        map.delete(oldest);
+        this.#evicted += 1;
+        break;
+      }
+    }
+    map.set(key, value);
+  }
 }
 
 export function pairName(a: Id, b: Id): string {
   return orderedPair(a, b).join(' ');
-}
-
-function put<K, V>(map: Map<K, V>, key: K, value: V, max: number): void {
-  if (map.size >= max && !map.has(key)) {
-    for (const oldest of map.keys()) {
-      map.delete(oldest);
-      break;
-    }
-  }
-  map.set(key, value);
 }

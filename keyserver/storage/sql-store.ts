@@ -2,8 +2,9 @@
  * The store in SQL that SQLite and PostgreSQL both run. Which
  * database it is, is the driver's business.
  */
-import { decode, encode } from '@msgpack/msgpack';
+import { encode } from '@msgpack/msgpack';
 import { z } from 'zod';
+import { decodeMessage } from '../../src/protocol/channel/codec.js';
 import { type Id, orderedPair } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
 import { type Endpoint, endpointSchema } from '../../src/protocol/messages.js';
@@ -18,25 +19,37 @@ import {
   type SqlConnection,
   type SqlDriver,
   text,
+  wrongColumn,
 } from './sql.js';
 import type {
   AuditEntry,
+  Binding,
+  BindingKind,
   Boot,
   ChangeWindow,
+  ConfirmedPair,
   Counters,
   GroupKey,
   KeyListEntry,
+  KnownPair,
+  Learned,
   MacEntry,
   MacKind,
   Member,
   NewMember,
+  NextGeneration,
+  NextGroup,
+  PairEnds,
   PairKey,
+  Revocation,
+  Run,
   SeenPair,
   Store,
   StoredSettings,
   StoreMeta,
   StoreReads,
   StoreTransaction,
+  ToldPair,
 } from './store.js';
 
 /** `TALKER_ROLES` in SQL: they are in the roster of members. */
@@ -46,6 +59,10 @@ const MEMBER = `m.id, m.serial, m.role, m.state, m.channel, m.membership, m.memb
   m.identity_digest, m.token_id, m.ips, m.online, m.endpoints, m.group_asked, m.enrolled_at, m.changed,
   b.record, b.record_signature, b.boot_key, b.sequence, b.sender_index, b.registered_at`;
 const MEMBER_FROM = 'members m LEFT JOIN boots b ON b.member = m.id';
+
+/** In the list of runs: an id and a change number. */
+const RUN_ID_SIZE = 8;
+const RUN_SIZE = RUN_ID_SIZE + 8;
 
 const EMPTY_LIST = Buffer.from([0x90]);
 
@@ -115,7 +132,12 @@ class SqlReads implements StoreReads {
       const row = rows.find((candidate) => candidate.name === name);
       return row === undefined ? 0 : integer(row, 'value');
     };
-    return { change: of('change'), talkers: of('talkers') };
+    return {
+      change: of('change'),
+      talkers: of('talkers'),
+      revocation: of('revocation'),
+      putBack: of('put_back') !== 0,
+    };
   }
 
   async member(id: Id): Promise<Member | undefined> {
@@ -173,17 +195,24 @@ class SqlReads implements StoreReads {
   }
 
   async groupKey(id: Id): Promise<GroupKey | undefined> {
+    const rows = await this.sql.all('SELECT * FROM group_keys WHERE id = ?', [id]);
+    const row = rows.find((one) => integer(one, 'in_force') === 1);
+    const next = rows.find((one) => integer(one, 'in_force') === 0);
+    return row === undefined ? undefined : toGroup(row, next);
+  }
+
+  async revocations({ after, upTo, limit }: ChangeWindow): Promise<readonly Revocation[]> {
+    const rows = await this.sql.all(
+      'SELECT * FROM revocations WHERE changed > ? AND changed <= ? ORDER BY changed LIMIT ?',
+      [after, upTo, limit],
+    );
+    return rows.map(toRevocation);
+  }
+
+  async revocationOf(id: Id): Promise<Revocation | undefined> {
     return optional(
-      await this.sql.get('SELECT * FROM group_keys WHERE id = ? ORDER BY pw_id DESC LIMIT 1', [id]),
-      (row) => ({
-        id: text(row, 'id') as Id,
-        key: blob(row, 'key'),
-        pwId: integer(row, 'pw_id'),
-        reason: text(row, 'reason'),
-        createdAt: integer(row, 'created_at'),
-        serial: integer(row, 'serial'),
-        changed: integer(row, 'changed'),
-      }),
+      await this.sql.get('SELECT * FROM revocations WHERE member = ?', [id]),
+      toRevocation,
     );
   }
 
@@ -261,9 +290,9 @@ class SqlReads implements StoreReads {
       askedOnly ? `CASE WHEN ${asked} > changed THEN ${asked} ELSE changed END` : 'changed';
     const half = (own: string, peer: string, asked: string): string =>
       askedOnly
-        ? `SELECT ${peer} AS peer, key, pw_id, ${seen(asked)} AS seq FROM pair_keys
+        ? `SELECT ${peer} AS peer, key, pw_id, next_key, next_pw_id, ${seen(asked)} AS seq FROM pair_keys
            WHERE ${own} = ? AND ${asked} > 0 AND ${seen(asked)} > ? AND ${seen(asked)} <= ?`
-        : `SELECT ${peer} AS peer, key, pw_id, changed AS seq FROM pair_keys
+        : `SELECT ${peer} AS peer, key, pw_id, next_key, next_pw_id, changed AS seq FROM pair_keys
            WHERE ${own} = ? AND changed > ? AND changed <= ?`;
     const rows = await this.sql.all(
       `${half('a', 'b', 'asked_a')} UNION ALL ${half('b', 'a', 'asked_b')} ORDER BY seq LIMIT ?`,
@@ -274,13 +303,174 @@ class SqlReads implements StoreReads {
       peer: text(row, 'peer') as Id,
       key: blob(row, 'key'),
       pwId: integer(row, 'pw_id'),
+      next: nextOf(row),
     }));
+  }
+
+  async pairsDue(now: number, limit: number): Promise<readonly PairKey[]> {
+    const rows = await this.sql.all(
+      `SELECT * FROM pair_keys WHERE due_at > 0 AND due_at <= ? AND next_pw_id = 0
+       ORDER BY due_at LIMIT ?`,
+      [now, limit],
+    );
+    return rows.map(toPair);
+  }
+
+  async pairsPrepared(limit: number): Promise<readonly PairKey[]> {
+    const rows = await this.sql.all('SELECT * FROM pair_keys WHERE next_pw_id > 0 LIMIT ?', [
+      limit,
+    ]);
+    return rows.map(toPair);
+  }
+
+  async pairsAfter(
+    serial: number,
+    limit: number,
+  ): Promise<readonly (KnownPair & { readonly serial: number })[]> {
+    const rows = await this.sql.all(
+      `SELECT a, b, key, pw_id, asked_a, asked_b, serial FROM pair_keys
+       WHERE serial > ? ORDER BY serial LIMIT ?`,
+      [serial, limit],
+    );
+    return rows.map((row) => ({ ...toKnownPair(row), serial: integer(row, 'serial') }));
+  }
+
+  async pairsOf(id: Id): Promise<readonly PairKey[]> {
+    const rows = await this.sql.all(
+      'SELECT * FROM pair_keys WHERE a = ? UNION ALL SELECT * FROM pair_keys WHERE b = ?',
+      [id, id],
+    );
+    return rows.map(toPair);
   }
 
   async macsOf(id: Id): Promise<readonly MacEntry[]> {
     return (await this.sql.all('SELECT * FROM macs WHERE member = ? ORDER BY serial', [id])).map(
       toMac,
     );
+  }
+
+  async macEntries(mac: MacAddress): Promise<readonly MacEntry[]> {
+    return (await this.sql.all('SELECT * FROM macs WHERE mac = ?', [mac])).map(toMac);
+  }
+
+  async macsChanged({ after, upTo, limit }: ChangeWindow): Promise<readonly MacEntry[]> {
+    // Of an address with several rows (shared by members) those that are somebody's own count.
+    const rows = await this.sql.all(
+      `SELECT * FROM macs x WHERE x.changed > ? AND x.changed <= ?
+         AND (x.kind <> 'freed' OR NOT EXISTS
+           (SELECT 1 FROM macs y WHERE y.mac = x.mac AND y.kind <> 'freed'))
+       ORDER BY x.changed LIMIT ?`,
+      [after, upTo, limit],
+    );
+    return rows.map(toMac);
+  }
+
+  async learned(vlan: number, mac: MacAddress): Promise<Learned | undefined> {
+    return optional(
+      await this.sql.get('SELECT * FROM learned WHERE vlan = ? AND mac = ?', [vlan, mac]),
+      toLearned,
+    );
+  }
+
+  async learnedAt(mac: MacAddress): Promise<readonly Learned[]> {
+    const rows = await this.sql.all('SELECT * FROM learned WHERE mac = ? ORDER BY vlan', [mac]);
+    return rows.map(toLearned);
+  }
+
+  async learnedChanged({ after, upTo, limit }: ChangeWindow): Promise<readonly Learned[]> {
+    const rows = await this.sql.all(
+      'SELECT * FROM learned WHERE changed > ? AND changed <= ? ORDER BY changed LIMIT ?',
+      [after, upTo, limit],
+    );
+    return rows.map(toLearned);
+  }
+
+  async learnedBehind(
+    id: Id | undefined,
+    refreshedBefore: number,
+    limit: number,
+  ): Promise<readonly Learned[]> {
+    const rows =
+      id === undefined
+        ? await this.sql.all(
+            `SELECT * FROM learned WHERE member <> '' AND pinned = 0 AND refreshed < ?
+             ORDER BY refreshed LIMIT ?`,
+            [refreshedBefore, limit],
+          )
+        : await this.sql.all(
+            'SELECT * FROM learned WHERE member = ? AND refreshed < ? ORDER BY refreshed LIMIT ?',
+            [id, refreshedBefore, limit],
+          );
+    return rows.map(toLearned);
+  }
+
+  async learnedThawed(now: number, limit: number): Promise<readonly Learned[]> {
+    const rows = await this.sql.all(
+      'SELECT * FROM learned WHERE frozen_until > 0 AND frozen_until <= ? LIMIT ?',
+      [now, limit],
+    );
+    return rows.map(toLearned);
+  }
+
+  async countLearned(id: Id): Promise<number> {
+    const row = await this.sql.get('SELECT count(*) AS n FROM learned WHERE member = ?', [id]);
+    return row === undefined ? 0 : integer(row, 'n');
+  }
+
+  async binding(ip: string): Promise<Binding | undefined> {
+    return optional(await this.sql.get('SELECT * FROM bindings WHERE ip = ?', [ip]), toBinding);
+  }
+
+  async bindingsOf(id: Id): Promise<readonly Binding[]> {
+    const rows = await this.sql.all(
+      "SELECT * FROM bindings WHERE member = ? AND kind IN ('granted', 'seen') ORDER BY refreshed",
+      [id],
+    );
+    return rows.map(toBinding);
+  }
+
+  async bindingsChanged({ after, upTo, limit }: ChangeWindow): Promise<readonly Binding[]> {
+    const rows = await this.sql.all(
+      'SELECT * FROM bindings WHERE changed > ? AND changed <= ? ORDER BY changed LIMIT ?',
+      [after, upTo, limit],
+    );
+    return rows.map(toBinding);
+  }
+
+  async bindingsBefore(
+    kind: BindingKind,
+    refreshedBefore: number,
+    limit: number,
+  ): Promise<readonly Binding[]> {
+    const rows = await this.sql.all(
+      'SELECT * FROM bindings WHERE kind = ? AND refreshed < ? ORDER BY refreshed LIMIT ?',
+      [kind, refreshedBefore, limit],
+    );
+    return rows.map(toBinding);
+  }
+
+  async countBindings(): Promise<number> {
+    const row = await this.sql.get('SELECT count(*) AS n FROM bindings', []);
+    return row === undefined ? 0 : integer(row, 'n');
+  }
+
+  async ipHolders(prefix: string): Promise<readonly Id[]> {
+    const rows = await this.sql.all(
+      'SELECT member FROM ip_bindings WHERE prefix = ? ORDER BY bound_at, member',
+      [prefix],
+    );
+    return rows.map((row) => text(row, 'member') as Id);
+  }
+
+  async plainMembers(): Promise<readonly { readonly id: Id; readonly online: boolean }[]> {
+    const rows = await this.sql.all(
+      "SELECT id, online FROM members WHERE role = 'plain' AND state = 'active' ORDER BY id",
+      [],
+    );
+    return rows.map((row) => ({
+      id: text(row, 'id') as Id,
+      online: integer(row, 'online') === 1,
+    }));
   }
 
   async listMembers(after: number, limit: number): Promise<readonly Member[]> {
@@ -296,7 +486,7 @@ class SqlReads implements StoreReads {
       `SELECT 'pair' AS kind, a, b, pw_id, reason, created_at, serial FROM pair_keys WHERE serial > ?
        UNION ALL
        SELECT 'group' AS kind, id AS a, NULL AS b, pw_id, reason, created_at, serial
-         FROM group_keys WHERE serial > ?
+         FROM group_keys WHERE serial > ? AND in_force = 1
        ORDER BY serial LIMIT ?`,
       [after, after, limit],
     );
@@ -311,13 +501,26 @@ class SqlReads implements StoreReads {
     }));
   }
 
-  async listMacs(after: number, limit: number): Promise<readonly MacEntry[]> {
-    return (
-      await this.sql.all('SELECT * FROM macs WHERE serial > ? ORDER BY serial LIMIT ?', [
-        after,
-        limit,
-      ])
-    ).map(toMac);
+  async listMacs(after: number, limit: number): Promise<readonly (MacEntry | Learned)[]> {
+    const own = await this.sql.all(
+      "SELECT * FROM macs WHERE serial > ? AND kind <> 'freed' ORDER BY serial LIMIT ?",
+      [after, limit],
+    );
+    const outside = await this.sql.all(
+      "SELECT * FROM learned WHERE serial > ? AND member <> '' ORDER BY serial LIMIT ?",
+      [after, limit],
+    );
+    return [...own.map(toMac), ...outside.map(toLearned)]
+      .sort((a, b) => a.serial - b.serial)
+      .slice(0, limit);
+  }
+
+  async listBindings(after: number, limit: number): Promise<readonly Binding[]> {
+    const rows = await this.sql.all(
+      "SELECT * FROM bindings WHERE serial > ? AND kind <> 'freed' ORDER BY serial LIMIT ?",
+      [after, limit],
+    );
+    return rows.map(toBinding);
   }
 
   async listAudit(server: Id, after: number, limit: number): Promise<readonly AuditEntry[]> {
@@ -347,8 +550,8 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     return this.#count('change', 1);
   }
 
-  async macEntries(mac: MacAddress): Promise<readonly MacEntry[]> {
-    return (await this.sql.all('SELECT * FROM macs WHERE mac = ?', [mac])).map(toMac);
+  async nextChanges(count: number): Promise<number> {
+    return (await this.#count('change', count)) - count + 1;
   }
 
   async insertMember(member: NewMember): Promise<void> {
@@ -469,9 +672,9 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
   async putMac(entry: MacEntry): Promise<void> {
     this.touched.macs.add(entry.mac);
     await this.sql.run(
-      `INSERT INTO macs (mac, slot, member, kind, serial, seen_at) VALUES (?, ?, ?, ?, ?, ?)
+      `INSERT INTO macs (mac, slot, member, kind, serial, seen_at, changed) VALUES (?, ?, ?, ?, ?, ?, ?)
        ON CONFLICT (mac, slot) DO UPDATE SET member = excluded.member, kind = excluded.kind,
-         seen_at = excluded.seen_at`,
+         seen_at = excluded.seen_at, changed = excluded.changed`,
       [
         entry.mac,
         entry.shared ? entry.member : '',
@@ -479,8 +682,73 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
         entry.kind,
         entry.serial,
         entry.seenAt,
+        entry.changed,
       ],
     );
+  }
+
+  async putLearned(entry: Learned): Promise<void> {
+    await this.sql.run(
+      `INSERT INTO learned (vlan, mac, member, since, sighted, sighting, refreshed, moves, held,
+         frozen_until, pinned, kept, serial, changed)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+       ON CONFLICT (vlan, mac) DO UPDATE SET member = excluded.member, since = excluded.since,
+         sighted = excluded.sighted, sighting = excluded.sighting, refreshed = excluded.refreshed,
+         moves = excluded.moves, held = excluded.held, frozen_until = excluded.frozen_until,
+         pinned = excluded.pinned, kept = excluded.kept, changed = excluded.changed`,
+      [
+        entry.vlan,
+        entry.mac,
+        entry.member ?? '',
+        entry.since,
+        entry.sighted,
+        entry.sighting,
+        entry.refreshed,
+        JSON.stringify(entry.moves),
+        JSON.stringify(entry.held),
+        entry.frozenUntil,
+        entry.pinned ? 1 : 0,
+        entry.kept ? 1 : 0,
+        entry.serial,
+        entry.changed,
+      ],
+    );
+  }
+
+  async countPins(): Promise<number> {
+    const row = await this.sql.get('SELECT count(*) AS n FROM learned WHERE kept = 1', []);
+    return row === undefined ? 0 : integer(row, 'n');
+  }
+
+  async forgetLearned(refreshedBefore: number): Promise<void> {
+    await this.sql.run("DELETE FROM learned WHERE member = '' AND kept = 0 AND refreshed < ?", [
+      refreshedBefore,
+    ]);
+  }
+
+  async putBinding(entry: Binding): Promise<void> {
+    await this.sql.run(
+      `INSERT INTO bindings (ip, mac, kind, member, since, refreshed, serial, changed)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+       ON CONFLICT (ip) DO UPDATE SET mac = excluded.mac, kind = excluded.kind, member = excluded.member,
+         since = excluded.since, refreshed = excluded.refreshed, changed = excluded.changed`,
+      [
+        entry.ip,
+        entry.mac,
+        entry.kind,
+        entry.member ?? '',
+        entry.since,
+        entry.refreshed,
+        entry.serial,
+        entry.changed,
+      ],
+    );
+  }
+
+  async forgetBindings(freedBefore: number): Promise<void> {
+    await this.sql.run("DELETE FROM bindings WHERE kind = 'freed' AND refreshed < ?", [
+      freedBefore,
+    ]);
   }
 
   async ipOwner(prefix: string): Promise<Id | undefined> {
@@ -516,10 +784,11 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     );
   }
 
-  async insertPair(pair: PairKey): Promise<boolean> {
+  async insertPair(pair: Omit<PairKey, 'next'>): Promise<boolean> {
     const inserted = await this.sql.run(
-      `INSERT INTO pair_keys (a, b, key, pw_id, reason, created_at, serial, asked_a, asked_b, changed)
-       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (a, b) DO NOTHING`,
+      `INSERT INTO pair_keys
+         (a, b, key, pw_id, reason, created_at, serial, asked_a, asked_b, changed, due_at)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (a, b) DO NOTHING`,
       [
         pair.a,
         pair.b,
@@ -531,9 +800,106 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
         pair.askedA,
         pair.askedB,
         pair.changed,
+        pair.dueAt,
       ],
     );
     return inserted === 1;
+  }
+
+  async prepareNext(
+    pair: KnownPair,
+    next: { readonly key: Buffer; readonly reason: string },
+    changed: number,
+  ): Promise<(ToldPair & Pick<ConfirmedPair, 'next'>) | undefined> {
+    const { a, b } = pair;
+    this.touched.pairs.add(pairName(a, b));
+    // A statement that returns the row costs twice as much, so the row is known and only guarded.
+    const prepare = async ({ pwId }: KnownPair): Promise<boolean> =>
+      (await this.sql.run(
+        `UPDATE pair_keys SET next_key = ?, next_pw_id = pw_id + 1, next_reason = ?, confirmed = 0, changed = ?
+         WHERE a = ? AND b = ? AND pw_id = ? AND next_pw_id = 0`,
+        [next.key, next.reason, changed, a, b, pwId],
+      )) === 1;
+    let known = pair;
+    if (!(await prepare(known))) {
+      const now = await this.pairKey(a, b);
+      if (now === undefined || now.pwId === pair.pwId || !(await prepare(now))) return undefined;
+      known = now;
+    }
+    const { key, pwId, askedA, askedB } = known;
+    const prepared = { ...next, pwId: pwId + 1, confirmedA: false, confirmedB: false };
+    return { a, b, key, pwId, askedA, askedB, changed, next: prepared };
+  }
+
+  async confirmNext({ a, b }: PairEnds, id: Id, pwId: number): Promise<ConfirmedPair | undefined> {
+    this.touched.pairs.add(pairName(a, b));
+    const bit = id === a ? CONFIRMED_A : CONFIRMED_B;
+    const row = await this.sql.get(
+      `UPDATE pair_keys SET confirmed = confirmed | ? WHERE a = ? AND b = ? AND next_pw_id = ?
+       RETURNING confirmed, asked_a, asked_b, next_key, next_reason`,
+      [bit, a, b, pwId],
+    );
+    return optional(row, (one) => ({
+      a,
+      b,
+      askedA: integer(one, 'asked_a'),
+      askedB: integer(one, 'asked_b'),
+      next: {
+        key: blob(one, 'next_key'),
+        pwId,
+        reason: text(one, 'next_reason'),
+        ...confirmedOf(one),
+      },
+    }));
+  }
+
+  async commitNext(
+    { a, b, askedA, askedB, next }: ConfirmedPair,
+    times: { readonly createdAt: number; readonly dueAt: number },
+    changed: number,
+  ): Promise<ToldPair | undefined> {
+    this.touched.pairs.add(pairName(a, b));
+    const committed = await this.sql.run(
+      `UPDATE pair_keys SET key = next_key, pw_id = next_pw_id, reason = next_reason,
+         created_at = ?, due_at = ?, changed = ?,
+         next_key = NULL, next_pw_id = 0, next_reason = '', confirmed = 0
+       WHERE a = ? AND b = ? AND next_pw_id = ?`,
+      [times.createdAt, times.dueAt, changed, a, b, next.pwId],
+    );
+    if (committed === 0) return undefined;
+    const { key, pwId } = next;
+    return { a, b, key, pwId, askedA, askedB, changed, next: undefined };
+  }
+
+  async replacePair(
+    { a, b }: PairEnds,
+    {
+      key,
+      pwId,
+      reason,
+      createdAt,
+      dueAt,
+    }: Pick<PairKey, 'key' | 'pwId' | 'reason' | 'createdAt' | 'dueAt'>,
+    changed: number,
+  ): Promise<void> {
+    this.touched.pairs.add(pairName(a, b));
+    await this.sql.run(
+      `UPDATE pair_keys SET key = ?, pw_id = ?, reason = ?, created_at = ?, due_at = ?, changed = ?,
+         next_key = NULL, next_pw_id = 0, next_reason = '', confirmed = 0
+       WHERE a = ? AND b = ?`,
+      [key, pwId, reason, createdAt, dueAt, changed, a, b],
+    );
+  }
+
+  async postponePair({ a, b }: PairEnds, dueAt: number): Promise<void> {
+    this.touched.pairs.add(pairName(a, b));
+    await this.sql.run('UPDATE pair_keys SET due_at = ? WHERE a = ? AND b = ?', [dueAt, a, b]);
+  }
+
+  async redatePairs(intervalMs: number): Promise<void> {
+    this.touched.all = true;
+    if (intervalMs === 0) await this.sql.run('UPDATE pair_keys SET due_at = 0', []);
+    else await this.sql.run('UPDATE pair_keys SET due_at = created_at + ?', [intervalMs]);
   }
 
   async markPairAsked(a: Id, b: Id, id: Id, change: number): Promise<void> {
@@ -554,12 +920,124 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     ]);
   }
 
-  async insertGroupKey(key: GroupKey): Promise<void> {
+  async replaceGroup(key: Omit<GroupKey, 'next'>): Promise<void> {
+    await this.sql.run('DELETE FROM group_keys WHERE id = ?', [key.id]);
     await this.sql.run(
-      `INSERT INTO group_keys (id, pw_id, key, reason, created_at, serial, changed)
-       VALUES (?, ?, ?, ?, ?, ?, ?)`,
-      [key.id, key.pwId, key.key, key.reason, key.createdAt, key.serial, key.changed],
+      `INSERT INTO group_keys (id, pw_id, key, reason, created_at, serial, changed, oldest, due_at)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+      [
+        key.id,
+        key.pwId,
+        key.key,
+        key.reason,
+        key.createdAt,
+        key.serial,
+        key.changed,
+        key.oldest,
+        key.dueAt,
+      ],
     );
+  }
+
+  async prepareGroup(
+    id: Id,
+    next: NextGroup & { readonly serial: number },
+    changed: number,
+  ): Promise<void> {
+    await this.sql.run(
+      `INSERT INTO group_keys (id, pw_id, key, reason, created_at, serial, changed, in_force)
+       VALUES (?, ?, ?, ?, 0, ?, ?, 0)`,
+      [id, next.pwId, next.key, next.reason, next.serial, changed],
+    );
+    await this.sql.run('UPDATE group_keys SET changed = ? WHERE id = ? AND in_force = 1', [
+      changed,
+      id,
+    ]);
+  }
+
+  async commitGroup(
+    id: Id,
+    times: { readonly createdAt: number; readonly dueAt: number; readonly oldest: number },
+    changed: number,
+  ): Promise<void> {
+    await this.sql.run('DELETE FROM group_keys WHERE id = ? AND in_force = 1', [id]);
+    await this.sql.run(
+      `UPDATE group_keys SET in_force = 1, created_at = ?, due_at = ?, oldest = ?, changed = ?
+       WHERE id = ?`,
+      [times.createdAt, times.dueAt, times.oldest, changed, id],
+    );
+  }
+
+  async redateGroup(intervalMs: number): Promise<void> {
+    if (intervalMs === 0) await this.sql.run('UPDATE group_keys SET due_at = 0', []);
+    else await this.sql.run('UPDATE group_keys SET due_at = created_at + ?', [intervalMs]);
+  }
+
+  async revoke(id: Id, at: number, changed: number): Promise<number> {
+    this.touched.all = true;
+    const member = await this.member(id);
+    if (member === undefined) throw new PairwireError('STORE_FAILED', `there is no member ${id}`);
+    const number = await this.#count('revocation', 1);
+    await this.sql.run(
+      'INSERT INTO revocations (number, member, revoked_at, changed) VALUES (?, ?, ?, ?)',
+      [number, id, at, changed],
+    );
+    await this.sql.run(
+      "UPDATE members SET state = 'revoked', online = 0, endpoints = ?, changed = ? WHERE id = ?",
+      [EMPTY_LIST, changed, id],
+    );
+    await this.sql.run('DELETE FROM pair_keys WHERE a = ? OR b = ?', [id, id]);
+    // Tombstones: what goes to its addresses must not go to a plain port instead.
+    await this.sql.run(
+      "UPDATE macs SET kind = 'tombstone', seen_at = ? WHERE member = ? AND kind = 'own'",
+      [at, id],
+    );
+    await this.sql.run('DELETE FROM ip_bindings WHERE member = ?', [id]);
+    await this.sql.run(
+      'UPDATE sender_indices SET released_at = ? WHERE member = ? AND released_at IS NULL',
+      [at, id],
+    );
+    await this.sql.run('DELETE FROM boots WHERE member = ?', [id]);
+    if (TALKER_ROLES.includes(member.role)) await this.#count('talkers', -1);
+    return number;
+  }
+
+  async runs(): Promise<readonly Run[]> {
+    const row = await this.sql.get("SELECT value FROM meta WHERE name = 'runs'", []);
+    const bytes = row === undefined ? Buffer.alloc(0) : blob(row, 'value');
+    return Array.from({ length: Math.floor(bytes.length / RUN_SIZE) }, (_, at) => ({
+      id: Buffer.from(bytes.subarray(at * RUN_SIZE, at * RUN_SIZE + RUN_ID_SIZE)),
+      after: Number(bytes.readBigUInt64BE(at * RUN_SIZE + RUN_ID_SIZE)),
+    }));
+  }
+
+  async setRuns(runs: readonly Run[]): Promise<void> {
+    const bytes = Buffer.alloc(runs.length * RUN_SIZE);
+    for (const [at, { id, after }] of runs.entries()) {
+      id.copy(bytes, at * RUN_SIZE, 0, RUN_ID_SIZE);
+      bytes.writeBigUInt64BE(BigInt(after), at * RUN_SIZE + RUN_ID_SIZE);
+    }
+    await this.sql.run(
+      "INSERT INTO meta (name, value) VALUES ('runs', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+      [bytes],
+    );
+  }
+
+  async renewEpoch(epoch: Uint8Array): Promise<void> {
+    const value = Buffer.from(epoch);
+    this.touched.epoch = value;
+    await this.sql.run("UPDATE meta SET value = ? WHERE name = 'epoch'", [value]);
+  }
+
+  async setPutBack(putBack: boolean): Promise<void> {
+    await this.sql.run("UPDATE counters SET value = ? WHERE name = 'put_back'", [putBack ? 1 : 0]);
+  }
+
+  async raiseRevocation(atLeast: number): Promise<void> {
+    await this.sql.run("UPDATE counters SET value = ? WHERE name = 'revocation' AND value < ?", [
+      atLeast,
+      atLeast,
+    ]);
   }
 
   async insertSettings(settings: StoredSettings, now: number): Promise<void> {
@@ -598,7 +1076,10 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
         text(row, 'b'),
       ]);
     }
-    const groups = await this.sql.all('SELECT id, pw_id FROM group_keys ORDER BY changed', []);
+    const groups = await this.sql.all(
+      'SELECT id, pw_id FROM group_keys WHERE in_force = 1 ORDER BY changed',
+      [],
+    );
     for (const row of groups) {
       await this.sql.run('UPDATE group_keys SET changed = ? WHERE id = ? AND pw_id = ?', [
         await this.nextChange(),
@@ -626,7 +1107,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     );
   }
 
-  async #count(name: 'change' | 'talkers', by: number): Promise<number> {
+  async #count(name: 'change' | 'talkers' | 'revocation', by: number): Promise<number> {
     const row = await this.sql.get(
       'UPDATE counters SET value = value + ? WHERE name = ? RETURNING value',
       [by, name],
@@ -637,15 +1118,23 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
 }
 
 class SqlStore extends SqlReads implements Store {
-  readonly meta: StoreMeta;
+  #meta: StoreMeta;
   readonly #driver: SqlDriver;
   readonly #cache: MemberCache | undefined;
 
   constructor(driver: SqlDriver, meta: StoreMeta, cache: MemberCache | undefined) {
     super(driver.reader);
     this.#driver = driver;
-    this.meta = meta;
+    this.#meta = meta;
     this.#cache = cache;
+  }
+
+  get meta(): StoreMeta {
+    return this.#meta;
+  }
+
+  get evicted(): number {
+    return this.#cache?.evicted ?? 0;
   }
 
   override member(id: Id): Promise<Member | undefined> {
@@ -683,6 +1172,7 @@ class SqlStore extends SqlReads implements Store {
       return fn(tx);
     });
     if (touched !== undefined) this.#cache?.drop(touched);
+    if (touched?.epoch !== undefined) this.#meta = { ...this.#meta, epoch: touched.epoch };
     return result;
   }
 
@@ -704,7 +1194,7 @@ class SqlStore extends SqlReads implements Store {
 
 /** A member if it takes part in traffic. */
 function talker(member: Member | undefined): Member | undefined {
-  return member !== undefined && TALKER_ROLES.includes(member.role) ? member : undefined;
+  return member?.state === 'active' && TALKER_ROLES.includes(member.role) ? member : undefined;
 }
 
 function optional<T>(row: Row | undefined, convert: (row: Row) => T): T | undefined {
@@ -714,6 +1204,15 @@ function optional<T>(row: Row | undefined, convert: (row: Row) => T): T | undefi
 const ipsSchema = z.array(z.string());
 const endpointsSchema = z.array(endpointSchema);
 
+/** A value that a column holds in another encoding. @throws PairwireError STORE_FAILED */
+function column<T>(name: string, schema: z.ZodType<T>, read: () => unknown): T {
+  try {
+    return schema.parse(read());
+  } catch {
+    throw wrongColumn(name);
+  }
+}
+
 function toMember(row: Row): Member {
   const ips = text(row, 'ips');
   const endpoints = blob(row, 'endpoints');
@@ -721,14 +1220,17 @@ function toMember(row: Row): Member {
     id: text(row, 'id') as Id,
     serial: integer(row, 'serial'),
     role: text(row, 'role') as Role,
-    state: text(row, 'state') as 'active',
+    state: text(row, 'state') as Member['state'],
     channel: blob(row, 'channel'),
     membership: { b: blob(row, 'membership'), s: blob(row, 'membership_signature') },
     identityDigest: blob(row, 'identity_digest'),
     tokenId: blob(row, 'token_id'),
-    ips: ips === '[]' ? [] : ipsSchema.parse(JSON.parse(ips)),
+    ips: ips === '[]' ? [] : column('ips', ipsSchema, () => JSON.parse(ips)),
     online: integer(row, 'online') === 1,
-    endpoints: endpoints.length <= 1 ? [] : endpointsSchema.parse(decode(endpoints)),
+    endpoints:
+      endpoints.length <= 1
+        ? []
+        : column('endpoints', endpointsSchema, () => decodeMessage(endpoints)),
     groupAsked: integer(row, 'group_asked'),
     enrolledAt: integer(row, 'enrolled_at'),
     changed: integer(row, 'changed'),
@@ -744,17 +1246,77 @@ function toMember(row: Row): Member {
   };
 }
 
-function toPair(row: Row): PairKey {
+/** Bits of `confirmed`. */
+const CONFIRMED_A = 1;
+const CONFIRMED_B = 2;
+
+function nextOf(row: Row): { readonly key: Buffer; readonly pwId: number } | undefined {
+  const pwId = integer(row, 'next_pw_id');
+  return pwId === 0 ? undefined : { key: blob(row, 'next_key'), pwId };
+}
+
+function toKnownPair(row: Row): KnownPair {
   return {
     a: text(row, 'a') as Id,
     b: text(row, 'b') as Id,
     key: blob(row, 'key'),
     pwId: integer(row, 'pw_id'),
+    askedA: integer(row, 'asked_a'),
+    askedB: integer(row, 'asked_b'),
+  };
+}
+
+function toPair(row: Row): PairKey {
+  const next = nextOf(row);
+  return {
+    ...toKnownPair(row),
     reason: text(row, 'reason'),
     createdAt: integer(row, 'created_at'),
     serial: integer(row, 'serial'),
-    askedA: integer(row, 'asked_a'),
-    askedB: integer(row, 'asked_b'),
+    changed: integer(row, 'changed'),
+    dueAt: integer(row, 'due_at'),
+    next:
+      next === undefined
+        ? undefined
+        : {
+            ...next,
+            reason: text(row, 'next_reason'),
+            ...confirmedOf(row),
+          },
+  };
+}
+
+function confirmedOf(row: Row): Pick<NextGeneration, 'confirmedA' | 'confirmedB'> {
+  const confirmed = integer(row, 'confirmed');
+  return {
+    confirmedA: (confirmed & CONFIRMED_A) !== 0,
+    confirmedB: (confirmed & CONFIRMED_B) !== 0,
+  };
+}
+
+function toGroup(row: Row, next: Row | undefined): GroupKey {
+  return {
+    id: text(row, 'id') as Id,
+    key: blob(row, 'key'),
+    pwId: integer(row, 'pw_id'),
+    reason: text(row, 'reason'),
+    createdAt: integer(row, 'created_at'),
+    serial: integer(row, 'serial'),
+    changed: integer(row, 'changed'),
+    oldest: integer(row, 'oldest'),
+    dueAt: integer(row, 'due_at'),
+    next:
+      next === undefined
+        ? undefined
+        : { key: blob(next, 'key'), pwId: integer(next, 'pw_id'), reason: text(next, 'reason') },
+  };
+}
+
+function toRevocation(row: Row): Revocation {
+  return {
+    number: integer(row, 'number'),
+    member: text(row, 'member') as Id,
+    revokedAt: integer(row, 'revoked_at'),
     changed: integer(row, 'changed'),
   };
 }
@@ -767,6 +1329,44 @@ function toMac(row: Row): MacEntry {
     kind: text(row, 'kind') as MacKind,
     serial: integer(row, 'serial'),
     seenAt: integer(row, 'seen_at'),
+    changed: integer(row, 'changed'),
+  };
+}
+
+const movesSchema = z.array(z.number());
+const heldSchema = z.record(z.string(), z.number());
+
+function toLearned(row: Row): Learned {
+  const member = text(row, 'member');
+  return {
+    vlan: integer(row, 'vlan'),
+    mac: text(row, 'mac') as MacAddress,
+    member: member === '' ? undefined : (member as Id),
+    since: integer(row, 'since'),
+    sighted: integer(row, 'sighted'),
+    sighting: integer(row, 'sighting'),
+    refreshed: integer(row, 'refreshed'),
+    moves: column('moves', movesSchema, () => JSON.parse(text(row, 'moves'))),
+    held: column('held', heldSchema, () => JSON.parse(text(row, 'held'))),
+    frozenUntil: integer(row, 'frozen_until'),
+    pinned: integer(row, 'pinned') === 1,
+    kept: integer(row, 'kept') === 1,
+    serial: integer(row, 'serial'),
+    changed: integer(row, 'changed'),
+  };
+}
+
+function toBinding(row: Row): Binding {
+  const member = text(row, 'member');
+  return {
+    ip: text(row, 'ip'),
+    mac: text(row, 'mac') as MacAddress,
+    kind: text(row, 'kind') as BindingKind,
+    member: member === '' ? undefined : (member as Id),
+    since: integer(row, 'since'),
+    refreshed: integer(row, 'refreshed'),
+    serial: integer(row, 'serial'),
+    changed: integer(row, 'changed'),
   };
 }
 

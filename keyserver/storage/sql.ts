@@ -56,6 +56,7 @@ export function isNull(row: Row, name: string): boolean {
   return value === null || value === undefined;
 }
 
-function wrongColumn(name: string): PairwireError {
+/** For a column that is not what the schema says. */
+export function wrongColumn(name: string): PairwireError {
   return new PairwireError('STORE_FAILED', `the column ${name} of the database holds a wrong type`);
 }

@@ -41,7 +41,7 @@ export interface Member {
   readonly id: Id;
   readonly serial: number;
   readonly role: Role;
-  readonly state: 'active';
+  readonly state: 'active' | 'revoked';
   readonly channel: Buffer;
   readonly membership: Signed;
   readonly identityDigest: Buffer;
@@ -58,7 +58,8 @@ export interface Member {
 
 export type NewMember = Omit<Member, 'boot' | 'groupAsked' | 'online' | 'endpoints' | 'state'>;
 
-export type MacKind = 'own' | 'learned' | 'tombstone';
+/** `freed`: it was a tombstone; the row says so to those who were told of it. */
+export type MacKind = 'own' | 'tombstone' | 'freed';
 
 export interface MacEntry {
   readonly mac: MacAddress;
@@ -68,6 +69,61 @@ export interface MacEntry {
   readonly kind: MacKind;
   readonly serial: number;
   readonly seenAt: number;
+  /** Change number of when it became a member's own, or was freed. */
+  readonly changed: number;
+}
+
+/** An address outside, and the plain member that it is behind. */
+export interface Learned {
+  readonly vlan: number;
+  readonly mac: MacAddress;
+  /** Undefined: nobody's any more. */
+  readonly member: Id | undefined;
+  readonly since: number;
+  /** Key-server time of the newest sighting, and its number at the member. */
+  readonly sighted: number;
+  readonly sighting: number;
+  /** When it was last reported. */
+  readonly refreshed: number;
+  /** Times of its last moves. */
+  readonly moves: readonly number[];
+  /** For how long which member had it, ms. */
+  readonly held: Readonly<Record<string, number>>;
+  /** It stays where it is until then; 0: it may move. */
+  readonly frozenUntil: number;
+  readonly pinned: boolean;
+  /** It was pinned once: its row is never forgotten. */
+  readonly kept: boolean;
+  readonly serial: number;
+  readonly changed: number;
+}
+
+/** Why an IP address is announced by one MAC address alone; `freed`: it is not any more, and the row says so. */
+export type BindingKind = 'granted' | 'pinned' | 'seen' | 'freed';
+
+/** An IP address of the subnet and the MAC address that may announce it. */
+export interface Binding {
+  /** Canonical text. */
+  readonly ip: string;
+  readonly mac: MacAddress;
+  readonly kind: BindingKind;
+  /** Whose it is, or was; undefined for one that was pinned. */
+  readonly member: Id | undefined;
+  /** When this MAC address got it. */
+  readonly since: number;
+  /** When it was last reported, or freed. */
+  readonly refreshed: number;
+  readonly serial: number;
+  readonly changed: number;
+}
+
+/** A generation that both ends are to have before either sends with it. */
+export interface NextGeneration {
+  readonly key: Buffer;
+  readonly pwId: number;
+  readonly reason: string;
+  readonly confirmedA: boolean;
+  readonly confirmedB: boolean;
 }
 
 /** A pair key; `a` is the smaller id. */
@@ -82,6 +138,28 @@ export interface PairKey {
   readonly askedA: number;
   readonly askedB: number;
   readonly changed: number;
+  /** When it gets too old, key-server time. */
+  readonly dueAt: number;
+  readonly next: NextGeneration | undefined;
+}
+
+/** The ends of a pair. */
+export type PairEnds = Pick<PairKey, 'a' | 'b'>;
+
+/** A pair as it is read in order to renew its key: of all pairs, so no more than that takes. */
+export type KnownPair = Pick<PairKey, 'a' | 'b' | 'key' | 'pwId' | 'askedA' | 'askedB'>;
+
+/** A pair as its ends are told of it. */
+export interface ToldPair extends KnownPair {
+  readonly changed: number;
+  readonly next: Pick<NextGeneration, 'key' | 'pwId'> | undefined;
+}
+
+/** A pair with a next generation, after an end has confirmed it: which ends have, and what comes into force. */
+export interface ConfirmedPair extends PairEnds {
+  readonly askedA: number;
+  readonly askedB: number;
+  readonly next: NextGeneration;
 }
 
 export interface GroupKey {
@@ -91,6 +169,32 @@ export interface GroupKey {
   readonly reason: string;
   readonly createdAt: number;
   readonly serial: number;
+  readonly changed: number;
+  /** Oldest generation that may still be heard: this one after a revocation (C6). */
+  readonly oldest: number;
+  /** When it gets too old, key-server time; 0: never. */
+  readonly dueAt: number;
+  readonly next: NextGroup | undefined;
+}
+
+/** A generation that all holders are to have before anybody sends with it. */
+export interface NextGroup {
+  readonly key: Buffer;
+  readonly pwId: number;
+  readonly reason: string;
+}
+
+/** A start of a server on this database, and the last change number before it. */
+export interface Run {
+  readonly id: Buffer;
+  readonly after: number;
+}
+
+/** A member that was revoked; numbers rise by one. */
+export interface Revocation {
+  readonly number: number;
+  readonly member: Id;
+  readonly revokedAt: number;
   readonly changed: number;
 }
 
@@ -121,6 +225,7 @@ export interface SeenPair {
   readonly peer: Id;
   readonly key: Buffer;
   readonly pwId: number;
+  readonly next: { readonly key: Buffer; readonly pwId: number } | undefined;
 }
 
 /** A window of change numbers: after < seq <= upTo, at most `limit` rows by rising seq. */
@@ -146,21 +251,40 @@ export interface Counters {
   readonly change: number;
   /** Active members whose role takes part in traffic. */
   readonly talkers: number;
+  /** The last revocation's number. */
+  readonly revocation: number;
+  /** The database was put back from a backup, and its operator has not confirmed it yet. */
+  readonly putBack: boolean;
 }
 
 /** Questions. */
 export interface StoreReads {
   counters(): Promise<Counters>;
   member(id: Id): Promise<Member | undefined>;
+  /** Revoked ones, too: a channel key is never another member's. */
   memberByChannel(channel: Uint8Array): Promise<Member | undefined>;
   /** The member that owns an address; of several that share it, one that is online, then the latest start. */
   memberByMac(mac: MacAddress): Promise<Member | undefined>;
   /** The member whose newest boot record has this sender index. */
   memberByIndex(index: number): Promise<Member | undefined>;
   pairKey(a: Id, b: Id): Promise<PairKey | undefined>;
-  /** The newest generation. */
+  /** Pairs whose key is too old and that have no next generation yet, the oldest first. */
+  pairsDue(now: number, limit: number): Promise<readonly PairKey[]>;
+  /** Pairs with a next generation that is not in force. */
+  pairsPrepared(limit: number): Promise<readonly PairKey[]>;
+  /** All pairs by rising serial number. */
+  pairsAfter(
+    serial: number,
+    limit: number,
+  ): Promise<readonly (KnownPair & { readonly serial: number })[]>;
+  /** All pair keys of a member. */
+  pairsOf(id: Id): Promise<readonly PairKey[]>;
+  /** What is in force and what is prepared. */
   groupKey(id: Id): Promise<GroupKey | undefined>;
   settings(): Promise<StoredSettings | undefined>;
+  /** Revocations by rising change number. */
+  revocations(window: ChangeWindow): Promise<readonly Revocation[]>;
+  revocationOf(id: Id): Promise<Revocation | undefined>;
   /** The ids that hold a pair key with this member. */
   peersOf(id: Id): Promise<readonly Id[]>;
   /** Members that were marked online. */
@@ -177,9 +301,45 @@ export interface StoreReads {
   /** Changed pair keys of a member; with `askedOnly`, those that it asked for itself. */
   pairsChanged(window: ChangeWindow, id: Id, askedOnly: boolean): Promise<readonly SeenPair[]>;
   macsOf(id: Id): Promise<readonly MacEntry[]>;
+  /** All that is known of an address as somebody's own. */
+  macEntries(mac: MacAddress): Promise<readonly MacEntry[]>;
+  /** Members' own addresses and freed ones by rising change number; each address by its newest row. */
+  macsChanged(window: ChangeWindow): Promise<readonly MacEntry[]>;
+  learned(vlan: number, mac: MacAddress): Promise<Learned | undefined>;
+  /** The same address in all VLANs. */
+  learnedAt(mac: MacAddress): Promise<readonly Learned[]>;
+  learnedChanged(window: ChangeWindow): Promise<readonly Learned[]>;
+  /** Addresses of a member, oldest report first: all, or those that were not reported since a time. */
+  learnedBehind(
+    id: Id | undefined,
+    refreshedBefore: number,
+    limit: number,
+  ): Promise<readonly Learned[]>;
+  /** Frozen addresses that may move again. */
+  learnedThawed(now: number, limit: number): Promise<readonly Learned[]>;
+  /** How many addresses are behind a member. */
+  countLearned(id: Id): Promise<number>;
+  binding(ip: string): Promise<Binding | undefined>;
+  /** Granted and seen addresses of a member. */
+  bindingsOf(id: Id): Promise<readonly Binding[]>;
+  bindingsChanged(window: ChangeWindow): Promise<readonly Binding[]>;
+  /** Rows of a kind that were not refreshed since a time, the oldest first. */
+  bindingsBefore(
+    kind: BindingKind,
+    refreshedBefore: number,
+    limit: number,
+  ): Promise<readonly Binding[]>;
+  /** All rows, freed ones too. */
+  countBindings(): Promise<number>;
+  /** Members whose grants name this address or prefix. */
+  ipHolders(prefix: string): Promise<readonly Id[]>;
+  /** Active members with the role plain, by id. */
+  plainMembers(): Promise<readonly { readonly id: Id; readonly online: boolean }[]>;
   listMembers(after: number, limit: number): Promise<readonly Member[]>;
   listKeys(after: number, limit: number): Promise<readonly KeyListEntry[]>;
-  listMacs(after: number, limit: number): Promise<readonly MacEntry[]>;
+  /** Own addresses, tombstones, and addresses outside. */
+  listMacs(after: number, limit: number): Promise<readonly (MacEntry | Learned)[]>;
+  listBindings(after: number, limit: number): Promise<readonly Binding[]>;
   listAudit(server: Id, after: number, limit: number): Promise<readonly AuditEntry[]>;
   lastAudit(server: Id): Promise<AuditEntry | undefined>;
 }
@@ -188,7 +348,8 @@ export interface StoreReads {
 export interface StoreTransaction extends StoreReads {
   /** The next change number; numbers rise in the order of commits. */
   nextChange(): Promise<number>;
-  macEntries(mac: MacAddress): Promise<readonly MacEntry[]>;
+  /** So many of them, without a gap. @returns the first */
+  nextChanges(count: number): Promise<number>;
   insertMember(member: NewMember): Promise<void>;
   /** A new membership of the same identity. */
   updateMembership(member: NewMember): Promise<void>;
@@ -206,6 +367,15 @@ export interface StoreTransaction extends StoreReads {
   /** Forgets indices that were released before a time. */
   forgetIndices(releasedBefore: number): Promise<void>;
   putMac(entry: MacEntry): Promise<void>;
+  /** Replaces what is known of an address outside. */
+  putLearned(entry: Learned): Promise<void>;
+  countPins(): Promise<number>;
+  /** Deletes addresses that have been nobody's since before a time. */
+  forgetLearned(refreshedBefore: number): Promise<void>;
+  /** Replaces what is known of an IP address. */
+  putBinding(entry: Binding): Promise<void>;
+  /** Deletes rows that were freed before a time. */
+  forgetBindings(freedBefore: number): Promise<void>;
   /** Who has bound this address or prefix exclusively. */
   ipOwner(prefix: string): Promise<Id | undefined>;
   /** Replaces the addresses granted to a member. */
@@ -213,11 +383,67 @@ export interface StoreTransaction extends StoreReads {
   tokenUses(tokenId: Uint8Array): Promise<number>;
   countToken(tokenId: Uint8Array, now: number): Promise<void>;
   /** Inserts unless the pair has a key. @returns true if this one was inserted */
-  insertPair(pair: PairKey): Promise<boolean>;
+  insertPair(pair: Omit<PairKey, 'next'>): Promise<boolean>;
+  /**
+   * Stores the next generation of a pair that has none.
+   * @param pair as it was last read; it is read again if another generation is in force by now
+   * @returns the pair, or undefined: there is none, or it has a next generation
+   */
+  prepareNext(
+    pair: KnownPair,
+    next: { readonly key: Buffer; readonly reason: string },
+    changed: number,
+  ): Promise<(ToldPair & Pick<ConfirmedPair, 'next'>) | undefined>;
+  /** Notes that `id`, an end of the pair, has this next generation. @returns the pair, or undefined: it is not the pair's next one */
+  confirmNext(pair: PairEnds, id: Id, pwId: number): Promise<ConfirmedPair | undefined>;
+  /** Puts this next generation in force. @returns the pair, or undefined: it is not the pair's next one */
+  commitNext(
+    pair: ConfirmedPair,
+    times: { readonly createdAt: number; readonly dueAt: number },
+    changed: number,
+  ): Promise<ToldPair | undefined>;
+  /** Puts a key in force in place of whatever is in force or prepared. */
+  replacePair(
+    pair: PairEnds,
+    key: Pick<PairKey, 'key' | 'pwId' | 'reason' | 'createdAt' | 'dueAt'>,
+    changed: number,
+  ): Promise<void>;
+  postponePair(pair: PairEnds, dueAt: number): Promise<void>;
+  /** Another interval holds from now on: each pair is due so long after its key was made. */
+  redatePairs(intervalMs: number): Promise<void>;
   /** Notes that `id`, an end of (a, b), asked for the key itself. */
   markPairAsked(a: Id, b: Id, id: Id, change: number): Promise<void>;
   markGroupAsked(id: Id, change: number): Promise<void>;
-  insertGroupKey(key: GroupKey): Promise<void>;
+  /** Puts a key in force; what was in force or prepared before is erased. */
+  replaceGroup(key: Omit<GroupKey, 'next'>): Promise<void>;
+  /** Stores the next generation of a group that has none. */
+  prepareGroup(
+    id: Id,
+    next: NextGroup & { readonly serial: number },
+    changed: number,
+  ): Promise<void>;
+  /** Puts the next generation in force and erases the one before. */
+  commitGroup(
+    id: Id,
+    times: { readonly createdAt: number; readonly dueAt: number; readonly oldest: number },
+    changed: number,
+  ): Promise<void>;
+  /** Another interval holds from now on, 0: never by age. */
+  redateGroup(intervalMs: number): Promise<void>;
+  /**
+   * Revokes an active member: its keys, addresses and index are gone, its id stays taken. @returns the
+   * revocation's number
+   */
+  revoke(id: Id, at: number, changed: number): Promise<number>;
+  /** The last starts of a server, the newest last. */
+  runs(): Promise<readonly Run[]>;
+  setRuns(runs: readonly Run[]): Promise<void>;
+  /** From now on cursors given before mean nothing: the database was put back. `meta` shows it after the commit. */
+  renewEpoch(epoch: Uint8Array): Promise<void>;
+  /** Notes that the database was put back, or that its operator has confirmed it. */
+  setPutBack(putBack: boolean): Promise<void>;
+  /** Raises the last revocation's number, so that what a restored database forgot is not used again. */
+  raiseRevocation(atLeast: number): Promise<void>;
   insertSettings(settings: StoredSettings, now: number): Promise<void>;
   /** Gives every member that takes part in traffic a new change number, so that all see it anew. */
   renumberMembers(): Promise<void>;
@@ -228,6 +454,8 @@ export interface StoreTransaction extends StoreReads {
 
 export interface Store extends StoreReads {
   readonly meta: StoreMeta;
+  /** Entries of its memory that made room for others since the start: they are read from the database again. */
+  readonly evicted: number;
   /** Runs `fn` atomically; settles after the commit is durable. @throws PairwireError STORE_FAILED, or what `fn` threw */
   write<T>(fn: (tx: StoreTransaction) => Promise<T>): Promise<T>;
   close(): Promise<void>;

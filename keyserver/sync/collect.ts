@@ -8,15 +8,17 @@
  *               hold = 0: those whose key A asked for itself)
  *   pair keys   its own; with hold = 0 (the documents' rule) only those it asked for itself
  *   group key   with hold = 0 only once it has asked
- *   settings    always
+ *   settings, revocations, IP addresses    always
  *
- * A member's record never comes after the pair key with it.
+ * A member's record never comes after the pair key with it. Addresses that concern plain ports have a
+ * cursor of their own: collect-plain.ts.
  */
 import { GROUP_ID, type Id } from '../../src/protocol/ids.js';
 import { type Change, MAX_ROWS } from '../../src/protocol/messages.js';
 import { peerRecordSize, toPeerRecord } from '../registry/peer-record.js';
 import type { Services } from '../services.js';
-import type { Member } from '../storage/store.js';
+import type { GroupKey, Member, Revocation, SeenPair, ToldPair } from '../storage/store.js';
+import { BINDING_BYTES, bindingChange } from './collect-bindings.js';
 
 /** Bytes of changes in one message; a message may have 1 MiB. */
 export const BATCH_BYTES = 256 * 1_024;
@@ -62,9 +64,14 @@ export async function collect(
   const members = await store.membersChanged(window, holder, asksItself);
   const pairs = await store.pairsChanged(window, id, asksItself);
 
+  const revocations = await store.revocations(window);
+  const bindings = await store.bindingsChanged(window);
+
   // A source that reached its limit says nothing of what lies beyond its last row.
   let horizon = upTo;
   if (members.length === window.limit) horizon = Math.min(horizon, last(members).member.changed);
+  if (revocations.length === window.limit) horizon = Math.min(horizon, last(revocations).changed);
+  if (bindings.length === window.limit) horizon = Math.min(horizon, last(bindings).changed);
   if (pairs.length === window.limit) horizon = Math.min(horizon, last(pairs).seq);
 
   const groups: Group[] = [];
@@ -81,10 +88,15 @@ export async function collect(
     groups.push({
       seq: groupSeq,
       bytes: 128,
-      changes: [
-        { kind: 'group', seq: groupSeq, group: group.id, key: group.key, pwId: group.pwId },
-      ],
+      changes: [groupChange(group, groupSeq)],
     });
+  }
+  for (const revocation of revocations) {
+    groups.push({ seq: revocation.changed, bytes: 64, changes: [revokedChange(revocation)] });
+  }
+  for (const binding of bindings) {
+    const changes = [bindingChange(binding)];
+    groups.push({ seq: binding.changed, bytes: BINDING_BYTES, changes });
   }
   for (const { member, pairChanged } of members) {
     // One that comes with its newer pair key anyway is left to that.
@@ -97,8 +109,9 @@ export async function collect(
     });
   }
   const shown = new Set(members.map(({ member }) => member.id));
-  for (const { seq, peer, key, pwId } of pairs) {
-    const changes: Change[] = [{ kind: 'pair', seq, peer, key, pwId }];
+  for (const pair of pairs) {
+    const { seq, peer } = pair;
+    const changes: Change[] = [seenPairChange(pair)];
     let bytes = 128;
     const member = await store.member(peer);
     // Already at the receiver: shown to all, and not changed since the cursor.
@@ -109,6 +122,10 @@ export async function collect(
       bytes += peerRecordSize(member);
     }
     groups.push({ seq, bytes, changes });
+  }
+  // Read last: who was revoked meanwhile gets nothing.
+  if ((await store.member(id))?.state !== 'active') {
+    return { epoch, changes: [], cursor: after, more: false };
   }
   groups.sort((a, b) => a.seq - b.seq);
   return cut(groups, epoch, upTo, horizon, maxRows);
@@ -146,6 +163,28 @@ function cut(
 
 export function memberChange(member: Member, seq: number): Change {
   return { kind: 'member', seq, member: toPeerRecord(member) };
+}
+
+/** The group key as a holder sees it. */
+export function groupChange(group: GroupKey, seq: number): Change {
+  const { id, key, pwId, oldest, next } = group;
+  const after = next === undefined ? {} : { next: { key: next.key, pwId: next.pwId } };
+  return { kind: 'group', seq, group: id, key, pwId, oldest, ...after };
+}
+
+export function revokedChange({ changed, number, member }: Revocation): Change {
+  return { kind: 'revoked', seq: changed, number, id: member };
+}
+
+/** A pair key as `id`, one of its ends, sees it. */
+export function pairChange(pair: ToldPair, id: Id): Change {
+  const { a, b, changed: seq, key, pwId, next } = pair;
+  return seenPairChange({ seq, peer: id === a ? b : a, key, pwId, next });
+}
+
+function seenPairChange({ seq, peer, key, pwId, next }: SeenPair): Change {
+  const after = next === undefined ? {} : { next: { key: next.key, pwId: next.pwId } };
+  return { kind: 'pair', seq, peer, key, pwId, ...after };
 }
 
 function last<T>(items: readonly T[]): T {

@@ -2,16 +2,33 @@
  * Pushes: what changed, told to whom it concerns, in batches. They are hints: whoever misses
  * one has the same by its next sync, so they may be late, doubled or dropped.
  */
-import type { Id } from '../../src/protocol/ids.js';
+import { GROUP_ID, type Id } from '../../src/protocol/ids.js';
+import type { MacAddress } from '../../src/protocol/mac.js';
 import { type Change, MAX_ROWS } from '../../src/protocol/messages.js';
 import { peerRecordSize } from '../registry/peer-record.js';
 import type { Services } from '../services.js';
-import type { Member, PairKey } from '../storage/store.js';
-import { BATCH_BYTES, memberChange } from './collect.js';
+import { pairName } from '../storage/member-cache.js';
+import type { Member, PairKey, ToldPair } from '../storage/store.js';
+import { BATCH_BYTES, groupChange, memberChange, pairChange, revokedChange } from './collect.js';
+import { BINDING_BYTES, bindingChange } from './collect-bindings.js';
+import {
+  BEHIND_BYTES,
+  behindChange,
+  dealingWithPlain,
+  OWN_BYTES,
+  ownChange,
+} from './collect-plain.js';
 
-/** Changes of so many milliseconds go out together. */
+/**
+ * Changes of so many milliseconds go out together; after a round of many messages of more of them, because then each
+ * member has more to hear, and one message costs nearly as much as a long one.
+ */
 const FLUSH_MS = 20;
-const MAX_INTRODUCED = 4_096;
+const FLUSH_MS_PER_MESSAGE = 0.2;
+const FLUSH_MS_BUSY = 250;
+/** After so many messages (10 to 20 ms) what was sealed leaves, and requests have their turn. */
+const MESSAGES_AT_ONCE = 256;
+export const MAX_INTRODUCED = 4_096;
 
 /** A session as far as pushes go. */
 export interface HintTarget {
@@ -28,13 +45,30 @@ export interface HintTargets {
   all(): Iterable<readonly [string, HintTarget]>;
 }
 
+/** A pair key with the next one, about. */
+const PAIR_BYTES = 192;
+
+const NO_PAIRS: ReadonlyMap<string, ToldPair> = new Map();
+
 /** Collects what changed and pushes it. */
 export class Hints {
   readonly #services: Services;
   readonly #targets: HintTargets;
   readonly #members = new Set<Id>();
+  readonly #pairs = new Map<Id, Map<string, ToldPair>>();
+  readonly #revoked = new Set<Id>();
+  /** Whom to tell of the group key; undefined: everybody who holds it. */
+  #group: Set<Id> | undefined = new Set();
   #settings = false;
+  /** Members' own addresses that are new or freed. */
+  readonly #own = new Set<MacAddress>();
+  /** Addresses outside whose place has changed: `VLAN MAC`. */
+  readonly #behind = new Map<string, { readonly vlan: number; readonly mac: MacAddress }>();
+  /** IP addresses that another announces from now on, or anybody. */
+  readonly #bindings = new Set<string>();
   #timer: NodeJS.Timeout | undefined;
+  /** Messages of this round. */
+  #pushed = 0;
   #closed = false;
 
   constructor(services: Services, targets: HintTargets) {
@@ -63,11 +97,47 @@ export class Hints {
     if ((target.introduced.get(about.id) ?? 0) >= seq) return;
     if (target.introduced.size >= MAX_INTRODUCED) target.introduced.clear();
     target.introduced.set(about.id, seq);
-    this.#push(target, [
-      memberChange(about, about.changed),
-      { kind: 'pair', seq: pair.changed, peer: about.id, key: pair.key, pwId: pair.pwId },
-    ]);
+    this.#push(target, [memberChange(about, about.changed), pairChange(pair, to)]);
     this.#services.metrics.introductions.inc();
+  }
+
+  /** Tells an end of a pair of its key and of the next one; with what else is due to it soon. */
+  pairChanged(to: Id, pair: ToldPair): void {
+    const list = this.#pairs.get(to) ?? new Map<string, ToldPair>();
+    this.#pairs.set(to, list.set(pairName(pair.a, pair.b), pair));
+    this.#schedule();
+  }
+
+  /** Tells everybody who holds the group key of it and of the next one, or `to` alone. */
+  groupChanged(to?: Id): void {
+    if (to === undefined) this.#group = undefined;
+    else this.#group?.add(to);
+    this.#schedule();
+  }
+
+  /** Tells those who deal with plain ports that an address became, or ceased to be, a member's own. */
+  ownChanged(mac: MacAddress): void {
+    this.#own.add(mac);
+    this.#schedule();
+  }
+
+  /** Tells them that an address outside is behind another port, or none. */
+  behindChanged(vlan: number, mac: MacAddress): void {
+    this.#behind.set(`${vlan} ${mac}`, { vlan, mac });
+    this.#schedule();
+  }
+
+  /** Tells everybody who announces an IP address from now on. */
+  bindingChanged(ip: string): void {
+    this.#bindings.add(ip);
+    this.#schedule();
+  }
+
+  /** Tells everybody that a member was revoked. */
+  revoked(id: Id): void {
+    this.#members.delete(id);
+    this.#revoked.add(id);
+    this.#schedule();
   }
 
   close(): void {
@@ -77,32 +147,58 @@ export class Hints {
 
   #schedule(): void {
     if (this.#closed) return;
+    const delay = Math.min(FLUSH_MS_BUSY, FLUSH_MS + this.#pushed * FLUSH_MS_PER_MESSAGE);
     this.#timer ??= setTimeout(() => {
+      this.#pushed = 0;
       this.#flush()
         .catch((err: unknown) => this.#services.log.warn({ err }, 'changes were not pushed'))
         .finally(() => {
           this.#timer = undefined;
-          if (this.#members.size > 0 || this.#settings) this.#schedule();
+          if (this.#waiting()) this.#schedule();
         });
-    }, FLUSH_MS);
+    }, delay);
+  }
+
+  #waiting(): boolean {
+    const group = this.#group === undefined || this.#group.size > 0;
+    const { size } = this.#revoked;
+    if (this.#own.size + this.#behind.size + this.#bindings.size > 0) return true;
+    return this.#members.size > 0 || this.#pairs.size > 0 || size > 0 || group || this.#settings;
   }
 
   async #flush(): Promise<void> {
     const { store, settings } = this.#services;
+    const revoked = [...this.#revoked];
+    this.#revoked.clear();
+    const groupTo = this.#group;
+    this.#group = new Set();
     const ids = [...this.#members];
     this.#members.clear();
+    const pairs = new Map(this.#pairs);
+    this.#pairs.clear();
     const common: Sized[] = [];
     if (this.#settings) {
       this.#settings = false;
       const { record, changed } = settings.inForce;
       common.push({ change: { kind: 'settings', seq: changed, settings: record }, bytes: 1_024 });
     }
+    for (const id of revoked) {
+      const revocation = await store.revocationOf(id);
+      if (revocation !== undefined) common.push({ change: revokedChange(revocation), bytes: 64 });
+    }
+    for (const ip of [...this.#bindings]) {
+      this.#bindings.delete(ip);
+      const entry = await store.binding(ip);
+      if (entry !== undefined) common.push({ change: bindingChange(entry), bytes: BINDING_BYTES });
+    }
+    const group =
+      groupTo === undefined || groupTo.size > 0 ? await store.groupKey(GROUP_ID) : undefined;
     const { talkers } = await store.counters();
     const all = settings.showsAll(talkers);
     const own = new Map<string, Sized[]>();
     for (const id of ids) {
       const member = await store.member(id);
-      if (member === undefined) continue;
+      if (member?.state !== 'active') continue;
       const item = {
         change: memberChange(member, member.changed),
         bytes: peerRecordSize(member),
@@ -119,12 +215,84 @@ export class Hints {
         own.set(peer, list);
       }
     }
+    const plain = await this.#plainChanges();
+    const told = plain.length > 0 ? await dealingWithPlain(store) : new Set<Id>();
     if (this.#closed) return;
-    for (const [id, target] of this.#targets.all()) {
+    // What concerns few must not cost a look at everybody.
+    const few = common.length === 0 && group === undefined;
+    const concerned = few ? new Set([...own.keys(), ...pairs.keys(), ...told]) : undefined;
+    let pauseAt = this.#pushed + MESSAGES_AT_ONCE;
+    for (const [name, target] of this.#targetsOf(concerned)) {
+      if (this.#pushed >= pauseAt) {
+        await new Promise(setImmediate);
+        if (this.#closed) return;
+        pauseAt = this.#pushed + MESSAGES_AT_ONCE;
+      }
       if (!target.synced) continue;
-      const items = [...common, ...(own.get(id) ?? [])].filter(({ about }) => about !== id);
+      const id = name as Id;
+      const keys = [...this.#pairsOf(id, pairs).values()].map(
+        (pair): Sized => ({ change: pairChange(pair, id), bytes: PAIR_BYTES }),
+      );
+      const forAll = [...common];
+      if (group !== undefined && (groupTo?.has(id) ?? true) && (await this.#holdsGroup(id))) {
+        forAll.push({ change: groupChange(group, group.changed), bytes: PAIR_BYTES });
+      }
+      if (told.has(id)) forAll.push(...plain);
+      const items = [...forAll, ...(own.get(id) ?? []), ...keys].filter(
+        ({ about }) => about !== id,
+      );
       for (const batch of batches(items)) this.#push(target, batch);
     }
+  }
+
+  /** The pairs that a member is to be told of, those included that have changed since the round began. */
+  #pairsOf(
+    id: Id,
+    before: ReadonlyMap<Id, ReadonlyMap<string, ToldPair>>,
+  ): ReadonlyMap<string, ToldPair> {
+    const since = this.#pairs.get(id);
+    this.#pairs.delete(id);
+    const known = before.get(id);
+    if (known === undefined || since === undefined) return known ?? since ?? NO_PAIRS;
+    return new Map([...known, ...since]);
+  }
+
+  *#targetsOf(ids: Iterable<string> | undefined): Iterable<readonly [string, HintTarget]> {
+    if (ids === undefined) {
+      yield* this.#targets.all();
+      return;
+    }
+    for (const id of ids) {
+      const target = this.#targets.get(id);
+      if (target !== undefined) yield [id, target];
+    }
+  }
+
+  async #plainChanges(): Promise<readonly Sized[]> {
+    const { store, now } = this.#services;
+    const own = [...this.#own];
+    const behind = [...this.#behind.values()];
+    this.#own.clear();
+    this.#behind.clear();
+    const items: Sized[] = [];
+    for (const mac of own) {
+      const change = ownChange(await store.macEntries(mac));
+      if (change !== undefined) items.push({ change, bytes: OWN_BYTES });
+    }
+    for (const { vlan, mac } of behind) {
+      const entry = await store.learned(vlan, mac);
+      if (entry === undefined) continue;
+      items.push({ change: behindChange(entry, now()), bytes: BEHIND_BYTES });
+    }
+    return items;
+  }
+
+  /** With hold = 0 who has asked for it; never who was revoked while this was prepared. */
+  async #holdsGroup(id: Id): Promise<boolean> {
+    const { store, settings } = this.#services;
+    const member = await store.member(id);
+    if (member?.state !== 'active') return false;
+    return settings.settings.hold > 0 || member.groupAsked > 0;
   }
 
   #push(target: HintTarget, changes: readonly Change[]): void {
@@ -134,6 +302,7 @@ export class Hints {
     const key =
       changes.length === 1 && first?.kind === 'member' ? `member ${first.member.id}` : undefined;
     target.push({ t: 'changes', epoch: this.#services.store.meta.epoch, changes }, key);
+    this.#pushed += 1;
     this.#services.metrics.hints.inc(changes.length);
   }
 }

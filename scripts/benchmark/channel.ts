@@ -2,19 +2,29 @@
  * Measures the secure channel (docs/protocol.md section 6; targets in the table below):
  *
  *   npx tsx scripts/benchmark/channel.ts [--json] [--seconds 5] [--only requests|handshakes|record]
+ *     [--adapter tcp|udp|http] [--flood 5000]
  *
  * Requests and handshakes go over loopback between this process, the server, and a second
- * one, the client. The cost of a record is that of sealing and opening a 256-byte message,
+ * one, the client. With --flood everything is measured a second time while a third process
+ * sends so many messages 1 in a second whose mac1 is right and whose Noise part is random. The cost of a record is that of sealing and opening a 256-byte message,
  * against AES-256-GCM of node:crypto over the same 256 bytes in the same run.
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto';
+import { createSocket } from 'node:dgram';
+import { Agent, request } from 'node:http';
 import { connect } from 'node:net';
 import { cpus, loadavg } from 'node:os';
 import { fileURLToPath } from 'node:url';
-import { ChannelClient, ChannelServer } from '../../src/net/channel-tcp.js';
+import { SCHEMES, type Scheme } from '../../src/net/address.js';
+import { ChannelClient } from '../../src/net/channel-client.js';
+import { encodeBody, HTTP_PATH } from '../../src/net/channel-http.js';
+import { ChannelServer } from '../../src/net/channel-server.js';
+import { publicMacKeys, stampOpening } from '../../src/protocol/channel/admission.js';
 import { encodeMessage } from '../../src/protocol/channel/codec.js';
 import { ClientConnection } from '../../src/protocol/channel/connection.js';
+import { DatagramType, encodeOpening } from '../../src/protocol/channel/datagram.js';
+import { encodeFrame, FrameType } from '../../src/protocol/channel/framing.js';
 import { generateKeyPair } from '../../src/protocol/channel/keys.js';
 import { Direction } from '../../src/protocol/channel/otp.js';
 import { OutputBuffer } from '../../src/protocol/channel/output.js';
@@ -26,10 +36,17 @@ const CONNECTIONS = 100;
 
 interface Job {
   readonly kind: 'requests' | 'handshakes';
+  readonly adapter: Scheme;
   readonly port: number;
   readonly serverKey: string;
   readonly seconds: number;
   readonly depth: number;
+}
+interface FloodJob {
+  readonly adapter: Scheme;
+  readonly port: number;
+  readonly serverKey: string;
+  readonly perSecond: number;
 }
 interface Outcome {
   readonly done: number;
@@ -59,6 +76,8 @@ if (process.argv.includes('--client')) {
       process.send?.({ ...outcome, clientCpuUs: cpuSince(cpu) / outcome.done });
     });
   });
+} else if (process.argv.includes('--flooder')) {
+  process.on('message', (job: FloodJob) => flood(job));
 } else {
   await main();
 }
@@ -71,19 +90,22 @@ async function main(): Promise<void> {
   const onlyAt = process.argv.indexOf('--only');
   const wanted = (what: string): boolean => onlyAt < 0 || process.argv[onlyAt + 1] === what;
 
+  const adapter = SCHEMES.find((one) => one === argumentOf('--adapter')) ?? 'tcp';
+  const floodRate = Number(argumentOf('--flood') ?? 0);
   const keys = generateKeyPair();
   const server = new ChannelServer<{ t: string; subnet: string }>({
-    host: '127.0.0.1',
-    port: 0,
+    listen: [{ scheme: adapter, host: '127.0.0.1', port: 0 }],
     staticKeys: keys,
     authorise: () => true,
     psk: () => undefined,
     parse: (message) => message as { t: string; subnet: string },
     onRequest: async (_session, request) => ({ subnet: request.subnet, version: 7 }),
+    // All clients have one address here; what is measured is the work, not that limit.
+    limits: { perPrefix: { burst: 1e6, perSecond: 1e6 } },
   });
-  const { port } = await server.listen();
+  const [{ port } = { port: 0 }] = await server.listen();
   const client = fork(fileURLToPath(import.meta.url), ['--client']);
-  const job = { port, serverKey: keys.publicKey.toString('hex'), seconds };
+  const job = { adapter, port, serverKey: keys.publicKey.toString('hex'), seconds };
 
   const run = async (kind: Job['kind'], depth: number): Promise<Outcome> => {
     if (!wanted(kind)) return NOTHING;
@@ -91,10 +113,42 @@ async function main(): Promise<void> {
     await ask(client, { ...job, kind, depth, seconds: seconds / 2 });
     return ask(client, { ...job, kind, depth });
   };
+  /** The same again while somebody floods the server. */
+  const flooded = async () => {
+    if (floodRate === 0) return undefined;
+    const flooder = fork(fileURLToPath(import.meta.url), ['--flooder']);
+    flooder.send({ adapter, port, serverKey: job.serverKey, perSecond: floodRate });
+    const sent = (): number => {
+      const { cookies, discarded, closed } = server.counters;
+      return cookies + discarded.handshake + discarded.queue + closed.handshake_message;
+    };
+    try {
+      await new Promise((resolve) => setTimeout(resolve, 1_000));
+      const before = sent();
+      const start = performance.now();
+      const answered = await run('requests', 8);
+      const shaken = await run('handshakes', 32);
+      const arrived = Math.round((sent() - before) / ((performance.now() - start) / 1_000));
+      return {
+        bogusPerSecond: { wanted: floodRate, arrived },
+        requestsPerSecond: rate(answered),
+        requestLatencyMs: latency(answered),
+        handshakesPerSecond: rate(shaken),
+        handshakeLatencyMs: latency(shaken),
+        cookies: server.counters.cookies,
+        discarded: Object.fromEntries(
+          Object.entries(server.counters.discarded).filter(([, n]) => n > 0),
+        ),
+      };
+    } finally {
+      flooder.kill();
+    }
+  };
   const record = recordCost(wanted('record') ? seconds : 0);
   const requests1 = await run('requests', 1);
   const requests8 = await run('requests', 8);
   const shakes = await run('handshakes', 32);
+  const underFlood = await flooded();
   client.disconnect();
   await server.close();
 
@@ -112,6 +166,8 @@ async function main(): Promise<void> {
     connections: CONNECTIONS,
     handshakesPerSecond: rate(shakes),
     handshakeLatencyMs: latency(shakes),
+    adapter,
+    underFlood,
     ...record,
     loadAverage: loadavg()[0],
     failures: Object.fromEntries(Object.entries(server.counters.closed).filter(([, n]) => n > 0)),
@@ -124,8 +180,19 @@ async function main(): Promise<void> {
   console.log(`requests answered   ${result.requestsPerSecond} /s (100 connections, 8 at a time)`);
   console.log(`                    ${result.requestsPerSecondDepth1} /s (1 at a time)`);
   console.log(`handshakes          ${result.handshakesPerSecond} /s`);
+  if (underFlood !== undefined) {
+    const { bogusPerSecond, requestsPerSecond, handshakesPerSecond } = underFlood;
+    console.log(`under ${bogusPerSecond.arrived} bogus messages 1 a second:`);
+    console.log(`requests answered   ${requestsPerSecond} /s (100 connections, 8 at a time)`);
+    console.log(`handshakes          ${handshakesPerSecond} /s`);
+  }
   console.log(`seal + open, 256 B  ${record.recordMicroseconds} us`);
   console.log(`bare AES-256-GCM    ${record.bareMicroseconds} us, ratio ${record.recordRatio}`);
+}
+
+function argumentOf(option: string): string | undefined {
+  const at = process.argv.indexOf(option);
+  return at < 0 ? undefined : process.argv[at + 1];
 }
 
 function rate(outcome: Outcome): number {
@@ -164,7 +231,12 @@ async function requests(job: Job): Promise<Measured> {
   for (let i = 0; i < CONNECTIONS; i += 1) {
     const client = new ChannelClient({
       servers: [
-        { host: '127.0.0.1', port: job.port, publicKey: Buffer.from(job.serverKey, 'hex') },
+        {
+          scheme: job.adapter,
+          host: '127.0.0.1',
+          port: job.port,
+          publicKey: Buffer.from(job.serverKey, 'hex'),
+        },
       ],
       staticKeys: generateKeyPair(),
     });
@@ -198,7 +270,16 @@ async function handshakes(job: Job): Promise<Measured> {
   const serverKey = Buffer.from(job.serverKey, 'hex');
   const clock = new SystemClock();
   const ping = encodeMessage({ t: 'ping', id: 1 });
-  const once = (): Promise<void> =>
+  const overDatagrams = async (): Promise<void> => {
+    const client = new ChannelClient({
+      servers: [{ scheme: job.adapter, host: '127.0.0.1', port: job.port, publicKey: serverKey }],
+      staticKeys,
+    });
+    client.start();
+    await client.request({ t: 'ping' });
+    client.stop();
+  };
+  const overTcp = (): Promise<void> =>
     new Promise((resolve) => {
       const out = new OutputBuffer();
       const socket = connect({ host: '127.0.0.1', port: job.port, noDelay: true });
@@ -224,6 +305,7 @@ async function handshakes(job: Job): Promise<Measured> {
       });
       socket.on('error', () => connection.close('network'));
     });
+  const once = job.adapter === 'tcp' ? overTcp : overDatagrams;
   const times: number[] = [];
   let done = 0;
   const start = performance.now();
@@ -240,6 +322,50 @@ async function handshakes(job: Job): Promise<Measured> {
   };
   await Promise.all(Array.from({ length: job.depth }, worker));
   return { done, seconds: (performance.now() - start) / 1_000, ...percentiles(times) };
+}
+
+/** Sends bogus messages 1 at a rate until the process is ended. */
+function flood(job: FloodJob): void {
+  const keys = publicMacKeys(Buffer.from(job.serverKey, 'hex'));
+  const datagrams = Array.from({ length: 2_000 }, () => {
+    const datagram = encodeOpening(DatagramType.message1, randomBytes(8), randomBytes(100));
+    stampOpening(datagram, keys);
+    return datagram;
+  });
+  const socket = createSocket({
+    type: 'udp4',
+    lookup: (name, _options, done) => done(null, name, 4),
+  });
+  const agent = new Agent({ keepAlive: true, maxSockets: 64 });
+  const send: Record<Scheme, (datagram: Buffer) => void> = {
+    udp: (datagram) => socket.send(datagram, job.port, '127.0.0.1', () => {}),
+    tcp: () => {
+      const peer = connect({ host: '127.0.0.1', port: job.port });
+      peer.on('error', () => {});
+      peer.write(encodeFrame(FrameType.message1, randomBytes(100)));
+    },
+    http: (datagram) => {
+      const body = encodeBody([datagram]);
+      const post = request({
+        ...{ host: '127.0.0.1', port: job.port, path: HTTP_PATH, method: 'POST', agent },
+        headers: { 'content-length': body.length },
+      });
+      post.on('response', (response) => response.resume());
+      post.on('error', () => {});
+      post.end(body);
+    },
+  };
+  const start = performance.now();
+  let sent = 0;
+  setInterval(() => {
+    const due = ((performance.now() - start) / 1_000) * job.perSecond;
+    // After a pause of the machine it does not make up for what it missed.
+    if (due - sent > job.perSecond / 4) sent = due - job.perSecond / 4;
+    for (; sent < due; sent += 1) {
+      const datagram = datagrams[Math.floor(sent) % datagrams.length];
+      if (datagram !== undefined) send[job.adapter](datagram);
+    }
+  }, 5);
 }
 
 function percentiles(times: number[]): { p50Ms: number; p99Ms: number } {

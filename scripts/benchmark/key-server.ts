@@ -9,10 +9,10 @@
  *   large     start of the process with many members and pair keys, and the time of a
  *             request compared with a store of few
  */
-import { type ChildProcess, fork, spawn } from 'node:child_process';
+import { fork } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -20,14 +20,16 @@ import { AuditLog } from '../../keyserver/audit.js';
 import { KEY_KIND, pathsOf } from '../../keyserver/config.js';
 import { CurrentSettings } from '../../keyserver/current-settings.js';
 import { initSubnet } from '../../keyserver/init.js';
+import { GroupRekey } from '../../keyserver/keys/group-rekey.js';
 import { KeyRequests } from '../../keyserver/keys/key-requests.js';
+import { Rekey } from '../../keyserver/keys/rekey.js';
 import { KeyServer } from '../../keyserver/server.js';
 import { keyServerMetrics } from '../../keyserver/server-metrics.js';
 import type { Services } from '../../keyserver/services.js';
 import { openStore } from '../../keyserver/storage/sql-store.js';
 import { SqliteDriver } from '../../keyserver/storage/sqlite.js';
 import type { Store, StoreTransaction } from '../../keyserver/storage/store.js';
-import { ChannelClient } from '../../src/net/channel-tcp.js';
+import { ChannelClient } from '../../src/net/channel-client.js';
 import { keyPairFromPrivate } from '../../src/protocol/channel/keys.js';
 import { type Id, orderedPair, parseId } from '../../src/protocol/ids.js';
 import { defaultMac } from '../../src/protocol/mac.js';
@@ -35,6 +37,7 @@ import { generateRawKeyPair, importPublic } from '../../src/protocol/public-keys
 import { readKeyFile } from '../../src/runtime/files.js';
 import { createLogger } from '../../src/runtime/log.js';
 import { Metrics } from '../../src/runtime/metrics.js';
+import { residentMiB, startServer } from './server-process.js';
 
 const SUBNET = parseId('bench');
 const CLIENTS = 50;
@@ -134,20 +137,19 @@ class Bench {
   async serve(): Promise<KeyServer> {
     return KeyServer.start({
       store: this.store,
-      host: '127.0.0.1',
-      port: 0,
+      listen: [{ scheme: 'tcp', host: '127.0.0.1', port: 0 }],
       staticKeys: keyPairFromPrivate(readKeyFile(this.paths.serverKey, KEY_KIND.server)),
       tokenKey: randomBytes(32),
       auditKey: randomBytes(32),
       log,
-      tuning: { lookups: NO_LIMIT },
+      limits: { keyRequestBurst: NO_LIMIT.burst, keyRequestsPerSecond: NO_LIMIT.perSecond },
     });
   }
 
   async overChannel(peers: readonly Id[], once_: boolean, seconds: number): Promise<Rate> {
     const server = await this.serve();
     const job: ClientJob = {
-      port: server.address.port,
+      port: server.addresses[0]?.port ?? 0,
       server: keyPairFromPrivate(
         readKeyFile(this.paths.serverKey, KEY_KIND.server),
       ).publicKey.toString('hex'),
@@ -206,6 +208,7 @@ class Bench {
       kind: 'own',
       serial: number,
       seenAt: 1,
+      changed: number,
     });
     await tx.setBoot(id, {
       record: { b: randomBytes(130), s: randomBytes(64) },
@@ -217,10 +220,19 @@ class Bench {
   }
 }
 
+/** Keys as a server makes them; nobody is connected here that could be told of new ones. */
+function renewalsOf(services: Services): [Rekey, GroupRekey] {
+  const nobody = { live: () => [], liveCount: () => 0, tellAll: () => {}, tell: () => {} };
+  return [
+    new Rekey(services, { isLive: () => false, push: () => {} }),
+    new GroupRekey(services, nobody),
+  ];
+}
+
 async function benchStored(seconds: number): Promise<{ handler: Rate; channel: Rate }> {
   const bench = await Bench.make(1_000, CLIENTS);
   const services = await bench.services();
-  const handler = new KeyRequests(services, () => {}, NO_LIMIT);
+  const handler = new KeyRequests(services, () => {}, ...renewalsOf(services), NO_LIMIT);
   const peers = Array.from({ length: 200 }, (_unused, at) => bench.id(500 + at));
   for (let at = 0; at < CLIENTS; at += 1) {
     await Promise.all(peers.map((peer) => handler.byMac(bench.id(at), ask(bench.id(at), peer))));
@@ -246,7 +258,7 @@ async function benchStored(seconds: number): Promise<{ handler: Rate; channel: R
 async function benchFirst(seconds: number): Promise<{ handler: Rate; channel: Rate }> {
   const bench = await Bench.make(2_000, CLIENTS);
   const services = await bench.services();
-  const handler = new KeyRequests(services, () => {}, NO_LIMIT);
+  const handler = new KeyRequests(services, () => {}, ...renewalsOf(services), NO_LIMIT);
   const start = performance.now();
   let requests = 0;
   while (performance.now() - start < seconds * 1_000) {
@@ -292,6 +304,7 @@ async function benchLarge(members: number, pairs: number): Promise<Record<string
             askedA: number,
             askedB: 0,
             changed: number,
+            dueAt: 0,
           });
           if (inserted) made += 1;
         }
@@ -318,7 +331,7 @@ async function benchLarge(members: number, pairs: number): Promise<Record<string
 /** Time of a request that is answered from the store, us. */
 async function requestTime(bench: Bench, members: number): Promise<number> {
   const services = await bench.services();
-  const handler = new KeyRequests(services, () => {}, NO_LIMIT);
+  const handler = new KeyRequests(services, () => {}, ...renewalsOf(services), NO_LIMIT);
   const asks = Array.from({ length: 2_000 }, () => {
     const at = Math.floor(Math.random() * members);
     return { own: bench.id(at), peer: bench.id((at + 37) % members) };
@@ -335,32 +348,13 @@ async function requestTime(bench: Bench, members: number): Promise<number> {
 
 /** From the start of the process until it listens. */
 async function startTime(bench: Bench): Promise<{ ms: number; residentMiB: number }> {
-  const program = join(bench.dir, 'start.mts');
-  const run = new URL('../../keyserver/run.ts', import.meta.url).href;
-  writeFileSync(
-    program,
-    `import { runKeyServer } from '${run}';\nawait runKeyServer('${bench.dir}');\n`,
-  );
   const began = performance.now();
-  const child: ChildProcess = spawn(process.execPath, ['--import', 'tsx', program], {
-    stdio: ['ignore', 'ignore', 'pipe'],
-    cwd: fileURLToPath(new URL('..', import.meta.url)),
-  });
-  let text = '';
-  await new Promise<void>((resolve, reject) => {
-    child.stderr?.on('data', (chunk: Buffer) => {
-      text += chunk.toString();
-      if (text.includes('key server listens')) resolve();
-    });
-    child.once('exit', () => reject(new Error(text)));
-  });
+  const child = await startServer(bench.dir);
   const ms = Math.round(performance.now() - began);
-  const { readFileSync } = await import('node:fs');
-  const status = readFileSync(`/proc/${child.pid}/status`, 'latin1');
-  const residentMiB = Math.round(Number(/VmRSS:\s+(\d+)/.exec(status)?.[1] ?? 0) / 1_024);
+  const resident = residentMiB(child);
   child.kill('SIGTERM');
   await once(child, 'exit');
-  return { ms, residentMiB };
+  return { ms, residentMiB: resident };
 }
 
 /** The process of clients: each has a channel and keeps so many requests in flight. */

@@ -1,387 +1,282 @@
 /**
  * How to build each peer's tunnel between the two namespaces of the benchmark, by the programs as Debian
- * packages them (or one that the user names), each with its ordinary, encrypted configuration.
+ * packages them (or one that the user names), each with an ordinary, encrypted configuration.
  */
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { type ChildProcess, execFileSync } from 'node:child_process';
+import { copyFileSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import type { Path } from './measure.js';
-import { type Bed, pidsIn, type Side, waitFor } from './namespaces.js';
-
-/** A tunnel that stands. */
-export interface Tunnel {
-  readonly path: Path;
-  readonly close: () => Promise<void>;
-}
+import type { Tunnel } from './measure.js';
+import type { Bed, Side } from './namespaces.js';
+import type { Row } from './result.js';
+import { ROW } from './result.js';
 
 /** A kind of tunnel. */
 export interface Peer {
   readonly name: string;
+  readonly kind: Row['kind'];
   readonly layer: 2 | 3;
-  /** Debian packages that bring it. */
+  /** Debian packages that bring it; the first one's version is shown. */
   readonly packages: readonly string[];
   readonly open: (bed: Bed) => Promise<Tunnel>;
 }
 
-const A = '198.51.100.1';
-const B = '198.51.100.2';
+const INSIDE = { a: '198.51.100.1', b: '198.51.100.2' } as const;
+/** Opening takes seconds; n2n and nebula find each other late. */
+const REACH_MS = 40_000;
 
-const workFolder = () => mkdtempSync(join(tmpdir(), 'pairwire-bench-'));
-
-async function reachable(bed: Bed, target: string): Promise<void> {
-  await waitFor(
-    `a ping to ${target}`,
-    () => bed.try(bed.a, 'ping', '-c', '1', '-W', '1', target) !== undefined,
-    30_000,
-  );
-}
-
-function address(bed: Bed, side: Side, device: string): void {
-  bed.try(side, 'ip', 'addr', 'add', `${side === bed.a ? A : B}/24`, 'dev', device);
-  bed.run(side, 'ip', 'link', 'set', device, 'up');
-}
-
-/** No tunnel: the bare veth pair, the ceiling. */
+/** No tunnel: the bare veth pair, the ceiling of machine and generator. */
 export const rawVeth: Peer = {
-  name: 'raw veth',
+  name: ROW.veth,
+  kind: 'ceiling',
   layer: 2,
   packages: [],
-  open: async (bed) => ({ path: { bed, target: bed.b.address, pids: [] }, close: async () => {} }),
+  open: async (bed) => ({ bed, target: bed.b.address, packets: [], control: [] }),
 };
 
-/** wireguard-go; `program` is Debian's or the user's own. */
-export function wireguardGo(name: string, program: string): Peer {
+/** Debian's wireguard-go, or the user's own, which is named by its version. */
+export function wireguardGo(program?: string): Peer {
   return {
-    name,
+    name: program === undefined ? ROW.wireguard : nameOf(program),
+    kind: 'peer',
     layer: 3,
-    packages:
-      program === 'wireguard-go' ? ['wireguard-go', 'wireguard-tools'] : ['wireguard-tools'],
-    open: async (bed) => {
-      const folder = workFolder();
-      const keys = [bed.a, bed.b].map((side, i) => {
-        const secret = bed.run(side, 'wg', 'genkey').trim();
-        const file = join(folder, `key${i}`);
-        writeFileSync(file, secret, { mode: 0o600 });
-        const open = bed.run(side, 'sh', '-c', `wg pubkey < ${file}`).trim();
-        return { file, open };
-      });
-      const sides = [bed.a, bed.b];
-      const children = sides.map((side, i) =>
-        bed.start(side, program, '-f', `wgb${process.pid % 10_000}${i}`),
-      );
-      for (const [i, side] of sides.entries()) {
-        const device = `wgb${process.pid % 10_000}${i}`;
-        const own = keys[i];
-        const other = keys[1 - i];
-        const far = sides[1 - i];
-        if (own === undefined || other === undefined || far === undefined)
-          throw new Error('two sides');
-        await waitFor(
-          `device ${device}`,
-          () => bed.try(side, 'ip', 'link', 'show', device) !== undefined,
-        );
-        await waitFor(
-          'wg set',
-          () =>
-            bed.try(
-              side,
-              'wg',
-              'set',
-              device,
-              'listen-port',
-              '51820',
-              'private-key',
-              own.file,
-              'peer',
-              other.open,
-              'allowed-ips',
-              '0.0.0.0/0',
-              'endpoint',
-              `${far.address}:51820`,
-            ) !== undefined,
-        );
-        bed.run(side, 'ip', 'link', 'set', device, 'mtu', '1420');
-        address(bed, side, device);
-      }
-      await reachable(bed, B);
-      const comm = program.split('/').at(-1) ?? program;
-      const pids = sides.flatMap((side) => pidsIn(side, comm));
-      return {
-        path: { bed, target: B, pids },
-        close: async () => {
-          for (const child of children) await bed.stop(child);
-          rmSync(folder, { recursive: true });
-        },
-      };
-    },
+    packages: program === undefined ? ['wireguard-go', 'wireguard-tools'] : ['wireguard-tools'],
+    open: (bed) => openWireguardGo(bed, program ?? 'wireguard-go'),
   };
 }
 
-/** OpenVPN with a TAP device, static key peer to peer as in its own examples, AES-256-GCM over UDP. */
+function nameOf(program: string): string {
+  const text = execFileSync(program, ['--version'], { encoding: 'utf8' });
+  const version = /wireguard-go v?(\S+)/.exec(text)?.[1] ?? 'of unknown version';
+  return `${ROW.wireguard} ${version}`;
+}
+
+async function openWireguardGo(bed: Bed, program: string): Promise<Tunnel> {
+  // Control sockets lie in one folder for all namespaces and are named by the device.
+  const device = (side: Side) => `${bed.tag}${side.name}`;
+  const keyFile = (side: Side) => join(bed.folder, `${side.name}.key`);
+  const open = new Map<Side, string>();
+  const children: ChildProcess[] = [];
+  for (const side of bed.sides) {
+    writeFileSync(keyFile(side), await bed.run(side, 'wg', 'genkey'), { mode: 0o600 });
+    const shell = `wg pubkey < ${keyFile(side)}`;
+    open.set(side, (await bed.run(side, 'sh', '-c', shell)).trim());
+    children.push(bed.start(side, program, '-f', device(side)));
+  }
+  for (const side of bed.sides) {
+    await deviceThere(bed, side, device(side));
+    const far = bed.other(side);
+    const own = ['listen-port', '51820', 'private-key', keyFile(side)];
+    const peer = ['peer', open.get(far) ?? '', 'allowed-ips', '0.0.0.0/0'];
+    const endpoint = ['endpoint', `${far.address}:51820`];
+    const set = ['set', device(side), ...own, ...peer, ...endpoint];
+    await bed.waitFor(
+      `wg set ${device(side)}`,
+      async () => (await bed.try(side, 'wg', ...set)) !== undefined,
+    );
+    await bed.run(side, 'ip', 'link', 'set', device(side), 'mtu', '1420');
+    await address(bed, side, device(side));
+  }
+  return await reached(bed, children);
+}
+
+/** OpenVPN with a TAP device: TLS with certificates that name each other, AES-256-GCM over UDP. */
 export const openvpnTap: Peer = {
   name: 'openvpn (TAP)',
+  kind: 'peer',
   layer: 2,
   packages: ['openvpn', 'openssl'],
   open: async (bed) => {
-    const folder = workFolder();
-    const certificate = (name: string) => {
-      bed.run(
-        bed.a,
-        'openssl',
-        'req',
-        '-x509',
-        '-newkey',
-        'ec',
-        '-pkeyopt',
-        'ec_paramgen_curve:prime256v1',
-        '-nodes',
-        '-days',
-        '2',
-        '-subj',
-        `/CN=${name}`,
-        '-keyout',
-        join(folder, `${name}.key`),
-        '-out',
-        join(folder, `${name}.crt`),
-      );
-      return bed
-        .run(
-          bed.a,
-          'sh',
-          '-c',
-          `openssl x509 -in ${join(folder, `${name}.crt`)} -noout -fingerprint -sha256 | cut -d= -f2`,
-        )
-        .trim();
-    };
-    const server = certificate('server');
-    const client = certificate('client');
-    const common = [
-      '--dev',
-      'tapovpn',
-      '--dev-type',
-      'tap',
-      '--proto',
-      'udp',
-      '--port',
-      '1194',
-      '--data-ciphers',
-      'AES-256-GCM',
-      '--verb',
-      '1',
-      '--dh',
-      'none',
-      '--nobind',
-    ].slice(0, -1);
-    const children = [
-      bed.start(
-        bed.b,
-        'openvpn',
-        ...common,
-        '--tls-server',
-        '--cert',
-        join(folder, 'server.crt'),
-        '--key',
-        join(folder, 'server.key'),
-        '--peer-fingerprint',
-        client,
-        '--remote',
-        bed.a.address,
-      ),
-      bed.start(
-        bed.a,
-        'openvpn',
-        ...common,
-        '--tls-client',
-        '--cert',
-        join(folder, 'client.crt'),
-        '--key',
-        join(folder, 'client.key'),
-        '--peer-fingerprint',
-        server,
-        '--remote',
-        bed.b.address,
-      ),
-    ];
-    for (const side of [bed.a, bed.b]) {
-      await waitFor('tapovpn', () => bed.try(side, 'ip', 'link', 'show', 'tapovpn') !== undefined);
-      address(bed, side, 'tapovpn');
+    const file = (side: Side, end: string) => join(bed.folder, `${side.name}.${end}`);
+    const prints = new Map<Side, string>();
+    for (const side of bed.sides) {
+      const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
+      const out = ['-keyout', file(side, 'key'), '-out', file(side, 'crt')];
+      const rest = ['-days', '2', '-subj', `/CN=${side.name}`];
+      await bed.run(side, 'openssl', 'req', '-x509', ...key, ...rest, ...out);
+      const show = ['-in', file(side, 'crt'), '-noout', '-fingerprint', '-sha256'];
+      const text = await bed.run(side, 'openssl', 'x509', ...show);
+      prints.set(side, text.trim().split('=')[1] ?? '');
     }
-    await reachable(bed, B);
-    return tunnel(bed, 'openvpn', children, folder);
+    const children = bed.sides.map((side) => {
+      const far = bed.other(side);
+      const device = ['--dev', 'tapovpn', '--dev-type', 'tap', '--proto', 'udp', '--port', '1194'];
+      const keys = ['--cert', file(side, 'crt'), '--key', file(side, 'key')];
+      const trust = ['--peer-fingerprint', prints.get(far) ?? '', '--data-ciphers', 'AES-256-GCM'];
+      const role = side === bed.b ? ['--tls-server', '--dh', 'none'] : ['--tls-client'];
+      const rest = ['--remote', far.address, '--verb', '1'];
+      return bed.start(side, 'openvpn', ...device, ...keys, ...trust, ...role, ...rest);
+    });
+    await addresses(bed, 'tapovpn');
+    return await reached(bed, children);
   },
 };
 
-/** tinc in switch mode. */
+/** tinc 1.0 in switch mode with its own choice of cipher and digest. */
 export const tincSwitch: Peer = {
   name: 'tinc (switch)',
+  kind: 'peer',
   layer: 2,
   packages: ['tinc'],
   open: async (bed) => {
-    const folder = workFolder();
-    const names = ['a', 'b'] as const;
-    for (const name of names) {
-      const dir = join(folder, name);
-      mkdirSync(join(dir, 'hosts'), { recursive: true });
-      const other = name === 'a' ? 'b' : 'a';
+    const dir = (side: Side) => join(bed.folder, side.name);
+    for (const side of bed.sides) {
+      mkdirSync(join(dir(side), 'hosts'), { recursive: true });
+      const far = bed.other(side);
       writeFileSync(
-        join(dir, 'tinc.conf'),
-        `Name = ${name}\nMode = switch\nDeviceType = tap\nInterface = taptinc\nConnectTo = ${other}\n`,
+        join(dir(side), 'tinc.conf'),
+        `Name = ${side.name}\nMode = switch\nDeviceType = tap\nInterface = taptinc\nConnectTo = ${far.name}\n`,
       );
-      writeFileSync(join(dir, 'tinc-up'), '#!/bin/sh\nip link set $INTERFACE up\n', {
-        mode: 0o755,
-      });
-      bed.run(bed.a, 'sh', '-c', `tincd -c ${dir} -K2048 </dev/null`);
-      const own = bed.run(bed.a, 'sh', '-c', `cat ${dir}/hosts/${name}`);
       writeFileSync(
-        join(dir, 'hosts', name),
-        `Address = ${(name === 'a' ? bed.a : bed.b).address}\nPort = 6550\n${own}`,
+        join(dir(side), 'hosts', side.name),
+        `Address = ${side.address}\nPort = 6550\n`,
       );
+      await bed.run(side, 'sh', '-c', `tincd -c ${dir(side)} -K2048 < /dev/null`);
     }
-    for (const name of names) {
-      const other = name === 'a' ? 'b' : 'a';
-      bed.run(bed.a, 'cp', join(folder, name, 'hosts', name), join(folder, other, 'hosts', name));
+    for (const side of bed.sides) {
+      const host = join('hosts', side.name);
+      copyFileSync(join(dir(side), host), join(dir(bed.other(side)), host));
     }
-    const children = names.map((name) =>
-      bed.start(
-        name === 'a' ? bed.a : bed.b,
-        'tincd',
-        '-D',
-        '-c',
-        join(folder, name),
-        `--pidfile=${join(folder, `${name}.pid`)}`,
-      ),
+    const children = bed.sides.map((side) =>
+      bed.start(side, 'tincd', '-D', '-c', dir(side), `--pidfile=${join(dir(side), 'pid')}`),
     );
-    for (const side of [bed.a, bed.b]) {
-      await waitFor('taptinc', () => bed.try(side, 'ip', 'link', 'show', 'taptinc') !== undefined);
-      address(bed, side, 'taptinc');
-    }
-    await reachable(bed, B);
-    return tunnel(bed, 'tincd', children, folder);
+    await addresses(bed, 'taptinc');
+    return await reached(bed, children);
   },
 };
 
-/** fastd in TAP mode with its default authenticated method. */
+/** fastd in TAP mode with the method that its documentation recommends for speed; the AES ones were no faster. */
 export const fastdTap: Peer = {
   name: 'fastd (TAP)',
+  kind: 'peer',
   layer: 2,
   packages: ['fastd'],
   open: async (bed) => {
-    const folder = workFolder();
-    const sides = [bed.a, bed.b];
-    const keys = sides.map(() => {
-      const out = bed.run(bed.a, 'fastd', '--generate-key');
-      return {
+    const keys = new Map<Side, { readonly secret: string; readonly open: string }>();
+    for (const side of bed.sides) {
+      const out = await bed.run(side, 'fastd', '--generate-key');
+      keys.set(side, {
         secret: /Secret: ([0-9a-f]+)/.exec(out)?.[1] ?? '',
         open: /Public: ([0-9a-f]+)/.exec(out)?.[1] ?? '',
-      };
-    });
-    const children = sides.map((side, i) => {
-      const far = sides[1 - i];
-      const file = join(folder, `fastd${i}.conf`);
-      writeFileSync(
-        file,
-        `bind ${side.address}:10000;\nmode tap;\ninterface "tapfastd";\nmtu 1406;\nmethod "salsa2012+umac";\nsecret "${keys[i]?.secret}";\npeer "far" { remote ${far?.address}:10000; key "${keys[1 - i]?.open}"; }\n`,
-        { mode: 0o600 },
-      );
+      });
+    }
+    const children = bed.sides.map((side) => {
+      const far = bed.other(side);
+      const file = join(bed.folder, `${side.name}.conf`);
+      const lines = [
+        `bind ${side.address}:10000;`,
+        'mode tap;',
+        'interface "tapfastd";',
+        'mtu 1406;',
+        'method "salsa2012+umac";',
+        `secret "${keys.get(side)?.secret}";`,
+        `peer "far" { remote ${far.address}:10000; key "${keys.get(far)?.open}"; }`,
+      ];
+      writeFileSync(file, `${lines.join('\n')}\n`, { mode: 0o600 });
       return bed.start(side, 'fastd', '--config', file);
     });
-    for (const side of sides) {
-      await waitFor(
-        'tapfastd',
-        () => bed.try(side, 'ip', 'link', 'show', 'tapfastd') !== undefined,
-      );
-      address(bed, side, 'tapfastd');
-    }
-    await reachable(bed, B);
-    return tunnel(bed, 'fastd', children, folder);
+    await addresses(bed, 'tapfastd');
+    return await reached(bed, children);
   },
 };
 
-/** nebula with its defaults: a lighthouse on side b. */
+/** nebula as its example configuration has it, the far side's address given. */
 export const nebula: Peer = {
   name: 'nebula',
+  kind: 'peer',
   layer: 3,
   packages: ['nebula'],
   open: async (bed) => {
-    const folder = workFolder();
-    const inFolder = (command: string) => bed.run(bed.a, 'sh', '-c', `cd ${folder} && ${command}`);
-    inFolder('nebula-cert ca -name bench');
-    inFolder(`nebula-cert sign -name a -ip ${A}/24`);
-    inFolder(`nebula-cert sign -name b -ip ${B}/24`);
-    const sides = [bed.a, bed.b];
-    const children = sides.map((side, i) => {
-      const name = i === 0 ? 'a' : 'b';
-      const far =
-        i === 0 ? `"${B}": ["${bed.b.address}:4242"]` : `"${A}": ["${bed.a.address}:4242"]`;
-      writeFileSync(
-        join(folder, `${name}.yml`),
-        `pki: {ca: ${folder}/ca.crt, cert: ${folder}/${name}.crt, key: ${folder}/${name}.key}\nstatic_host_map: {${far}}\nlighthouse: {am_lighthouse: false, interval: 60, hosts: []}\nlisten: {host: 0.0.0.0, port: 4242, read_buffer: 10485760, write_buffer: 10485760, batch: 64}\ntun: {dev: nebbench, mtu: 1420, tx_queue: 1000}\nfirewall: {outbound: [{port: any, proto: any, host: any}], inbound: [{port: any, proto: any, host: any}]}\nlogging: {level: error, format: text}\n`,
-      );
-      return bed.start(side, 'nebula', '-config', join(folder, `${name}.yml`));
+    const { folder } = bed;
+    const ca = ['-ca-crt', join(folder, 'ca.crt'), '-ca-key', join(folder, 'ca.key')];
+    const out = (name: string) => [
+      ...['-out-crt', join(folder, `${name}.crt`)],
+      ...['-out-key', join(folder, `${name}.key`)],
+    ];
+    await bed.run(bed.a, 'nebula-cert', 'ca', '-name', 'bench', ...out('ca'));
+    for (const { name } of bed.sides) {
+      const sign = ['-name', name, '-ip', `${INSIDE[name]}/24`];
+      await bed.run(bed.a, 'nebula-cert', 'sign', ...ca, ...sign, ...out(name));
+    }
+    const children = bed.sides.map((side) => {
+      const far = bed.other(side);
+      const own = join(folder, side.name);
+      const all = '[{port: any, proto: any, host: any}]';
+      const lines = [
+        `pki: {ca: ${folder}/ca.crt, cert: ${own}.crt, key: ${own}.key}`,
+        `static_host_map: {"${INSIDE[far.name]}": ["${far.address}:4242"]}`,
+        'lighthouse: {am_lighthouse: false, interval: 60, hosts: []}',
+        'listen: {host: 0.0.0.0, port: 4242, batch: 64, read_buffer: 10485760, write_buffer: 10485760}',
+        'cipher: aes',
+        'tun: {dev: nebbench, mtu: 1420, tx_queue: 1000}',
+        `firewall: {outbound: ${all}, inbound: ${all}}`,
+        'logging: {level: error, format: text}',
+      ];
+      writeFileSync(`${own}.yml`, `${lines.join('\n')}\n`);
+      return bed.start(side, 'nebula', '-config', `${own}.yml`);
     });
-    await reachable(bed, B);
-    return tunnel(bed, 'nebula', children, folder);
+    return await reached(bed, children);
   },
 };
 
-/** n2n with AES and a supernode on side b. */
+/** n2n 1.3 with its cipher (Twofish) and a supernode on side b. */
 export const n2n: Peer = {
   name: 'n2n',
+  kind: 'peer',
   layer: 2,
   packages: ['n2n'],
   open: async (bed) => {
-    const folder = workFolder();
-    const children = [bed.start(bed.b, 'supernode', '-l', '7654', '-f')];
-    await new Promise((resolve) => setTimeout(resolve, 500));
-    for (const side of [bed.a, bed.b]) {
-      children.push(
-        bed.start(
-          side,
-          'edge',
-          '-d',
-          'tapn2n',
-          '-a',
-          side === bed.a ? A : B,
-          '-c',
-          'bench',
-          '-k',
-          'benchmark-only',
-          '-l',
-          `${bed.b.address}:7654`,
-          '-f',
-        ),
-      );
-    }
-    for (const side of [bed.a, bed.b]) {
-      await waitFor('tapn2n', () => bed.try(side, 'ip', 'link', 'show', 'tapn2n') !== undefined);
-      address(bed, side, 'tapn2n');
-    }
-    await reachable(bed, B);
-    return tunnel(bed, 'edge', children, folder);
+    bed.start(bed.b, 'supernode', '-l', '7654');
+    const children = bed.sides.map((side) => {
+      const device = ['-d', 'tapn2n', '-a', INSIDE[side.name], '-s', '255.255.255.0'];
+      const community = ['-c', 'bench', '-k', 'only-for-the-benchmark'];
+      // No -f: in this version it means "into the background".
+      const place = ['-l', `${bed.b.address}:7654`, '-p', '7655'];
+      return bed.start(side, 'edge', ...device, ...community, ...place);
+    });
+    return await reached(bed, children);
   },
 };
 
-function tunnel(
-  bed: Bed,
-  comm: string,
-  children: readonly ReturnType<Bed['start']>[],
-  folder: string,
-): Tunnel {
-  const pids = [bed.a, bed.b].flatMap((side) => pidsIn(side, comm));
-  return {
-    path: { bed, target: B, pids },
-    close: async () => {
-      for (const child of children) await bed.stop(child);
-      rmSync(folder, { recursive: true, force: true });
-    },
-  };
-}
-
 export const PACKAGED_PEERS: readonly Peer[] = [
-  wireguardGo('wireguard-go', 'wireguard-go'),
+  wireguardGo(),
   nebula,
   openvpnTap,
   tincSwitch,
   fastdTap,
   n2n,
 ];
+
+async function deviceThere(bed: Bed, side: Side, device: string): Promise<void> {
+  await bed.waitFor(
+    `device ${device}`,
+    async () => (await bed.try(side, 'ip', 'link', 'show', device)) !== undefined,
+  );
+}
+
+async function address(bed: Bed, side: Side, device: string): Promise<void> {
+  await bed.run(side, 'ip', 'addr', 'add', `${INSIDE[side.name]}/24`, 'dev', device);
+  await bed.run(side, 'ip', 'link', 'set', device, 'up');
+}
+
+/** For tunnels that make a device and leave its address to us. */
+async function addresses(bed: Bed, device: string): Promise<void> {
+  for (const side of bed.sides) {
+    await deviceThere(bed, side, device);
+    await address(bed, side, device);
+  }
+}
+
+/** The tunnel, once a ping has gone through. */
+async function reached(bed: Bed, children: readonly ChildProcess[]): Promise<Tunnel> {
+  await bed.waitFor(
+    `a ping to ${INSIDE.b}`,
+    async () => {
+      const ended = children.some((child) => child.exitCode !== null);
+      if (ended) throw new Error(`a program of the tunnel has ended: ${bed.lastWords()}`);
+      return (await bed.try(bed.a, 'ping', '-c1', '-W1', INSIDE.b)) !== undefined;
+    },
+    REACH_MS,
+  );
+  const packets = children.flatMap((child) => (child.pid === undefined ? [] : [child.pid]));
+  return { bed, target: INSIDE.b, packets, control: [] };
+}

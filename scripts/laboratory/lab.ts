@@ -20,9 +20,9 @@ import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseDocument } from 'yaml';
 import { defaultRunDir } from '../../gateway/config.js';
-import { runPaths } from '../../gateway/paths.js';
-import { type PortStatus, type Status, statusSchema } from '../../gateway/status/snapshot.js';
-import { askGateway } from '../../gateway/status/socket.js';
+import { gatewayPaths, runPaths } from '../../gateway/paths.js';
+import { askStatus } from '../../gateway/status/read.js';
+import type { PortStatus, Status } from '../../gateway/status/snapshot.js';
 import { Capture } from './capture.js';
 import {
   BRIDGE,
@@ -201,6 +201,15 @@ export class Lab {
     });
   }
 
+  /** Starts `pairwire` in a host in the background. */
+  spawnPairwire(
+    host: string,
+    args: readonly string[],
+    label: string,
+  ): ProcessId & { readonly log: string } {
+    return this.spawn(host, [process.execPath, programFile(), ...args], { label, env: this.env });
+  }
+
   // ------------------------------------------------------------ captures
 
   /** Captures on an interface of a host, or on a whole segment (`capture('wire')`). Returns when it listens. */
@@ -224,9 +233,10 @@ export class Lab {
     return join(this.hostDir(this.keyServer(subnet).host), `keyserver-${subnet}`);
   }
 
-  /** The directory of a host's gateway. */
-  gatewayDir(host: string): string {
-    return join(this.hostDir(host), `gateway-${this.gateway(host).subnet}`);
+  /** The directory of a gateway. */
+  gatewayDir(name: string): string {
+    const { host, subnet } = this.gateway(name);
+    return join(this.hostDir(host), `gateway-${subnet}`);
   }
 
   private hostDir(host: string): string {
@@ -241,15 +251,24 @@ export class Lab {
     return server;
   }
 
-  gateway(host: string): TopologyGateway {
-    const gateway = this.topology.gateways.find((one) => one.host === host);
-    if (gateway === undefined) throw new Error(`there is no gateway on ${host}`);
+  /** A gateway by the name of its host or, where a host has several, by HOST/SUBNET; HOST alone is its first. */
+  gateway(name: string): TopologyGateway {
+    const [host, subnet] = name.split('/');
+    const gateway = this.topology.gateways.find(
+      (one) => one.host === host && (subnet === undefined || one.subnet === subnet),
+    );
+    if (gateway === undefined) throw new Error(`there is no gateway ${name}`);
     return gateway;
   }
 
-  /** The id under which a host is a member. */
-  memberOf(host: string): string {
-    return this.gateway(host).id ?? host;
+  private gatewayNames(): string[] {
+    return this.topology.gateways.map(({ host, subnet }) => `${host}/${subnet}`);
+  }
+
+  /** The id under which a gateway is a member. */
+  memberOf(name: string): string {
+    const { host, id } = this.gateway(name);
+    return id ?? host;
   }
 
   /** Starts every key server and gateway of the topology, each gateway joined with a token of its own. */
@@ -259,11 +278,11 @@ export class Lab {
       await this.initKeyServer(subnet);
       await this.startKeyServer(subnet);
     }
-    for (const { host } of this.topology.gateways) {
-      this.log(`gateway on ${host}`);
-      await this.joinGateway(host);
+    for (const name of this.gatewayNames()) {
+      this.log(`gateway ${name}`);
+      await this.joinGateway(name);
     }
-    await Promise.all(this.topology.gateways.map(({ host }) => this.startGateway(host)));
+    await Promise.all(this.gatewayNames().map((name) => this.startGateway(name)));
   }
 
   /** `pairwire init`. */
@@ -284,13 +303,13 @@ export class Lab {
   /** `pairwire keyserver`, until it listens. */
   async startKeyServer(subnet: string): Promise<ProcessId> {
     const server = this.keyServer(subnet);
-    const argv = [process.execPath, programFile(), 'keyserver', '--dir', this.serverDir(subnet)];
-    const started = this.spawn(server.host, argv, { label: 'keyserver', env: this.env });
+    const args = ['keyserver', '--dir', this.serverDir(subnet)];
+    const started = this.spawnPairwire(server.host, args, 'keyserver');
     const port = server.listen.split(':').at(-1) ?? '';
     await waitFor(
       async () => {
         if (!isAlive(started)) throw new GoneError('the key server', started.log);
-        const listening = await this.exec(server.host, ['ss', '-Hltn', `sport = :${port}`]);
+        const listening = await this.exec(server.host, ['ss', '-Hltun', `sport = :${port}`]);
         return listening.stdout !== '';
       },
       { what: `the key server of ${subnet} to listen`, timeoutMs: UP_MS },
@@ -311,61 +330,79 @@ export class Lab {
   }
 
   /** `pairwire token` and `pairwire join`. */
-  async joinGateway(host: string): Promise<void> {
-    const gateway = this.gateway(host);
-    const token = await this.token(gateway.subnet, this.memberOf(host), gateway.token);
+  async joinGateway(name: string): Promise<void> {
+    const gateway = this.gateway(name);
+    const { host } = gateway;
+    const { rights } = gateway;
+    const granted = rights.length === 0 ? [] : ['--grant', rights.join(',')];
+    const options = [...gateway.token, ...granted];
+    const token = await this.token(gateway.subnet, this.memberOf(name), options);
     const tokenFile = join(this.hostDir(host), 'token');
     writeFileSync(tokenFile, `${token}\n`, { mode: 0o600 });
     const addresses = gateway.addresses.flatMap((address) => ['--address', address]);
     await this.pairwire(host, [
       'join',
-      ...['--dir', this.gatewayDir(host), '--token-file', tokenFile],
-      ...['--interface', gateway.interface, '--port', String(gateway.port)],
+      ...['--dir', this.gatewayDir(name), '--token-file', tokenFile],
+      ...['--interface', gateway.interface],
+      ...(gateway.ethernet === undefined
+        ? ['--port', String(gateway.port)]
+        : ['--transport', 'ethernet', '--device', gateway.ethernet]),
       ...addresses,
       ...gateway.join,
     ]);
+    const settings = Object.entries(gateway.config);
+    if (settings.length === 0) return;
+    const file = gatewayPaths(this.gatewayDir(name)).config;
+    const config = parseDocument(readFileSync(file, 'utf8'));
+    for (const [path, value] of settings) config.setIn(path.split('.'), value);
+    writeFileSync(file, config.toString());
   }
 
   /** `pairwire up` in the foreground of a process of its own, until the gateway is ready. */
   async startGateway(
-    host: string,
+    name: string,
     options: { readonly connected?: boolean } = {},
   ): Promise<ProcessId> {
-    const argv = [process.execPath, programFile(), 'up', '--dir', this.gatewayDir(host)];
-    const started = this.spawn(host, argv, { label: 'up', env: this.env });
+    const args = ['up', '--dir', this.gatewayDir(name)];
+    const started = this.spawnPairwire(this.gateway(name).host, args, this.upLabel(name));
     await waitFor(
       async () => {
-        if (!isAlive(started)) throw new GoneError(`the gateway on ${host}`, started.log);
-        const status = await this.status(host);
+        if (!isAlive(started)) throw new GoneError(`the gateway ${name}`, started.log);
+        const status = await this.status(name);
         return options.connected === false || isConnected(status);
       },
-      { what: `the gateway on ${host} to be ready`, timeoutMs: UP_MS, everyMs: 100 },
+      { what: `the gateway ${name} to be ready`, timeoutMs: UP_MS, everyMs: 100 },
     );
     return started;
   }
 
+  /** Of the control plane of a gateway among the processes of its host. */
+  private upLabel(name: string): string {
+    const gateway = this.gateway(name);
+    return gateway === this.gateway(gateway.host) ? 'up' : `up-${gateway.subnet}`;
+  }
+
   /** Ends the control plane of a gateway: SIGTERM in order, SIGKILL as a crash. */
-  async stopGateway(host: string, how: NodeJS.Signals = 'SIGTERM'): Promise<void> {
-    const running = this.processOf(host, 'up');
+  async stopGateway(name: string, how: NodeJS.Signals = 'SIGTERM'): Promise<void> {
+    const running = this.processOf(this.gateway(name).host, this.upLabel(name));
     if (running !== undefined) await this.stop(running, how);
   }
 
   /** `pairwire down`: takes devices away, wipes keys. */
-  async downGateway(host: string): Promise<void> {
-    await this.pairwire(host, ['down', '--dir', this.gatewayDir(host)]);
+  async downGateway(name: string): Promise<void> {
+    await this.pairwire(this.gateway(name).host, ['down', '--dir', this.gatewayDir(name)]);
   }
 
-  /** The status of a host's gateway, asked as `pairwire status --json` asks, but without starting a program. */
-  async status(host: string): Promise<Status> {
-    const { control } = runPaths(defaultRunDir(this.gatewayDir(host)));
-    const answer = await askGateway(control, 'status', 5_000);
-    return statusSchema.parse(answer.status);
+  /** The status of a gateway, asked as `pairwire status --json` asks, but without starting a program. */
+  async status(name: string): Promise<Status> {
+    const { control } = runPaths(defaultRunDir(this.gatewayDir(name)));
+    return askStatus(control, 5_000);
   }
 
-  /** The status of a host's only port. */
-  async port(host: string): Promise<PortStatus> {
-    const [port] = (await this.status(host)).ports;
-    if (port === undefined) throw new Error(`the gateway on ${host} has no port`);
+  /** The status of a gateway's only port. */
+  async port(name: string): Promise<PortStatus> {
+    const [port] = (await this.status(name)).ports;
+    if (port === undefined) throw new Error(`the gateway ${name} has no port`);
     return port;
   }
 
@@ -383,7 +420,7 @@ export class Lab {
 
   /** Where each gateway has its sockets. */
   private runDirs(): string[] {
-    return this.topology.gateways.map(({ host }) => defaultRunDir(this.gatewayDir(host)));
+    return this.gatewayNames().map((name) => defaultRunDir(this.gatewayDir(name)));
   }
 
   /** The last lines of each log, for a test that failed. */

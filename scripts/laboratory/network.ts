@@ -87,8 +87,10 @@ function linkCommands(lab: string, topology: Topology): string[] {
 
 function segmentCommands(topology: Topology, segment: string): string[] {
   // Without snooping and learning delay the bridge floods group frames as a plain switch does.
+  // What it has learned it forgets at once, if it is to be a hub.
+  const ageing = topology.segments[segment]?.hub === true ? ' ageing_time 0' : '';
   const commands = [
-    `link add ${BRIDGE} type bridge forward_delay 0 stp_state 0 mcast_snooping 0`,
+    `link add ${BRIDGE} type bridge forward_delay 0 stp_state 0 mcast_snooping 0${ageing}`,
     `link set ${BRIDGE} up`,
     'link set lo up',
   ];
@@ -124,7 +126,7 @@ async function configureHost(
   }
   for (const route of host.routes) {
     const to = route.to === 'default6' ? 'default' : route.to;
-    commands.push(`${route.via.includes(':') ? '-6 ' : ''}route add ${to} via ${route.via}`);
+    commands.push(`route add ${to} via ${route.via}`);
   }
   await ipBatch(commands, namespace);
   if (host.kind === 'router' || host.kind === 'nat') await sysctl(namespace, ROUTER_SYSCTLS);
@@ -148,7 +150,11 @@ function natRules(host: TopologyHost): string[] {
   return [
     'table ip lab-nat {',
     '  chain hide { type nat hook postrouting priority srcnat;',
-    `    oifname "${outside}" masquerade`,
+    `    oifname "${outside}" masquerade${host.symmetric ? ' random,fully-random' : ''}`,
+    '  }',
+    // Dropped before it leaves a trace in conntrack, or the way out would get another port.
+    '  chain self { type filter hook input priority filter; policy accept;',
+    `    iifname "${outside}" meta l4proto udp ct state new drop`,
     '  }',
     '  chain guard { type filter hook forward priority filter; policy accept;',
     `    iifname "${outside}" ct state new drop`,

@@ -6,6 +6,7 @@
 import { readFileSync } from 'node:fs';
 import { LineCounter, parseDocument } from 'yaml';
 import { z } from 'zod';
+import { RIGHTS } from '../../src/protocol/records.js';
 
 /** Names enter namespace names and file names. */
 const nameSchema = z
@@ -25,18 +26,21 @@ const cidrSchema = z
     (text) => LABORATORY_ADDRESS.test(text),
     'use documentation addresses: 192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24, 2001:db8::/32',
   );
+const MAX_MTU = 9216;
 const addressSchema = z.union([z.ipv4(), z.ipv6()]);
 const perMilleSchema = z.int().min(1).max(1000);
 
 const segmentSchema = z.strictObject({
-  mtu: z.int().min(576).max(9216).default(1500),
+  mtu: z.int().min(576).max(MAX_MTU).default(1500),
+  /** Every host sees every frame, as where a switch does not know an address. */
+  hub: z.boolean().default(false),
 });
 
 const interfaceSchema = z.strictObject({
   segment: nameSchema,
   name: interfaceNameSchema,
   addresses: z.array(cidrSchema).max(16).default([]),
-  mtu: z.int().min(576).max(9216).optional(),
+  mtu: z.int().min(576).max(MAX_MTU).optional(),
   mac: z
     .string()
     .regex(/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/)
@@ -59,6 +63,8 @@ const hostSchema = z.strictObject({
   ipv6: z.boolean().default(true),
   /** The interface behind whose address a NAT box hides all others. */
   masquerade: interfaceNameSchema.optional(),
+  /** The NAT box gives every flow a port drawn at random, so nobody can foresee where answers go. */
+  symmetric: z.boolean().default(false),
 });
 
 const impairmentSchema = z.strictObject({
@@ -71,7 +77,7 @@ const impairmentSchema = z.strictObject({
 
 const keyServerSchema = z.strictObject({
   host: nameSchema,
-  listen: z.string().regex(/^\S+:\d{1,5}$/, 'listen is HOST:PORT'),
+  listen: z.string().regex(/^\S+:\d{1,5}$/, 'listen is HOST:PORT or SCHEME://HOST:PORT'),
   /** Frames held while a key is fetched; 0 is the documents' own rule. */
   hold: z.int().min(0).max(1024).optional(),
   /** `debug` logs each key request. */
@@ -87,9 +93,15 @@ const gatewaySchema = z.strictObject({
   interface: interfaceNameSchema.default('pw0'),
   addresses: z.array(cidrSchema).max(8).default([]),
   port: z.int().min(1).max(65_535).default(7000),
-  /** More options for `pairwire token` (role, grants, addresses) and `pairwire join`. */
+  /** Transport `ethernet` on this interface, without IP; without it `udp`. */
+  ethernet: interfaceNameSchema.optional(),
+  /** Rights of its grant: it, or what is behind its plain port, advertises itself as router or serves DHCP. */
+  rights: z.array(z.enum(RIGHTS)).default([]),
+  /** More options for `pairwire token` (role, addresses) and `pairwire join`. */
   token: z.array(z.string()).default([]),
   join: z.array(z.string()).default([]),
+  /** Settings for its gateway.yaml, by their path: `ports.0.forward: true`. */
+  config: z.record(z.string(), z.union([z.string(), z.number(), z.boolean()])).default({}),
 });
 
 export const topologySchema = z
@@ -141,6 +153,10 @@ export const topologySchema = z
     }
     topology.gateways.forEach((one, at) => {
       hostNamed(['gateways', at, 'host'], one.host);
+      const interfaces = topology.hosts[one.host]?.interfaces ?? [];
+      if (one.ethernet !== undefined && !interfaces.some(({ name }) => name === one.ethernet)) {
+        problem(['gateways', at, 'ethernet'], `${one.host} has no interface ${one.ethernet}`);
+      }
       if (!(one.subnet in topology.keyServers)) {
         problem(['gateways', at, 'subnet'], `there is no key server for the subnet ${one.subnet}`);
       }

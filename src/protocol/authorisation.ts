@@ -14,16 +14,31 @@ const MEMBER: readonly RequestType[] = [
   'endpoints',
   'key.mac',
   'key.index',
+  'key.confirm',
+  'key.notice',
+  'key.held',
   'sync',
+  'guarded',
 ];
 
 export const MAY_SEND: Readonly<Record<Asker, readonly RequestType[]>> = {
   joining: ['ping', 'enrol'],
-  host: MEMBER,
-  plain: MEMBER,
-  link: MEMBER,
+  host: [...MEMBER, 'bind'],
+  plain: [...MEMBER, 'learned'],
+  link: [...MEMBER, 'bind'],
   server: ['ping'],
-  operator: ['ping', 'list', 'settings.set'],
+  operator: [
+    'ping',
+    'list',
+    'settings.set',
+    'rekey',
+    'revoke',
+    'restore.confirm',
+    'mac.pin',
+    'mac.free',
+    'ip.pin',
+    'ip.free',
+  ],
   viewer: ['ping', 'list'],
 };
 

@@ -23,7 +23,11 @@ export const FrameKind = { pair: 1, group: 2, net: 3, path: 4, relay: 5 } as con
 export type FrameKind = (typeof FrameKind)[keyof typeof FrameKind];
 
 export const FLAG_FRAGMENT = 0x80;
+/** Parts that a frame is cut in at most. */
+export const MAX_PARTS = 3;
 export const FLAG_GROUP = 0x40;
+/** EtherType of sealed frames on the transport `ethernet`: IEEE 802, local experiments. */
+export const ETHERTYPE_SEALED = 0x88b5;
 export const SUBNET_TAG_MASK = 0x3f;
 
 /** Ticks of the time inside a frame, per second. */
@@ -51,4 +55,9 @@ export const LABEL = {
   settings: 'pairwire/1 settings',
   audit: 'pairwire/1 audit',
   channel: 'pairwire/1 channel',
+  probe: 'pairwire/1 loop probe',
 } as const;
+
+/** The relay's protocol, docs/protocol.md section 2.6: key shared with the key server, receipt. */
+export const RELAY_KEY_SIZE = 32;
+export const RECEIPT_SIZE = 72;

@@ -14,6 +14,7 @@ import {
   FRAME_TICKS_PER_SECOND,
   FrameKind,
   INNER_HEADER_SIZE,
+  MAX_PARTS,
   PROTOCOL_VERSION,
   SHIM_SIZE,
   type Suite,
@@ -101,13 +102,14 @@ export function encodeDescription(description: Description): Buffer {
   return bytes;
 }
 
-/** Parses the description; undefined if a reserved bit is set. */
+/** Parses the description; undefined if a reserved bit is set or the part number is 3. */
 export function decodeDescription(bytes: Buffer): Description | undefined {
   const first = bytes.readUInt8(0);
-  if ((first & 0xf0) !== 0) return undefined;
+  const part = (first >> 1) & 0x03;
+  if ((first & 0xf0) !== 0 || part >= MAX_PARTS) return undefined;
   return {
     partialChecksum: (first & 0x01) !== 0,
-    part: (first >> 1) & 0x03,
+    part,
     lastPart: (first & 0x08) !== 0,
     trainPlace: bytes.readUInt8(1),
     padding: bytes.readUInt16BE(2),

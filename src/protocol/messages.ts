@@ -5,8 +5,9 @@
  */
 import { z } from 'zod';
 import { PEER_CODES } from '../runtime/errors.js';
-import { KEY_SIZE } from './constants.js';
+import { KEY_SIZE, MAC_SIZE, RECEIPT_SIZE, RELAY_KEY_SIZE } from './constants.js';
 import { idSchema } from './ids.js';
+import { ipSchema } from './ip.js';
 import { macSchema } from './mac.js';
 import { prefixSchema, ROLES } from './records.js';
 import { bytesSchema, signedSchema } from './signed.js';
@@ -18,13 +19,51 @@ export const MAX_ENDPOINTS = 8;
 
 const requestId = z.int().min(0).max(Number.MAX_SAFE_INTEGER);
 const pwId = z.int().min(1).max(Number.MAX_SAFE_INTEGER);
+const nextGeneration = z.strictObject({ key: bytesSchema(KEY_SIZE), pwId }).optional();
+/** Number of a revocation; 0 before the first one. */
+const revocation = z.int().min(0).max(Number.MAX_SAFE_INTEGER);
 const cursor = z.int().min(0).max(Number.MAX_SAFE_INTEGER);
 const index = z.int().min(1).max(0xffff_ffff);
+/** VLAN id of a frame's outermost tag, 0 without one. */
+export const vlanSchema = z.int().min(0).max(4_094);
+
+/** Most addresses of the plain side in one report. */
+export const MAX_REPORTED = 256;
+
+/** Most IP addresses in one report, and most refusals of a gateway. */
+export const MAX_BOUND = 64;
+export const MAX_GUARDED = 64;
+
+/** An IP address and the MAC address that announces it. */
+export const bindingSchema = z.strictObject({ ip: ipSchema, mac: macSchema });
+export type IpBinding = z.infer<typeof bindingSchema>;
+
+/** What the address guard refuses (docs/protocol.md 8.6). */
+export const GUARDED = ['arp', 'nd', 'ra', 'redirect', 'dhcp'] as const;
+export type GuardedKind = (typeof GUARDED)[number];
+
+/** Frames that a gateway refused. */
+export const guardedSchema = z.strictObject({
+  kind: z.enum(GUARDED),
+  /** The member that they came from; missing: from the gateway's own interface. */
+  peer: idSchema.optional(),
+  /** Their source. */
+  mac: macSchema,
+  /** The address that was claimed. */
+  ip: ipSchema.optional(),
+  count: z.int().min(1).max(0xffff_ffff),
+});
+export type Guarded = z.infer<typeof guardedSchema>;
+
+/** Most addresses of a relay. */
+export const MAX_RELAY_ADDRESSES = 4;
 
 /** A UDP address: 4 or 16 bytes and a port. */
 export const endpointSchema = z.strictObject({
   ip: z.union([bytesSchema(4), bytesSchema(16)]),
   port: z.int().min(1).max(65_535),
+  /** Only in what the key server tells: the relay saw the member there, and it does not know it itself (NAT). */
+  seen: z.literal(true).optional(),
 });
 export type Endpoint = z.infer<typeof endpointSchema>;
 
@@ -42,6 +81,29 @@ export const peerRecordSchema = z.strictObject({
 });
 export type PeerRecord = z.infer<typeof peerRecordSchema>;
 
+const behindShape = {
+  vlan: vlanSchema,
+  mac: macSchema,
+  /** How long it counts, ms; 0: until something else is told. */
+  ms: z.int().min(0).max(0xffff_ffff),
+  /** The address may be used as a source by this member alone. */
+  pinned: z.boolean(),
+};
+
+/** An address outside, behind the plain member that an answer names. */
+export const behindSchema = z.strictObject(behindShape);
+export type Behind = z.infer<typeof behindSchema>;
+
+/** An address that a plain port has seen; `ago`: how long before this was said, ms. */
+export const sightingSchema = z.strictObject({
+  vlan: vlanSchema,
+  mac: bytesSchema(MAC_SIZE),
+  /** Rises with each report of a member. */
+  seq: cursor,
+  ago: z.int().min(0).max(86_400_000),
+});
+export type Sighting = z.infer<typeof sightingSchema>;
+
 /** State that a member should have, each with the number of the change that made it so. */
 export const changeSchema = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('member'), seq: cursor, member: peerRecordSchema }),
@@ -52,6 +114,8 @@ export const changeSchema = z.discriminatedUnion('kind', [
     peer: idSchema,
     key: bytesSchema(KEY_SIZE),
     pwId,
+    /** To be received under already, and to be confirmed; not to be sent with yet. */
+    next: nextGeneration,
   }),
   z.strictObject({
     kind: z.literal('group'),
@@ -59,12 +123,33 @@ export const changeSchema = z.discriminatedUnion('kind', [
     group: idSchema,
     key: bytesSchema(KEY_SIZE),
     pwId,
+    /** The oldest generation that may still be heard. */
+    oldest: pwId,
+    /** To be received under already, and to be confirmed; not to be sent with yet. */
+    next: nextGeneration,
   }),
+  /** A member that is out for ever; numbers rise by one. */
+  z.strictObject({ kind: z.literal('revoked'), seq: cursor, number: revocation, id: idSchema }),
   z.strictObject({ kind: z.literal('settings'), seq: cursor, settings: signedSchema }),
+  /** An address that is, or was, a member's own: it never leads to a plain port. */
+  z.strictObject({ kind: z.literal('own'), seq: cursor, mac: macSchema }),
+  /** It is nobody's any more: the operator freed it. */
+  z.strictObject({ kind: z.literal('own.freed'), seq: cursor, mac: macSchema }),
+  /** Which plain member an address outside is behind; without `member`, nobody's any more. */
+  z.strictObject({
+    kind: z.literal('behind'),
+    seq: cursor,
+    member: idSchema.optional(),
+    ...behindShape,
+  }),
+  /** This MAC address alone announces the IP address. */
+  z.strictObject({ kind: z.literal('ip'), seq: cursor, ...bindingSchema.shape }),
+  /** Anybody may. */
+  z.strictObject({ kind: z.literal('ip.freed'), seq: cursor, ip: ipSchema }),
 ]);
 export type Change = z.infer<typeof changeSchema>;
 
-export const LISTS = ['members', 'keys', 'macs', 'audit'] as const;
+export const LISTS = ['members', 'keys', 'macs', 'ips', 'audit'] as const;
 export type ListName = (typeof LISTS)[number];
 
 /** Requests. `id` pairs a request with its answer. */
@@ -80,12 +165,16 @@ export const requestSchema = z.discriminatedUnion('t', [
     boot: signedSchema,
     machine: bytesSchema(16),
     nonce: bytesSchema(16),
+    /** The last revocation that this member knows: a server that knows less was put back. */
+    revocation: revocation.optional(),
   }),
   /** Where this member's data plane may be reached. */
   z.strictObject({
     t: z.literal('endpoints'),
     id: requestId,
     endpoints: z.array(endpointSchema).max(MAX_ENDPOINTS),
+    /** What the relay said of our address (docs/protocol.md section 2.6). */
+    receipt: bytesSchema(RECEIPT_SIZE).optional(),
   }),
   /** (requester, destination MAC), the sender's question. */
   z.strictObject({
@@ -93,7 +182,11 @@ export const requestSchema = z.discriminatedUnion('t', [
     id: requestId,
     requester: idSchema,
     mac: macSchema,
+    /** VLAN id of the frame; matters for addresses outside. */
+    vlan: vlanSchema.optional(),
     pwId: pwId.optional(),
+    /** The generation that we hold is nearly used up. */
+    worn: z.boolean().optional(),
   }),
   /** (requester, sender index, kid), the receiver's question; `group` if the frame was a group frame. */
   z.strictObject({
@@ -105,8 +198,90 @@ export const requestSchema = z.discriminatedUnion('t', [
     group: z.boolean(),
     pwId: pwId.optional(),
   }),
-  /** What changed since the cursor; also renews the lease. `epoch` is that of the cursor. */
-  z.strictObject({ t: z.literal('sync'), id: requestId, cursor, epoch: bytesSchema(8).optional() }),
+  /** The asker can receive under these next generations. */
+  z.strictObject({
+    t: z.literal('key.confirm'),
+    id: requestId,
+    pairs: z.array(z.strictObject({ peer: idSchema, pwId })).max(MAX_ROWS),
+    /** The same of the group key. */
+    group: pwId.optional(),
+  }),
+  /**
+   * Generations that the asker holds and that the server can't have made after those it names: its database was
+   * put back. It makes others above them.
+   */
+  z.strictObject({
+    t: z.literal('key.held'),
+    id: requestId,
+    pairs: z.array(z.strictObject({ peer: idSchema, pwId })).max(MAX_ROWS),
+    group: pwId.optional(),
+  }),
+  /** (requester, sender index, newest pwId): that peer still sends with an older generation. */
+  z.strictObject({
+    t: z.literal('key.notice'),
+    id: requestId,
+    requester: idSchema,
+    index,
+    pwId,
+  }),
+  /** Renews the key of a pair, of all pairs of a member, of all pairs, or of the group. */
+  z.strictObject({
+    t: z.literal('rekey'),
+    id: requestId,
+    a: idSchema.optional(),
+    b: idSchema.optional(),
+    group: z.boolean().optional(),
+    force: z.boolean(),
+  }),
+  /** Takes a member out, for ever. */
+  z.strictObject({ t: z.literal('revoke'), id: requestId, member: idSchema }),
+  /** The operator knows that the database was put back and has revoked again whom it forgot. */
+  z.strictObject({ t: z.literal('restore.confirm'), id: requestId }),
+  /** What changed since the cursor; also renews the lease. `epoch` and `run` are those of the cursors. */
+  z.strictObject({
+    t: z.literal('sync'),
+    id: requestId,
+    cursor,
+    /** The same of addresses outside and of members' own, for whoever deals with plain ports. */
+    plain: cursor.optional(),
+    epoch: bytesSchema(8).optional(),
+    run: bytesSchema(8).optional(),
+  }),
+  /** What the asker's plain port has seen, and what it has not seen for long. */
+  z.strictObject({
+    t: z.literal('learned'),
+    id: requestId,
+    entries: z.array(sightingSchema).max(MAX_REPORTED),
+    gone: z
+      .array(z.strictObject({ vlan: vlanSchema, mac: bytesSchema(MAC_SIZE) }))
+      .max(MAX_REPORTED),
+  }),
+  /** Ties an address outside to one plain member. */
+  z.strictObject({
+    t: z.literal('mac.pin'),
+    id: requestId,
+    vlan: vlanSchema,
+    mac: macSchema,
+    member: idSchema,
+  }),
+  /** Frees an address: the tombstone of one that was a member's own, or what ties it to a plain member. */
+  z.strictObject({ t: z.literal('mac.free'), id: requestId, mac: macSchema }),
+  /** IP addresses that the asker's own MAC addresses announce. */
+  z.strictObject({
+    t: z.literal('bind'),
+    id: requestId,
+    entries: z.array(bindingSchema).max(MAX_BOUND),
+  }),
+  /** What the asker's gateway refused. */
+  z.strictObject({
+    t: z.literal('guarded'),
+    id: requestId,
+    entries: z.array(guardedSchema).max(MAX_GUARDED),
+  }),
+  /** Ties an IP address to a MAC address, of a member or outside. */
+  z.strictObject({ t: z.literal('ip.pin'), id: requestId, ...bindingSchema.shape }),
+  /** Frees an IP address that was pinned, or that a member has announced. */
+  z.strictObject({ t: z.literal('ip.free'), id: requestId, ip: ipSchema }),
   /** The key server's lists, for operators and viewers. */
   z.strictObject({
     t: z.literal('list'),
@@ -142,7 +317,19 @@ export const answerSchemas = {
     tag: z.int().min(0).max(63),
     settings: signedSchema,
   }),
-  endpoints: z.object({ t: z.literal('ok'), id: requestId }),
+  endpoints: z.object({
+    t: z.literal('ok'),
+    id: requestId,
+    /** Where the relay is, and a ticket to register there. */
+    relay: z
+      .object({
+        addresses: z.array(endpointSchema).max(MAX_RELAY_ADDRESSES),
+        index,
+        notAfter: z.int().nonnegative(),
+        ticket: bytesSchema(RELAY_KEY_SIZE),
+      })
+      .optional(),
+  }),
   'key.mac': z.discriminatedUnion('kind', [
     z.object({
       t: z.literal('ok'),
@@ -151,6 +338,8 @@ export const answerSchemas = {
       peer: peerRecordSchema,
       key: bytesSchema(KEY_SIZE),
       pwId,
+      /** The address is not the peer's own but lies behind it. */
+      behind: behindSchema.optional(),
     }),
     z.object({
       t: z.literal('ok'),
@@ -159,18 +348,69 @@ export const answerSchemas = {
       group: idSchema,
       key: bytesSchema(KEY_SIZE),
       pwId,
+      oldest: pwId,
       /** For a receiver's question: the sender of the frame. */
       peer: peerRecordSchema.optional(),
     }),
   ]),
+  'key.confirm': z.object({ t: z.literal('ok'), id: requestId }),
+  'key.notice': z.object({ t: z.literal('ok'), id: requestId }),
+  'key.held': z.object({ t: z.literal('ok'), id: requestId }),
+  rekey: z.object({
+    t: z.literal('ok'),
+    id: requestId,
+    pairs: z.int().nonnegative(),
+    /** Number of the group's generation. */
+    group: pwId.optional(),
+  }),
+  revoke: z.object({
+    t: z.literal('ok'),
+    id: requestId,
+    number: revocation,
+    /** False if the member was revoked already. */
+    fresh: z.boolean(),
+  }),
+  'restore.confirm': z.object({ t: z.literal('ok'), id: requestId, revocation }),
   sync: z.object({
     t: z.literal('ok'),
     id: requestId,
     epoch: bytesSchema(8),
+    /** The start of the server that gave this cursor. */
+    run: bytesSchema(8),
     changes: z.array(changeSchema).max(MAX_ROWS),
     cursor,
+    /** The cursor of `plain`; missing if that does not concern the asker. */
+    plain: cursor.optional(),
     /** More changes wait: ask again at once. */
     more: z.boolean(),
+  }),
+  learned: z.object({
+    t: z.literal('ok'),
+    id: requestId,
+    /** Entries that were not taken. */
+    refused: z.int().nonnegative(),
+  }),
+  'mac.pin': z.object({ t: z.literal('ok'), id: requestId }),
+  'mac.free': z.object({
+    t: z.literal('ok'),
+    id: requestId,
+    tombstones: z.int().nonnegative(),
+    pins: z.int().nonnegative(),
+  }),
+  bind: z.object({
+    t: z.literal('ok'),
+    id: requestId,
+    /** Those that were not taken. */
+    refused: z.array(ipSchema).max(MAX_BOUND),
+  }),
+  guarded: z.object({ t: z.literal('ok'), id: requestId }),
+  'ip.pin': z.object({ t: z.literal('ok'), id: requestId }),
+  'ip.free': z.object({
+    t: z.literal('ok'),
+    id: requestId,
+    /** What it was. */
+    was: z.enum(['pinned', 'seen']),
+    mac: macSchema,
   }),
   list: z.object({
     t: z.literal('ok'),
@@ -184,6 +424,7 @@ export const answerSchemas = {
     version: z.int().positive(),
   }),
 } as const;
+export type RelayOffer = NonNullable<z.infer<(typeof answerSchemas)['endpoints']>['relay']>;
 export type KeyAnswer = z.infer<(typeof answerSchemas)['key.mac']>;
 export type SyncAnswer = z.infer<(typeof answerSchemas)['sync']>;
 export type RegisterAnswer = z.infer<(typeof answerSchemas)['register']>;

@@ -87,13 +87,34 @@ export const settingsSchema = z.strictObject({
   hold: z.int().min(0).max(1024),
   /** How long a gateway that hears nothing from its key server goes on using keys, s. */
   leaseSeconds: z.int().min(10).max(31_536_000),
+  /** After how long a pair key is renewed, s, give or take a tenth; 0: never by age. */
+  rekeySeconds: z
+    .int()
+    .refine((seconds) => seconds === 0 || (seconds >= 10 && seconds <= 31_536_000))
+    .default(3_600),
+  /** After how long a gateway makes a fresh boot key, s, give or take a tenth; 0: only when its data plane starts. */
+  bootSeconds: z
+    .int()
+    .refine((seconds) => seconds === 0 || (seconds >= 30 && seconds <= 31_536_000))
+    .default(3_600),
   verify: z.enum(['verify', 'off']),
   group: z.strictObject({
     mode: z.enum(['shared', 'pairwise']),
     /** Receivers up to which the sender itself replicates group frames over `udp`. */
     replicate: z.int().min(1).max(4096),
+    /** When the group key is renewed but for an operator's order: never, as in the documents; when a member is revoked; then and after so many seconds. */
+    rekey: z
+      .union([z.enum(['never', 'on-revoke']), z.int().min(10).max(31_536_000)])
+      .default(86_400),
   }),
+  /** Where frames go that are for an address nobody knows: to the default plain port, or nowhere. */
   unknown: z.enum(['plain', 'refuse']),
+  plain: z
+    .strictObject({
+      /** The default plain port; without it, the one with the lowest id that is online. */
+      default: idSchema.optional(),
+    })
+    .default({}),
 });
 /** A subnet's security settings: versioned, signed by the operator; gateways take only newer ones. */
 export type Settings = z.infer<typeof settingsSchema>;

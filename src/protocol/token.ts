@@ -15,6 +15,8 @@ const PREFIX = 'pwt1_';
 const MAX_TEXT = 16_384;
 
 export const serverAddressSchema = z.strictObject({
+  /** What carries the channel; TCP if it is missing. */
+  scheme: z.enum(['tcp', 'udp', 'http']).optional(),
   host: z.string().min(1).max(255),
   port: z.int().min(1).max(65_535),
   /** The server's static channel key (X25519). */

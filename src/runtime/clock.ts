@@ -144,6 +144,8 @@ const SAMPLES = 8;
 const MAX_ROUND_TRIP_MS = 1_000;
 /** The largest difference that is slewed; above it the alarm goes off and the time is stepped. */
 const MAX_SLEW_MS = 1_000;
+/** Times travel in 48 bits. */
+const MAX_TIME_MS = 2 ** 48;
 /** How fast the offset is moved: 1 ms in 20 ms, so 1 s takes 20 s and time never goes back. */
 const SLEW_RATE = 1 / 20;
 
@@ -181,7 +183,8 @@ export class ServerTime implements TimeSource {
   sample(serverMs: number, sentBootMs: number): boolean {
     const boot = this.#clock.bootMs();
     const roundTrip = boot - sentBootMs;
-    if (!Number.isFinite(serverMs) || !(roundTrip >= 0)) return false;
+    // Beyond 48 bits no record could carry it.
+    if (!(serverMs >= 0 && serverMs < MAX_TIME_MS) || !(roundTrip >= 0)) return false;
     const offset = serverMs + roundTrip / 2 - boot;
     if (roundTrip > MAX_ROUND_TRIP_MS) {
       if (this.#offset === undefined) this.#set(offset, boot);

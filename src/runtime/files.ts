@@ -101,9 +101,13 @@ export function requireSecretMode(path: string): void {
   }
 }
 
-/** Makes a folder that only its owner may enter, with its parents. */
+/**
+ * Makes a folder that only its owner may enter. Parents that are missing are made as folders usually are: others may
+ * have folders in them, and a gateway's control plane, which is another user than root, has to get through.
+ */
 export function makeSecretFolder(path: string): void {
   try {
+    mkdirSync(dirname(path), { recursive: true, mode: 0o755 });
     mkdirSync(path, { recursive: true, mode: 0o700 });
   } catch (cause) {
     throw new PairwireError('FILE_UNREADABLE', `cannot make the folder: ${messageOf(cause)}`, {
@@ -166,10 +170,16 @@ export function readKeyFile(
 }
 
 function unreadable(path: string, cause: unknown): PairwireError {
-  const missing = (cause as { code?: unknown }).code === 'ENOENT';
+  const { code } = cause as { code?: unknown };
   return new PairwireError(
     'FILE_UNREADABLE',
-    missing ? 'there is no such file' : `cannot read the file: ${messageOf(cause)}`,
-    { where: path, cause },
+    code === 'ENOENT' ? 'there is no such file' : `cannot read the file: ${messageOf(cause)}`,
+    {
+      where: path,
+      cause,
+      ...(code === 'EACCES'
+        ? { hint: `look with namei -l ${path} who may enter the folders above it` }
+        : {}),
+    },
   );
 }

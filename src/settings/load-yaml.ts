@@ -11,6 +11,9 @@ import { messageOf, PairwireError } from '../runtime/errors.js';
 import { writeFileAtomic } from '../runtime/files.js';
 
 const MAX_FILE_SIZE = 1_048_576;
+/** Far more than any setting needs; the YAML library recurses, and Node.js ends for want of stack. */
+const MAX_DEPTH = 64;
+const MAX_INDENT = 256;
 
 /** One mistake in a configuration. */
 export interface ConfigIssue {
@@ -68,6 +71,12 @@ export function parseYaml<S extends z.ZodType>(text: string, schema: S, file: st
   if (text.length > MAX_FILE_SIZE) {
     throw new ConfigError(file, [{ line: 1, column: 1, path: '', message: 'is over 1 MiB' }]);
   }
+  const deep = lineTooDeep(text);
+  if (deep !== undefined) {
+    throw new ConfigError(file, [
+      { line: deep, column: 1, path: '', message: 'is nested too deeply' },
+    ]);
+  }
   const counter = new LineCounter();
   const document = parseDocument(text, { lineCounter: counter, prettyErrors: false });
   const at = (offset: number): { line: number; column: number } => {
@@ -99,6 +108,24 @@ export function parseYaml<S extends z.ZodType>(text: string, schema: S, file: st
     file,
     issues.sort((a, b) => a.line - b.line || a.column - b.column),
   );
+}
+
+/**
+ * The first line at which a document may be nested deeper than MAX_DEPTH. Rough: brackets and indicators count
+ * in comments and strings too.
+ */
+function lineTooDeep(text: string): number | undefined {
+  let flow = 0;
+  const lines = text.split('\n');
+  for (const [at, line] of lines.entries()) {
+    for (const [bracket] of line.matchAll(/[[\]{}]/g)) {
+      flow = Math.max(0, flow + (bracket === '[' || bracket === '{' ? 1 : -1));
+      if (flow > MAX_DEPTH) return at + 1;
+    }
+    const indicators = line.match(/[-?:](?=\s|$)/g)?.length ?? 0;
+    if (indicators > MAX_DEPTH || line.search(/[^ ]/) > MAX_INDENT) return at + 1;
+  }
+  return undefined;
 }
 
 /** The JSON Schema of what stands in the file (before defaults), for editors. */

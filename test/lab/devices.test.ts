@@ -24,18 +24,15 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs';
+import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { z } from 'zod';
 import { DevicesClient } from '../../gateway/dataplane/devices-client.js';
-import {
-  type DeviceSpec,
-  findProgram,
-  formatDeviceList,
-  startBroker,
-} from '../../gateway/dataplane/launch.js';
+import { type DeviceSpec, formatDeviceList, startBroker } from '../../gateway/dataplane/launch.js';
+import { findProgram } from '../../src/runtime/native-program.js';
 
 const CONTROL_UID = 60_801;
 const DATAPLANE_UID = 60_802;
@@ -288,6 +285,45 @@ describe('opening devices', () => {
     client.close();
   });
 
+  it('serves eight at a time, the next one when there is room, and closes a line without end', async () => {
+    (await broker()).close();
+    const open: Socket[] = [];
+    const connectAndAsk = (line: string) => {
+      const socket = connect(join(lab.run, 'devices.sock'));
+      open.push(socket);
+      const it = { socket, answer: '', closed: false };
+      socket.setEncoding('utf8');
+      socket.on('data', (text: string) => {
+        it.answer += text;
+      });
+      socket.on('error', () => {});
+      socket.on('close', () => {
+        it.closed = true;
+      });
+      socket.write(line);
+      return it;
+    };
+    const soon = (holds: () => boolean) => vi.waitUntil(holds, { timeout: 5_000 });
+    try {
+      const eight = Array.from({ length: 8 }, () => connectAndAsk('status\n'));
+      await soon(() => eight.every(({ answer }) => answer.includes('"ok":true')));
+      const ninth = connectAndAsk('status\n');
+      await sleep(300);
+      expect(ninth.answer).toBe('');
+      eight[3]?.socket.destroy();
+      await soon(() => ninth.answer.includes('"ok":true'));
+      // 256 bytes wait for their end; with one more there is no line.
+      eight[0]?.socket.write('x'.repeat(256));
+      eight[1]?.socket.write('x'.repeat(257));
+      await soon(() => eight[1]?.closed === true);
+      expect(eight[0]?.closed).toBe(false);
+      eight[0]?.socket.write('\n');
+      await soon(() => eight[0]?.answer.includes('"ok":false') === true);
+    } finally {
+      for (const socket of open) socket.destroy();
+    }
+  });
+
   it('refuses a list that is wrong or that others could write', () => {
     const good = formatDeviceList(DEVICES);
     for (const [line, why] of [
@@ -381,6 +417,96 @@ describe('privileges', () => {
     const client = await broker();
     expect(refusedStart(formatDeviceList(DEVICES))).toContain('another broker runs there');
     client.close();
+  });
+});
+
+describe('a TAP in a bridge', () => {
+  const bridged = (...bridgePorts: string[]): DeviceSpec[] => [
+    { kind: 'tap', name: 'pw0', mac: '02:00:00:00:00:01', mtu: 1500, bridge: 'br7', bridgePorts },
+    { kind: 'udp', port: 51_820 },
+  ];
+  const masterOf = (name: string): string | undefined =>
+    /master (\S+)/.exec(ip(lab.host, `link show ${name}`))?.[1];
+  const there = (name: string): boolean =>
+    spawnSync('ip', ['-n', lab.host, 'link', 'show', name]).status === 0;
+
+  it('a bridge that is missing is made, says nothing, and goes with down', async () => {
+    ip(lab.host, 'link add lan7 type veth peer name far7');
+    const client = await broker(bridged('lan7'));
+    await client.openTap('pw0');
+    expect(masterOf('pw0')).toBe('br7');
+    expect(masterOf('lan7')).toBe('br7');
+    for (const name of ['br7', 'pw0'])
+      expect(ip(lab.host, `address show ${name}`)).not.toMatch(/inet/);
+    const bridge = ip(lab.host, 'link show br7');
+    expect(bridge).toContain('UP');
+    // An address of its own: neither the TAP's, which would change with its ports.
+    expect(bridge).not.toContain('02:00:00:00:00:01');
+    await client.down();
+    expect(there('pw0')).toBe(false);
+    expect(there('br7')).toBe(false);
+    expect(masterOf('lan7')).toBeUndefined();
+  });
+
+  it('a bridge that is there is used, and stays with what it had', async () => {
+    for (const words of [
+      'link add br7 type bridge',
+      'link add lan7 type veth peer name far7',
+      'link add lan8 type veth peer name far8',
+      'link set lan8 master br7',
+    ]) {
+      ip(lab.host, words);
+    }
+    const client = await broker(bridged('lan7', 'lan8'));
+    await client.openTap('pw0');
+    expect(masterOf('lan7')).toBe('br7');
+    await client.down();
+    expect(there('br7')).toBe(true);
+    expect(masterOf('lan7')).toBeUndefined();
+    expect(masterOf('lan8')).toBe('br7');
+  });
+
+  it('a bridge that somebody made anew under the same name is not taken away', async () => {
+    const client = await broker(bridged());
+    await client.openTap('pw0');
+    ip(lab.host, 'link del br7');
+    ip(lab.host, 'link add br7 type bridge');
+    await client.down();
+    expect(there('br7')).toBe(true);
+  });
+
+  it('a port that is not named any more is taken out', async () => {
+    ip(lab.host, 'link add lan7 type veth peer name far7');
+    ip(lab.host, 'link add lan8 type veth peer name far8');
+    const before = await broker(bridged('lan7', 'lan8'));
+    await before.openTap('pw0');
+    expect(masterOf('lan8')).toBe('br7');
+    before.close();
+    const pid = pidIn('devices.pid');
+    process.kill(pid, 'SIGTERM');
+    await until('the first broker is gone', () => !alive(pid));
+    const client = await broker(bridged('lan7'));
+    await client.openTap('pw0');
+    expect(masterOf('lan7')).toBe('br7');
+    expect(masterOf('lan8')).toBeUndefined();
+    await client.down();
+    expect(there('br7')).toBe(false);
+  });
+
+  it('what would be cut off or go round is refused, and nothing is changed', async () => {
+    // eth1 has an IP address.
+    const client = await broker(bridged('eth1'));
+    await expect(client.openTap('pw0')).rejects.toThrow(/eth1 has the IP address/);
+    expect(there('br7')).toBe(false);
+    expect(there('pw0')).toBe(false);
+    await client.down();
+    const around = formatDeviceList([
+      ...bridged('eth0').slice(0, 1),
+      { kind: 'udp', port: 51_820, device: 'eth0' },
+    ]);
+    const list = join(lab.folder, 'list');
+    writeFileSync(list, around, { mode: 0o600 });
+    expect(refusedStart({ file: list })).toContain('carries the sealed frames');
   });
 });
 
@@ -559,13 +685,14 @@ for address in sys.argv[1:]:
     s = socket.socket(socket.AF_INET6 if ':' in address else socket.AF_INET, socket.SOCK_DGRAM)
     s.bind((address, 7777)); sockets[s] = address
 print('ready')
-end = time.monotonic() + 1.5
-while time.monotonic() < end:
-    for s in select.select(list(sockets), [], [], 0.1)[0]:
-        s.recvfrom(99); print(sockets[s])`,
+end = None
+while end is None or time.monotonic() < end:
+    for s in select.select([*sockets] + ([sys.stdin] if end is None else []), [], [], 0.1)[0]:
+        if s is sys.stdin: end = time.monotonic() + 0.5
+        else: s.recvfrom(99); print(sockets[s])`,
         ...targets,
       ],
-      { stdio: ['ignore', 'pipe', 'inherit'] },
+      { stdio: ['pipe', 'pipe', 'inherit'] },
     );
     let output = '';
     listener.stdout.setEncoding('utf8').on('data', (text: string) => {
@@ -586,6 +713,8 @@ for address in sys.argv[1:]:
     s.sendto(b'plaintext from the underlay', (address, 7777))`,
       ...targets,
     );
+    // All is sent: it listens for a moment longer.
+    listener.stdin.end();
     await ended;
     return output
       .split('\n')
@@ -635,6 +764,35 @@ for address in sys.argv[1:]:
 
     // The host itself still reaches its own address.
     expect(inside(lab.host, 'ping', '-c1', '-W2', '10.9.0.1')).toContain('1 received');
+    client.close();
+  });
+
+  it('guards 512 addresses of a TAP; with more it says so and keeps those it had', async () => {
+    const client = await broker();
+    await client.openTap('pw0');
+    const guarded = async () => (await client.status()).guard.taps[0]?.addresses ?? [];
+    const change = (verb: 'add' | 'del', first: number, count: number): void => {
+      const lines = Array.from({ length: count }, (_, at) => {
+        const n = first + at;
+        return `addr ${verb} 10.77.${n >> 8}.${n & 255}/32 dev pw0`;
+      });
+      const batch = join(lab.folder, 'batch');
+      writeFileSync(batch, `${lines.join('\n')}\n`);
+      ip(lab.host, `-batch ${batch}`);
+    };
+    // Its own counts twice, with the broadcast address of its prefix.
+    change('add', 0, 510);
+    await until('512 are guarded', async () => (await guarded()).includes('10.77.1.253'));
+    change('add', 510, 1);
+    await until('it says so', () =>
+      readFileSync(lab.log, 'utf8').includes('pw0 has more addresses than can be guarded'),
+    );
+    expect(await guarded()).toEqual(
+      expect.arrayContaining(['10.9.0.1', '10.77.0.0', '10.77.1.253']),
+    );
+    expect(await guarded()).not.toContain('10.77.1.254');
+    change('del', 0, 1);
+    await until('the new one is guarded', async () => (await guarded()).includes('10.77.1.254'));
     client.close();
   });
 

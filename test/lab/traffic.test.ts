@@ -16,7 +16,10 @@ const UDP_ECHO = fileURLToPath(new URL('./helpers/programs/udp-echo.mjs', import
 const UDHCPC = fileURLToPath(new URL('./helpers/programs/udhcpc.sh', import.meta.url));
 const MiB = 1 << 20;
 
-const handle = useLab(threeHosts());
+// Who speaks for a network needs the right to.
+const handle = useLab(
+  threeHosts({ token: { carol: ['--grant', 'router'], bob: ['--grant', 'dhcp'] } }),
+);
 const scratch = mkdtempSync(join(tmpdir(), 'pairwire-traffic-'));
 afterAll(() => rmSync(scratch, { recursive: true, force: true }));
 

@@ -9,8 +9,10 @@ import { defaultMac, macToBytes } from '../../src/protocol/mac.js';
 import { linkOf, listening, ping } from './helpers/hosts.js';
 import {
   DATA_PORT,
+  ETHERNET,
   inner4,
   inner6,
+  MANAGEMENT,
   MEMBERS,
   SEGMENT,
   SERVER_PORT,
@@ -44,7 +46,8 @@ const UDP_MARKER = 'a-marker-in-a-broadcast';
 
 test('a listener on the underlay learns nothing of what is inside', async () => {
   const { lab } = handle;
-  const underlay = await lab.capture(SEGMENT);
+  const wires = ETHERNET ? [SEGMENT, MANAGEMENT] : [SEGMENT];
+  const captures = await Promise.all(wires.map((wire) => lab.capture(wire)));
   await lab.startPrograms();
   const tap = await lab.capture('bob', { interface: 'pw0' });
 
@@ -58,7 +61,7 @@ test('a listener on the underlay learns nothing of what is inside', async () => 
   await tap.waitForPacket((packet) => packet.bytes.includes(UDP_MARKER), 'the broadcast at bob');
 
   const inside = await tap.stop();
-  const outside = await underlay.stop();
+  const outside = (await Promise.all(captures.map((capture) => capture.stop()))).flat();
 
   // Well-formed sealed frames, secure-channel records, and what every host on an Ethernet says.
   const { frames, wrong } = sealedFrames(outside);
@@ -93,12 +96,17 @@ test('a listener on the underlay learns nothing of what is inside', async () => 
     ),
   };
   expect(markersIn(inside, markers)).toEqual(Object.keys(markers));
-  expect(markersIn(outside, markers)).toEqual([]);
+  // On an Ethernet the MAC addresses of unicast are the outer ones, by design (threats.md M15).
+  const visible = Object.keys(markers).filter((name) => ETHERNET && name.startsWith('MAC address'));
+  expect(markersIn(outside, markers)).toEqual(visible);
 
   // An independent reader of the same capture agrees.
-  const expected = `udp.port == ${DATA_PORT} or tcp.port == ${SERVER_PORT} or udp.port == ${SERVER_PORT} or arp or icmpv6 or igmp`;
-  const { stdout } = await run(['tshark', '-r', underlay.file, '-Y', `not (${expected})`]);
-  expect(stdout).toBe('');
+  const sealed = ETHERNET ? 'eth.type == 0x88b5' : `udp.port == ${DATA_PORT}`;
+  const expected = `${sealed} or tcp.port == ${SERVER_PORT} or udp.port == ${SERVER_PORT} or arp or icmpv6 or igmp`;
+  for (const { file } of captures) {
+    const { stdout } = await run(['tshark', '-r', file, '-Y', `not (${expected})`]);
+    expect(stdout).toBe('');
+  }
 });
 
 /** Text over TCP from alice to bob. */

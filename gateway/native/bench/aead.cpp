@@ -51,7 +51,7 @@ const Registered registered([](Runner& runner) {
   for (const Backend backend : {Backend::kIpsecMb, Backend::kLibcrypto}) {
     if (!backend_available(backend)) continue;
     for (const Suite suite : {Suite::kAes256Gcm, Suite::kChaCha20Poly1305}) {
-      for (const std::size_t size : {64UL, 512UL, 1448UL, 9000UL}) {
+      for (const std::size_t size : {64UL, 128UL, 256UL, 512UL, 1024UL, 1420UL, 8900UL}) {
         aead(runner, backend, suite, size);
       }
       runner.measure("aead.make_key",

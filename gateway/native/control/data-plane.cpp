@@ -8,6 +8,7 @@
 #include <span>
 #include <system_error>
 
+#include "core/address-guard.hpp"
 #include "crypto/openssl.hpp"
 
 namespace pairwire {
@@ -25,11 +26,27 @@ constexpr std::uint16_t kVersion = 1;
 constexpr std::size_t kMaxPeersInStats = 3'500;
 constexpr std::size_t kMaxKeysInState = 5'000;
 
+constexpr std::uint8_t kAutoHelpers = 255;
+
+constexpr std::uint32_t kLeastLearnMs = 1'000;
+
 messages::Endpoint to_message(const Endpoint& endpoint) {
   messages::Endpoint message;
   static_cast<void>(message.ip.assign(endpoint.short_ip()));  // At most 16 bytes, always.
   message.port = endpoint.port;
   return message;
+}
+
+messages::BoundedBytes<16> to_message(const IpAddress& ip) {
+  messages::BoundedBytes<16> bytes;
+  static_cast<void>(bytes.assign(ip.bytes()));  // At most 16 bytes, always.
+  return bytes;
+}
+
+std::array<std::uint8_t, 6> bytes_of(const MacAddress& mac) {
+  std::array<std::uint8_t, 6> bytes{};
+  std::ranges::copy(mac.bytes(), bytes.begin());
+  return bytes;
 }
 
 std::vector<MacAddress> to_macs(const std::vector<std::array<std::uint8_t, 6>>& bytes) {
@@ -39,8 +56,27 @@ std::vector<MacAddress> to_macs(const std::vector<std::array<std::uint8_t, 6>>& 
   return macs;
 }
 
+IpAddress to_ip(ConstBytes bytes) {
+  const auto ip = IpAddress::from(bytes);
+  if (!ip) throw CommandError("not an IP address");
+  return *ip;
+}
+
+Transport parse_transport(std::string_view name) {
+  if (name == "udp") return Transport::kUdp;
+  if (name == "ethernet") return Transport::kEthernet;
+  throw CommandError("unknown transport");
+}
+
 answer::Failed failed(std::string_view why) {
   return {std::string(why.substr(0, 200))};
+}
+
+/// One for each core beyond the two that the directions of a busy port take and one for the
+/// applications: on fewer cores helpers would only take turns with those they help.
+std::uint32_t helpers_for(std::size_t cores) {
+  constexpr std::size_t kMost = 3;
+  return static_cast<std::uint32_t>(std::clamp<std::size_t>(cores, 3, 3 + kMost) - 3);
 }
 
 Backend choose_backend(std::string_view name) {
@@ -107,7 +143,11 @@ void DataPlane::add_device(Device device) {
   const std::uint16_t port = device.port;
   std::vector<PortEntry*> users;
   for (auto& [number, entry] : ports_) {
-    if (kind == Device::Kind::kTap ? entry.tap == name : entry.udp_port == port) {
+    const bool uses = kind == Device::Kind::kTap ? entry.tap == name
+                      : kind == Device::Kind::kUdp
+                          ? entry.transport == Transport::kUdp && entry.udp_port == port
+                          : entry.device == name;
+    if (uses) {
       entry.port->stop();
       users.push_back(&entry);
     }
@@ -119,10 +159,30 @@ void DataPlane::add_device(Device device) {
 
 void DataPlane::start_workers(PortEntry& entry) {
   const Device* const tap = devices_.tap(entry.tap);
-  const Device* const udp = devices_.udp(entry.udp_port);
-  if (tap == nullptr || udp == nullptr) throw CommandError("device is not here");
+  const Device* const device = underlay_of(entry);
+  if (tap == nullptr || device == nullptr) throw CommandError("device is not here");
+  const Underlay underlay = entry.transport == Transport::kEthernet
+                                ? Underlay::of_ethernet(device->fd.get())
+                                : Underlay(UdpSocket::of(device->fd.get()));
   entry.port->start(
-      {{tap->fd.get()}, {UdpSocket::of(udp->fd.get())}, {.ecn = false, .udp = options_.merge_udp}});
+      {{tap->fd.get()}, {underlay}, {.ecn = false, .udp = options_.merge_udp}, entry.lane});
+}
+
+LaneOptions DataPlane::lane_options(const command::PortSet& command) const {
+  if (command.helpers != kAutoHelpers && command.helpers > Crew::kMaxHelpers) {
+    throw CommandError("too many helpers");
+  }
+  // With one core, waiting awake would only keep others from working.
+  const bool alone = options_.cores < 2;
+  return {
+      .spin_us = alone ? 0U : command.spin_us,
+      .helpers = command.helpers == kAutoHelpers ? helpers_for(options_.cores) : command.helpers,
+      .second_thread = !alone};
+}
+
+const Device* DataPlane::underlay_of(const PortEntry& entry) const {
+  return entry.transport == Transport::kEthernet ? devices_.ethernet(entry.device)
+                                                 : devices_.udp(entry.udp_port);
 }
 
 PathManager::Listener DataPlane::listener_for(std::uint16_t number) {
@@ -135,31 +195,81 @@ PathManager::Listener DataPlane::listener_for(std::uint16_t number) {
                  number](const Peer& peer) { options_.tell(event::PeerSilent{number, peer.id}); }};
 }
 
+PlainSide::Listener DataPlane::plain_listener_for(std::uint16_t number) {
+  return {.learned =
+              [this, number](std::span<const PlainSide::Learned> learned) {
+                event::Learned told{number, {}};
+                for (const auto& [address, age_ms] : learned) {
+                  told.entries.push_back({address.vlan, bytes_of(address.mac), age_ms});
+                }
+                options_.tell(std::move(told));
+              },
+          .unlearned =
+              [this, number](std::span<const VlanMac> gone) {
+                event::Unlearned told{number, {}};
+                for (const VlanMac& address : gone) {
+                  told.entries.push_back({address.vlan, bytes_of(address.mac)});
+                }
+                options_.tell(std::move(told));
+              },
+          .loop =
+              [this, number](LoopPhase phase, std::string_view other) {
+                options_.tell(event::LoopState{number, std::string(loop_phase_name(phase)),
+                                               std::string(other)});
+              }};
+}
+
 Answer DataPlane::on(const command::PortSet& command) {
   const auto suite = parse_suite(command.suite);
   if (!suite) throw CommandError("unknown suite");
   if (command.subnet.empty() || command.member.empty()) throw CommandError("subnet or member");
-  if (command.tag != 0) throw CommandError("a tag on the transport udp");
+  const Transport transport = parse_transport(command.transport);
+  const bool ethernet = transport == Transport::kEthernet;
+  if (command.tag > (ethernet ? kFlagSubnetTag : 0)) throw CommandError("not a tag");
+  if (ethernet ? command.udp_port != 0 : !command.device.empty()) {
+    throw CommandError("a device of another transport");
+  }
   if (devices_.tap(command.tap) == nullptr) throw CommandError("the TAP is not here");
-  if (devices_.udp(command.udp_port) == nullptr) throw CommandError("the UDP port is not here");
+  if (!ethernet && devices_.udp(command.udp_port) == nullptr) {
+    throw CommandError("the UDP port is not here");
+  }
+  if (ethernet && devices_.ethernet(command.device) == nullptr) {
+    throw CommandError("the interface is not here");
+  }
   for (const auto& [number, entry] : ports_) {
-    if (number != command.port &&
-        (entry.tap == command.tap || entry.udp_port == command.udp_port)) {
+    const bool same_port = entry.transport == Transport::kUdp && entry.udp_port == command.udp_port;
+    if (number != command.port && (entry.tap == command.tap || (!ethernet && same_port) ||
+                                   (ethernet && entry.device == command.device))) {
       throw CommandError("the device is another port's");
     }
   }
+  const auto kind = parse_port_kind(command.kind);
+  if (!kind) throw CommandError("unknown kind of port");
+  const auto broadcast = parse_broadcast_policy(command.broadcast);
+  if (!broadcast) throw CommandError("unknown policy for broadcast");
+  if (command.stp != "pass" && command.stp != "drop") throw CommandError("stp: pass or drop");
+  const LaneOptions lane = lane_options(command);
   auto settings = std::make_unique<PortSettings>();
   settings->subnet = command.subnet;
   settings->member = command.member;
   settings->macs = to_macs(command.macs);
   settings->suite = *suite;
   settings->backend = choose_backend(command.backend);
+  settings->transport = transport;
+  settings->subnet_tag = command.tag;
   settings->udp_port = command.udp_port;
+  settings->underlay_mtu = ethernet ? devices_.ethernet(command.device)->mtu : command.underlay_mtu;
   settings->freshness_ms = command.freshness_ms;
   settings->hold_frames = command.hold_frames;
   settings->hold_ms = command.hold_ms;
   settings->hold_bytes = command.hold_bytes;
   settings->storm_frames = command.storm_frames;
+  settings->rights = command.rights;
+  settings->answer = command.answer;
+  settings->kind = *kind;
+  settings->broadcast = *broadcast;
+  settings->pass_stp = command.stp == "pass";
+  settings->learn_ms = std::max(command.learn_seconds * 1'000U, kLeastLearnMs);
   for (const MacAddress& mac : settings->macs) {
     if (mac.is_group() || mac.is_zero()) throw CommandError("not a unicast address");
   }
@@ -170,24 +280,38 @@ Answer DataPlane::on(const command::PortSet& command) {
   }
 
   auto found = ports_.find(command.port);
+  if (found != ports_.end() && found->second.port->tables().settings().kind != *kind) {
+    throw CommandError("the kind of a port can't change");
+  }
   if (found == ports_.end()) {
     if (free_wakes_.empty() || ports_.size() >= kMaxPorts) throw CommandError("too many ports");
     PortEntry entry;
     entry.wakes = std::move(free_wakes_.back());
     free_wakes_.pop_back();
-    entry.port = std::make_unique<Port>(clock_, entry.wakes, options_.control_wake,
-                                        listener_for(command.port));
+    entry.port = std::make_unique<Port>(
+        clock_, entry.wakes, options_.control_wake, listener_for(command.port),
+        [this, number = command.port](ConstBytes receipt) {
+          event::RelaySeen seen{number, {}};
+          std::ranges::copy(receipt, seen.receipt.begin());
+          options_.tell(seen);
+        },
+        plain_listener_for(command.port));
     found = ports_.emplace(command.port, std::move(entry)).first;
   }
   PortEntry& entry = found->second;
   const bool other_hold = entry.port->tables().settings().hold_bytes != settings->hold_bytes;
   entry.port->tables().set_settings(std::move(settings));
   if (!entry.port->running() || other_hold || entry.tap != command.tap ||
-      entry.udp_port != command.udp_port) {
+      entry.transport != transport || entry.udp_port != command.udp_port ||
+      entry.device != command.device || entry.lane != lane) {
+    entry.lane = lane;
     entry.tap = command.tap;
+    entry.transport = transport;
     entry.udp_port = command.udp_port;
+    entry.device = command.device;
     start_workers(entry);
   }
+  entry.port->plain().retell();
   return answer::Done{};
 }
 
@@ -206,12 +330,12 @@ Answer DataPlane::on(const command::BootMake& command) {
 
 Answer DataPlane::on(const command::BootIndex& command) {
   PortTables& tables = require_port(command.port).tables();
-  tables.set_boot_index(command.boot, command.index);
+  tables.set_boot_index(command.boot, command.index, command.after_ms, boot_ms());
   return answer::Done{};
 }
 
 Answer DataPlane::on(const command::BootDrop& command) {
-  require_port(command.port).tables().drop_boot(command.boot);
+  require_port(command.port).tables().drop_boot(command.boot, command.grace_ms, boot_ms());
   return answer::Done{};
 }
 
@@ -238,10 +362,20 @@ Answer DataPlane::on(const command::PeerSet& command) {
     if (!endpoint) throw CommandError("not an address that a member can have");
     endpoints.push_back(*endpoint);
   }
+  const PortSettings& settings = port.tables().settings();
+  if (settings.transport == Transport::kEthernet) {
+    // A member is where its addresses are: nothing is told, and nothing found out.
+    endpoints.clear();
+    if (!command.macs.empty() && !settings.macs.empty()) {
+      endpoints.push_back(
+          Endpoint::of_ethernet(MacAddress(command.macs.front()), settings.macs.front()));
+    }
+  }
   const std::uint64_t now = boot_ms();
-  Peer& peer = port.tables().set_peer({command.peer, command.index, command.boot,
-                                       to_macs(command.macs), std::move(endpoints), command.online},
-                                      now);
+  Peer& peer = port.tables().set_peer(
+      {command.peer, command.index, command.boot, to_macs(command.macs), std::move(endpoints),
+       command.online, command.relay_first, command.plain, command.rights},
+      now);
   port.paths().candidates_set(peer, now);
   return answer::Done{};
 }
@@ -279,14 +413,86 @@ Answer DataPlane::on(const command::KeyUse& command) {
 }
 
 Answer DataPlane::on(const command::KeyDrop& command) {
-  require_port(command.port)
-      .tables()
-      .drop_key(command.peer, command.pw_id, command.grace_ms, boot_ms());
+  Port& port = require_port(command.port);
+  port.tables().drop_key(command.peer, command.pw_id, command.grace_ms, boot_ms());
+  // Without grace: somebody was revoked who could make loop probes, too.
+  if (command.peer.empty() && command.grace_ms == 0) port.plain().forget_keys_up_to(command.pw_id);
   return answer::Done{};
 }
 
 Answer DataPlane::on(const command::MacRefuse& command) {
   require_port(command.port).tables().refuse_mac(MacAddress(command.mac), command.ms, boot_ms());
+  return answer::Done{};
+}
+
+Answer DataPlane::on(const command::OwnSet& command) {
+  require_port(command.port).tables().set_own(to_macs(command.macs), command.reset, command.more);
+  return answer::Done{};
+}
+
+Answer DataPlane::on(const command::OwnRemove& command) {
+  require_port(command.port).tables().remove_own(to_macs(command.macs));
+  return answer::Done{};
+}
+
+Answer DataPlane::on(const command::BehindSet& command) {
+  std::vector<PortTables::BehindSetting> settings;
+  settings.reserve(command.entries.size());
+  for (const messages::BehindEntry& entry : command.entries) {
+    settings.push_back({{entry.vlan, MacAddress(entry.mac)}, entry.ms, entry.pinned});
+  }
+  require_port(command.port).tables().set_behind(command.peer, settings, boot_ms());
+  return answer::Done{};
+}
+
+Answer DataPlane::on(const command::BehindForget& command) {
+  std::vector<VlanMac> addresses;
+  addresses.reserve(command.entries.size());
+  for (const messages::BehindKey& entry : command.entries) {
+    addresses.push_back({entry.vlan, MacAddress(entry.mac)});
+  }
+  require_port(command.port).tables().forget_behind(addresses);
+  return answer::Done{};
+}
+
+Answer DataPlane::on(const command::BindSet& command) {
+  std::vector<Bindings::Setting> settings;
+  settings.reserve(command.entries.size());
+  for (const messages::Binding& entry : command.entries) {
+    settings.push_back({to_ip(entry.ip.bytes()), MacAddress(entry.mac)});
+  }
+  require_port(command.port)
+      .tables()
+      .set_bindings(settings, command.reset, command.more, boot_ms());
+  return answer::Done{};
+}
+
+Answer DataPlane::on(const command::BindRemove& command) {
+  std::vector<IpAddress> ips;
+  ips.reserve(command.ips.size());
+  for (const auto& ip : command.ips) ips.push_back(to_ip(ip.bytes()));
+  require_port(command.port).tables().remove_bindings(ips);
+  return answer::Done{};
+}
+
+Answer DataPlane::on(const command::ProbeKey& command) {
+  require_port(command.port).plain().set_key(command.key, command.pw_id);
+  return answer::Done{};
+}
+
+Answer DataPlane::on(const command::RelaySet& command) {
+  Port& port = require_port(command.port);
+  if (port.tables().settings().transport != Transport::kUdp) throw CommandError("not on udp");
+  std::vector<Endpoint> addresses;
+  for (const messages::Endpoint& one : command.addresses) {
+    const auto address = Endpoint::from(one.ip.bytes(), one.port);
+    if (!address) throw CommandError("not an address that a relay can have");
+    addresses.push_back(*address);
+  }
+  if (command.index == 0 && !addresses.empty()) throw CommandError("index 0");
+  RelayTicket ticket{command.index, command.not_after_ms, {}};
+  std::ranges::copy(command.ticket, ticket.key.begin());
+  port.relay().set(std::move(addresses), ticket, boot_ms());
   return answer::Done{};
 }
 
@@ -324,7 +530,7 @@ answer::Attached DataPlane::attached() const {
     port.subnet = tables.settings().subnet;
     port.member = tables.settings().member;
     for (const auto& boot : tables.boots()) {
-      port.boots.push_back({boot.boot, boot.public_key, boot.index});
+      port.boots.push_back({boot.boot, boot.public_key, boot.index, boot.send});
     }
     for (const auto& [id, peer] : tables.peers()) {
       for (const auto& record : peer->records) {
@@ -371,12 +577,56 @@ answer::Stats DataPlane::stats(std::uint64_t events_lost) const {
       out.counters.push_back({prefix + "_packets", counters.packets});
       out.counters.push_back({prefix + "_batches", counters.batches});
       out.counters.push_back({prefix + "_held", counters.held});
+      out.counters.push_back({prefix + "_unasked", counters.unasked});
+      out.counters.push_back({prefix + "_fragments", counters.parts});
     };
     add("outbound", port.outbound_counters());
     add("inbound", port.inbound_counters());
+    out.counters.push_back({"frames_cut", port.outbound_counters().cut});
+    out.counters.push_back({"too_big_answers", port.outbound_counters().told_too_big});
+    out.counters.push_back({"mss_clamped", port.outbound_counters().mss_clamped});
+    out.counters.push_back({"answered_arp", port.outbound_counters().answered_arp});
+    out.counters.push_back({"answered_nd", port.outbound_counters().answered_nd});
+    out.counters.push_back({"frames_reassembled", port.inbound_counters().cut});
+    out.counters.push_back({"path_answers_over", port.inbound_counters().answers_over});
+    out.counters.push_back({"relay_messages_over", port.inbound_counters().relay_over});
+    out.counters.push_back({"claims_over", port.outbound_counters().claims_over});
+    out.counters.push_back({"probes_forgotten", port.paths().probes_forgotten()});
+    const PortTables::Limits& limits = port.tables().limits();
+    out.counters.push_back({"refused_macs_lost", limits.refusals_lost});
+    out.counters.push_back({"starts_pushed_out", limits.starts_pushed_out});
+    out.counters.push_back({"outbound_relayed", port.outbound_counters().relayed});
+    out.counters.push_back({"inbound_relayed", port.inbound_counters().relayed});
+    out.kind = port_kind_name(settings.kind);
+    out.behind = static_cast<std::uint32_t>(port.tables().behind_count());
+    out.counters.push_back({"behind_evicted", port.tables().behind_evicted()});
+    out.counters.push_back({"own_addresses", port.tables().own_count()});
+    out.counters.push_back({"bindings", port.tables().binding_count()});
+    if (settings.kind == PortKind::kPlain) {
+      const Port::PlainCounters plain = port.plain_counters();
+      const PlainSide::Counters& probes = port.plain().counters();
+      out.loop = loop_phase_name(port.plain().phase());
+      out.loop_other = port.plain().other();
+      out.learned = static_cast<std::uint32_t>(plain.learned);
+      out.counters.push_back({"learn_full", plain.learn_full});
+      out.counters.push_back({"loop_probes_over", plain.probes_over});
+      out.counters.push_back({"loop_probes_sent", probes.probes_sent});
+      out.counters.push_back({"loop_probes_heard", probes.probes_heard});
+      out.counters.push_back({"loop_probes_refused", probes.probes_refused});
+      out.counters.push_back({"announced", port.plain().announced()});
+    }
+    out.counters.push_back({"lanes", port.lanes()});
+    out.counters.push_back({"second_thread_turns", port.gifts()});
+    out.counters.push_back({"helped_pieces", port.helped()});
     const LockedMemoryUse memory = locked_memory_use();
     out.counters.push_back({"key_memory_bytes", memory.used});
     out.counters.push_back({"key_memory_locked", memory.locked ? 1U : 0U});
+    if (const RelayUse* const relay = port.tables().relay()) {
+      out.relay = to_message(relay->address);
+      out.relay_registered = port.relay().registered();
+      out.relay_rtt_us = port.relay().rtt_us();
+      if (port.relay().seen().valid()) out.seen = to_message(port.relay().seen());
+    }
     stats.events_lost += port.events_lost();
 
     std::vector<const Peer*> peers;
@@ -385,6 +635,7 @@ answer::Stats DataPlane::stats(std::uint64_t events_lost) const {
       return std::max(peer->rx_ms.load(std::memory_order_relaxed),
                       peer->tx_ms.load(std::memory_order_relaxed));
     };
+    out.counters.push_back({"peers_not_shown", peers.size() - std::min(peers.size(), share)});
     if (peers.size() > share) {
       // Times that move on while we sort must not confuse the sorting.
       std::vector<std::pair<std::uint64_t, const Peer*>> ordered;
@@ -398,8 +649,12 @@ answer::Stats DataPlane::stats(std::uint64_t events_lost) const {
       one.peer = peer->id;
       one.index = peer->incarnations.empty() ? 0 : peer->incarnations.back()->index;
       if (peer->owned_endpoint != nullptr) one.endpoint = to_message(*peer->owned_endpoint);
+      one.relayed = peer->owned_endpoint != nullptr && peer->owned_endpoint->relayed != 0;
+      one.confirmed = peer->path.confirmed;
       one.alive = peer->path.alive;
       one.rtt_us = peer->path.rtt_us;
+      one.path_mtu = peer->path.mtu.current();
+      one.path_mtu_proved = peer->path.mtu.proved() == one.path_mtu;
       const std::uint64_t heard = peer->rx_ms.load(std::memory_order_relaxed);
       one.heard_ms_ago = heard == 0 ? messages::kMaxSafeInteger : now - std::min(heard, now);
       one.tx_frames = peer->tx_frames.load(std::memory_order_relaxed);
@@ -423,6 +678,7 @@ void DataPlane::take_worker_events() {
     Port& port = *entry.port;
     const std::uint16_t name = number;
     port.take_events([&](const WorkerEvent& one) { pass_on(name, port, one); });
+    port.take_plain(boot_ms());
     port.wake_holders();
   }
 }
@@ -431,11 +687,8 @@ void DataPlane::pass_on(std::uint16_t number, Port& port, const WorkerEvent& one
   using What = WorkerEvent::Kind;
   const std::uint64_t now = boot_ms();
   switch (one.kind) {
-    case What::kMissMac: {
-      std::array<std::uint8_t, 6> mac{};
-      std::ranges::copy(one.mac.bytes(), mac.begin());
-      return options_.tell(event::MissMac{number, mac});
-    }
+    case What::kMissMac:
+      return options_.tell(event::MissMac{number, bytes_of(one.mac), one.vlan});
     case What::kMissGroup:
       return options_.tell(event::MissGroup{number});
     case What::kMissIndex:
@@ -447,18 +700,54 @@ void DataPlane::pass_on(std::uint16_t number, Port& port, const WorkerEvent& one
       return options_.tell(
           event::KeyWorn{number, peer == nullptr ? std::string() : peer->id, one.number});
     }
+    case What::kOtherKey: {
+      const Peer* const peer = port.tables().peer_by_number(one.peer);
+      if (peer == nullptr) return;
+      if (one.group) {
+        if (!port.tables().heard_newer_group_key(one.number)) return;
+        return options_.tell(event::KeyCommitted{number, std::string(), one.number});
+      }
+      port.tables().heard_boot(one.peer, one.index);
+      switch (port.tables().heard_other_key(one.peer, one.number, now)) {
+        case PortTables::OtherKey::kNothing:
+          return;
+        case PortTables::OtherKey::kCommitted:
+          return options_.tell(event::KeyCommitted{number, peer->id, one.number});
+        case PortTables::OtherKey::kLagging:
+          return options_.tell(event::KeyLagging{number, peer->id, one.number});
+      }
+      return;
+    }
     case What::kHeardElsewhere:
       return port.paths().heard_elsewhere(one.peer, one.from, now);
+    case What::kRelay: {
+      const auto header = parse_relay_header(ConstBytes(one.relay).first<kRelayHeaderSize>());
+      const std::size_t size = header ? kRelayHeaderSize : kRelayControlSize;
+      return port.relay().received(ConstBytes(one.relay).first(size), one.time_us, now);
+    }
     case What::kPathAnswer:
       return port.paths().answered(one.peer, one.number, one.time_us, now);
+    case What::kSpoof:
+      return options_.tell(event::Spoof{number, bytes_of(one.mac), one.vlan, "source_mac"});
+    case What::kClaim:
+      return options_.tell(event::Claim{number, to_message(one.ip), bytes_of(one.mac)});
+    case What::kGuarded: {
+      const Peer* const peer = one.peer == 0 ? nullptr : port.tables().peer_by_number(one.peer);
+      if (one.peer != 0 && peer == nullptr) return;  // Gone meanwhile; it is counted.
+      return options_.tell(event::Guarded{number, std::string(guard_word(one.reason)),
+                                          peer == nullptr ? std::string() : peer->id,
+                                          bytes_of(one.mac), to_message(one.ip)});
+    }
+    case What::kTooLong:
+      return port.paths().too_long(one.from, now);
   }
 }
 
 std::optional<std::uint64_t> DataPlane::run_timers(std::uint64_t now_ms) {
   std::optional<std::uint64_t> next;
   for (auto& [number, entry] : ports_) {
-    for (const auto due :
-         {entry.port->tables().run_timers(now_ms), entry.port->paths().run(now_ms)}) {
+    for (const auto due : {entry.port->tables().run_timers(now_ms), entry.port->relay().run(now_ms),
+                           entry.port->paths().run(now_ms), entry.port->run_plain(now_ms)}) {
       if (due && (!next || *due < *next)) next = due;
     }
     entry.port->wake_holders();

@@ -26,6 +26,7 @@ class DataPlane {
   struct Options {
     std::vector<int> wakes;  ///< eventfds, Port::kWakeFds for each port that there may be
     int control_wake = -1;
+    std::size_t cores = 1;   ///< that this process may run on
     bool merge_udp = false;  ///< the kernel takes USO super-frames (Linux 6.2)
     std::function<void(const messages::Event&)> tell;
   };
@@ -57,7 +58,10 @@ class DataPlane {
  private:
   struct PortEntry {
     std::string tap;
-    std::uint16_t udp_port = 0;
+    Transport transport = Transport::kUdp;
+    std::uint16_t udp_port = 0;  ///< `udp`
+    std::string device;          ///< `ethernet`: the interface
+    LaneOptions lane;
     std::vector<int> wakes;
     std::unique_ptr<Port> port;
   };
@@ -76,6 +80,14 @@ class DataPlane {
   messages::Answer on(const messages::command::KeyUse& command);
   messages::Answer on(const messages::command::KeyDrop& command);
   messages::Answer on(const messages::command::MacRefuse& command);
+  messages::Answer on(const messages::command::OwnSet& command);
+  messages::Answer on(const messages::command::OwnRemove& command);
+  messages::Answer on(const messages::command::BehindSet& command);
+  messages::Answer on(const messages::command::BehindForget& command);
+  messages::Answer on(const messages::command::BindSet& command);
+  messages::Answer on(const messages::command::BindRemove& command);
+  messages::Answer on(const messages::command::ProbeKey& command);
+  messages::Answer on(const messages::command::RelaySet& command);
   messages::Answer on(const messages::command::Stats& command);
   messages::Answer on(const messages::command::Wipe& command);
   messages::Answer on(const messages::command::Attach& command);
@@ -83,7 +95,10 @@ class DataPlane {
 
   [[nodiscard]] Port& require_port(std::uint16_t number);
   [[nodiscard]] PathManager::Listener listener_for(std::uint16_t number);
+  [[nodiscard]] PlainSide::Listener plain_listener_for(std::uint16_t number);
   void start_workers(PortEntry& entry);
+  [[nodiscard]] LaneOptions lane_options(const messages::command::PortSet& command) const;
+  [[nodiscard]] const Device* underlay_of(const PortEntry& entry) const;
   void pass_on(std::uint16_t number, Port& port, const WorkerEvent& event);
   void remove_port(std::map<std::uint16_t, PortEntry>::iterator entry);
 

@@ -16,7 +16,7 @@ namespace {
 constexpr std::size_t kMaxText = 256;
 /// More descriptors than this in one message are closed by the kernel.
 constexpr std::size_t kMaxFds = 4;
-constexpr std::size_t kMaxTapName = 15;  // IFNAMSIZ less the zero.
+constexpr std::size_t kMaxName = 15;  // IFNAMSIZ less the zero.
 
 std::string_view next_word(std::string_view& text) {
   const std::size_t end = text.find(' ');
@@ -56,20 +56,24 @@ std::optional<Device> parse_device(std::string_view text) {
     device.port = *port;
     return device;
   }
-  if (kind != "tap") return std::nullopt;
-  device.kind = Device::Kind::kTap;
+  if (kind != "tap" && kind != "ethernet") return std::nullopt;
+  device.kind = kind == "tap" ? Device::Kind::kTap : Device::Kind::kEthernet;
   device.name = next_word(text);
-  if (device.name.empty() || device.name.size() > kMaxTapName) return std::nullopt;
+  if (device.name.empty() || device.name.size() > kMaxName) return std::nullopt;
   if (next_word(text) != "mac") return std::nullopt;
   const auto mac = parse_mac(next_word(text));
   if (!mac || next_word(text) != "mtu") return std::nullopt;
   const auto mtu = parse_u16(next_word(text));
-  if (!mtu || next_word(text) != "offload") return std::nullopt;
-  const std::string_view offload = next_word(text);
-  if ((offload != "0" && offload != "1") || !text.empty()) return std::nullopt;
-  device.offload = offload == "1";
+  if (!mtu) return std::nullopt;
   device.mac = *mac;
   device.mtu = *mtu;
+  if (device.kind == Device::Kind::kTap) {
+    if (next_word(text) != "offload") return std::nullopt;
+    const std::string_view offload = next_word(text);
+    if (offload != "0" && offload != "1") return std::nullopt;
+    device.offload = offload == "1";
+  }
+  if (!text.empty()) return std::nullopt;
   return device;
 }
 
@@ -106,8 +110,15 @@ DeviceReceive receive_device(int connection, Device& device) {
 }
 
 Device DeviceRegistry::add(Device device) {
-  Device& place = device.kind == Device::Kind::kTap ? taps_[device.name] : udps_[device.port];
+  Device& place = device.kind == Device::Kind::kTap   ? taps_[device.name]
+                  : device.kind == Device::Kind::kUdp ? udps_[device.port]
+                                                      : ethernets_[device.name];
   return std::exchange(place, std::move(device));
+}
+
+const Device* DeviceRegistry::ethernet(std::string_view name) const {
+  const auto found = ethernets_.find(name);
+  return found == ethernets_.end() ? nullptr : &found->second;
 }
 
 const Device* DeviceRegistry::tap(std::string_view name) const {

@@ -2,6 +2,7 @@
 //
 //   tap NAME mac XX:XX:XX:XX:XX:XX mtu N offload 0|1   + descriptor
 //   udp PORT                                           + descriptor
+//   ethernet NAME mac XX:XX:XX:XX:XX:XX mtu N          + descriptor
 #pragma once
 
 #include <cstdint>
@@ -16,19 +17,19 @@
 
 namespace pairwire {
 
-/// A TAP or a UDP socket, set up by the broker.
+/// A TAP, a UDP socket or a socket on an Ethernet interface, set up by the broker.
 struct Device {
-  enum class Kind : std::uint8_t { kTap, kUdp };
+  enum class Kind : std::uint8_t { kTap, kUdp, kEthernet };
   Kind kind = Kind::kTap;
-  std::string name;        ///< of the TAP
-  MacAddress mac;          ///< of the TAP
-  std::uint16_t mtu = 0;   ///< of the TAP
-  bool offload = false;    ///< the kernel hands the TAP's super-frames and partial checksums to us
+  std::string name;        ///< of the interface
+  MacAddress mac;          ///< of the interface
+  std::uint16_t mtu = 0;   ///< of the interface
+  bool offload = false;    ///< TAP: the kernel hands its super-frames and partial checksums to us
   std::uint16_t port = 0;  ///< of the socket
   UniqueFd fd;
 };
 
-/// Reads the text that comes with a descriptor; nothing if it is none of the two.
+/// Reads the text that comes with a descriptor; nothing if it is none of the three.
 [[nodiscard]] std::optional<Device> parse_device(std::string_view text);
 
 /// Receives one message with its descriptor from a connected socket.
@@ -43,10 +44,12 @@ class DeviceRegistry {
   Device add(Device device);
   [[nodiscard]] const Device* tap(std::string_view name) const;
   [[nodiscard]] const Device* udp(std::uint16_t port) const;
+  [[nodiscard]] const Device* ethernet(std::string_view name) const;
 
  private:
   std::map<std::string, Device, std::less<>> taps_;
   std::map<std::uint16_t, Device> udps_;
+  std::map<std::string, Device, std::less<>> ethernets_;
 };
 
 }  // namespace pairwire

@@ -3,10 +3,12 @@
 //   pairwire-dataplane --control-fd N --devices-fd N [--control-uid U] [--devices-uid U]
 //                      [--orphan-seconds S] [--log-level error|warning|info|debug]
 //   pairwire-dataplane --sandbox-selftest
+//   pairwire-dataplane --speed
 //
 // Order at start: arguments; no dumps; algorithms loaded, descriptors made (nothing can be opened
 // later); sandbox; then the control loop, which starts workers as ports come.
 #include <linux/netlink.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
@@ -16,11 +18,10 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstdint>
-#include <cstdio>
-#include <exception>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -30,6 +31,8 @@
 
 #include "control/sandbox.hpp"
 #include "control/server.hpp"
+#include "control/speed.hpp"
+#include "core/run-program.hpp"
 #include "crypto/aead.hpp"
 
 namespace pairwire {
@@ -151,8 +154,17 @@ bool kernel_takes_uso() {
   return major > 6 || (major == 6 && minor >= 2);
 }
 
+/// Cores that this process may run on.
+std::size_t usable_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
+  return static_cast<std::size_t>(std::max(CPU_COUNT(&set), 1));
+}
+
 int run(const std::vector<std::string_view>& words) {
   if (words.size() == 1 && words[0] == "--sandbox-selftest") return run_sandbox_selftest();
+  if (words.size() == 1 && words[0] == "--speed") return print_speed();
   const Arguments arguments = parse_arguments(words);
   forbid_dumps();
   raise_memlock();
@@ -172,6 +184,7 @@ int run(const std::vector<std::string_view>& words) {
   options.own_uid = getuid();
   options.orphan_ms = arguments.orphan_seconds * 1000;
   options.log_level = arguments.log_level;
+  options.cores = usable_cores();
   options.merge_udp = kernel_takes_uso();
   const bool uevents = static_cast<bool>(options.uevents);
   Server server(std::move(options));
@@ -192,13 +205,5 @@ int run(const std::vector<std::string_view>& words) {
 }  // namespace pairwire
 
 int main(int argc, char** argv) {
-  try {
-    return pairwire::run({argv + 1, argv + argc});
-  } catch (const std::invalid_argument& error) {
-    std::fprintf(stderr, "pairwire-dataplane: %s\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "pairwire-dataplane: %s\n", error.what());
-    return 1;
-  }
+  return pairwire::run_program("pairwire-dataplane", argc, argv, pairwire::run);
 }

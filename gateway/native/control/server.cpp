@@ -36,6 +36,18 @@ constexpr std::uint64_t kStalledMs = 10'000;
 /// Work of one turn for one connection, so that events and timers get theirs.
 constexpr std::size_t kReadsPerTurn = 16;
 
+std::string name_of(const Device& device) {
+  switch (device.kind) {
+    case Device::Kind::kTap:
+      return "tap " + device.name;
+    case Device::Kind::kUdp:
+      return "udp " + std::to_string(device.port);
+    case Device::Kind::kEthernet:
+      return "ethernet " + device.name;
+  }
+  return {};
+}
+
 }  // namespace
 
 struct Server::Connection {
@@ -71,6 +83,7 @@ Server::Server(Options options)
   data_plane_ = std::make_unique<DataPlane>(
       DataPlane::Options{.wakes = std::move(wakes),
                          .control_wake = options_.wake.get(),
+                         .cores = options_.cores,
                          .merge_udp = options_.merge_udp,
                          .tell = [this](const messages::Event& event) { tell(event); }});
   alone_since_ms_ = boot_ms();
@@ -199,9 +212,7 @@ void Server::read_devices(int fd) {
     Device device;
     switch (receive_device(fd, device)) {
       case DeviceReceive::kDevice:
-        log(LogLevel::kInfo, "device: " + (device.kind == Device::Kind::kTap
-                                               ? "tap " + device.name
-                                               : "udp " + std::to_string(device.port)));
+        log(LogLevel::kInfo, "device: " + name_of(device));
         data_plane_->add_device(std::move(device));
         continue;
       case DeviceReceive::kRefused:
@@ -388,14 +399,19 @@ void Server::check_uevents() {
     sockaddr_nl sender{};
     std::memcpy(&sender, &from, sizeof(sender));
     if (sender.nl_family == AF_NETLINK && sender.nl_pid != 0) continue;
-    const std::string_view text(buffer.data(), static_cast<std::size_t>(got));
-    std::size_t at = 0;
-    while (at < text.size()) {
-      const std::string_view line = text.substr(at, text.find('\0', at) - at);
-      if (line == "NEW_VMGENID=1") return end_for_restart("machine was resumed from a snapshot");
-      at += line.size() + 1;
+    if (tells_of_new_vm({buffer.data(), static_cast<std::size_t>(got)})) {
+      return end_for_restart("machine was resumed from a snapshot");
     }
   }
+}
+
+bool tells_of_new_vm(std::string_view uevent) {
+  while (!uevent.empty()) {
+    const std::string_view line = uevent.substr(0, uevent.find('\0'));
+    if (line == "NEW_VMGENID=1") return true;
+    uevent.remove_prefix(std::min(line.size() + 1, uevent.size()));
+  }
+  return false;
 }
 
 void Server::end_for_restart(std::string_view why) {

@@ -22,6 +22,9 @@ inline constexpr int kExitRestart = 75;
 /// Levels as in `log` events and --log-level.
 enum class LogLevel : std::uint8_t { kError = 0, kWarning = 1, kInfo = 2, kDebug = 3 };
 
+/// Whether a uevent of the kernel (texts with a zero behind each) says that this machine is a copy.
+[[nodiscard]] bool tells_of_new_vm(std::string_view uevent);
+
 /// Threads: the control thread's. Never waits for a controller: what one does not read in time is
 /// dropped together with its connection.
 class Server {
@@ -38,6 +41,7 @@ class Server {
     uid_t own_uid = 0;
     std::uint64_t orphan_ms = 0;
     LogLevel log_level = LogLevel::kInfo;
+    std::size_t cores = 1;
     bool merge_udp = false;
   };
 

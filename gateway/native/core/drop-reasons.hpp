@@ -45,8 +45,25 @@ namespace pairwire {
   X(tap_write_failed,     "The kernel did not take the opened frame at the TAP.")                  \
   X(orphaned,             "The keys were wiped because the control plane stayed away too long.")   \
   X(storm,                "Storm control: more group frames than the limit.")                      \
-  X(fragment_unsupported, "A fragment came where reassembly is not possible.")                     \
-  X(inner_ethertype_own,  "The opened frame carries our own EtherType.")
+  X(fragment_expired,     "Other parts of the frame did not come within 500 ms.")                  \
+  X(inner_ethertype_own,  "The opened frame carries our own EtherType.")                           \
+  X(fragment_evicted,     "A part gave way to newer ones of its sender: 64 sets, 256 KiB.")              \
+  X(not_our_relay,        "A relayed frame came from elsewhere than the relay in use.")            \
+  X(no_relay,             "The member is reached by relay, and none takes our frames now.")        \
+  /* Plain ports. */                                                                               \
+  X(plain_spoof,          "A frame from the plain side has a member's own source address.")        \
+  X(plain_not_for_members, "A frame from the plain side is for nobody in the subnet.")             \
+  X(plain_own_destination, "A frame for a member's own address does not leave a plain port.")      \
+  X(plain_broadcast,      "A group frame does not leave this plain port as configured.")           \
+  X(plain_reserved,       "A frame of bridges among themselves does not cross a plain port.")      \
+  X(plain_standby,        "Another plain port forwards, or this one is blocked or listens first.") \
+  X(pinned_elsewhere,     "The inner source address is pinned behind another plain port.")     \
+  /* The address guard, where a frame enters and where it is received. */                          \
+  X(arp_spoof,            "ARP that is malformed or claims an address of another.")                \
+  X(nd_spoof,             "Neighbour discovery that is malformed, hides or claims an address of another.") \
+  X(ra_guard,             "A router advertisement from a member without the right `router`.")      \
+  X(redirect_guard,       "An ICMPv6 redirect from a member without the right `router`.")          \
+  X(dhcp_guard,           "A DHCP server's message from a member without the right `dhcp`.")
 // clang-format on
 
 /// Reason of a drop; the number is the place of its counter.

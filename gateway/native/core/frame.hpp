@@ -71,6 +71,10 @@ enum class Kind : std::uint8_t {
   kRelay = 5,  // Payload: for a relay.
 };
 
+/// On `ethernet` a frame is never shorter than an Ethernet frame may be without its check sequence,
+/// less the outer header: else a network card would pad it, and its tag would fail.
+inline constexpr std::size_t kMinEthernetFrame = 60 - 14;
+
 /// How a frame travels; decides which flags it may carry and what its associated data are.
 enum class Transport : std::uint8_t { kUdp, kEthernet, kIp };
 
@@ -91,6 +95,12 @@ struct Shim {
 
   friend bool operator==(const Shim&, const Shim&) = default;
 };
+
+/// Whether on `ethernet` the inner addresses of this frame stand outside the seal only, as outer
+/// ones: those of unicast do, group destinations are told to nobody (section 2.3).
+[[nodiscard]] constexpr bool has_outer_addresses(const Shim& shim) {
+  return shim.kind != Kind::kGroup && !shim.group_destination();
+}
 
 /// Reads the shim of a whole sealed frame, shim to tag: step 1 of 'Accepting a frame'
 /// (docs/protocol.md section 4). Nothing in the result is authentic yet.

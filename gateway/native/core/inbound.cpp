@@ -6,13 +6,14 @@
 //  3. hold           no key: the frame waits, and the control plane is told, within budgets
 //  4. receive_inner  a place behind the previous frame of the super-frame (l2/merge)
 //  5. open           replay window, tag, replay window again: steps 6 to 8
-//  6. check_*        description, time, addresses: steps 9 to 12
+//  6. check_*        description, time, addresses, the address guard: steps 9 to 12
 //  7. commit         the frame is part of the super-frame, or starts the next one
 //  8. write_out      one write to the TAP for each super-frame, with a vnet header that is made
 //  from
 //                    nothing but our own parse (threats.md C7)
 //
-// Path frames leave at step 4: receive_path.
+// Path frames leave at step 4: receive_path. So do parts of frames that were too long for their
+// path: receive_part; the frame comes back at step 6 when all of them are here.
 //
 // The functions in this file stand in the order in which a frame meets them. Nothing here
 // allocates, locks (but for the window's few nanoseconds) or makes a system call for a frame.
@@ -22,6 +23,8 @@
 #include <compare>
 #include <cstring>
 
+#include "core/associated-data.hpp"
+#include "core/relay-client.hpp"
 #include "io/tap.hpp"
 #include "io/wait.hpp"
 #include "l2/group-guard.hpp"
@@ -32,11 +35,17 @@ namespace pairwire {
 namespace {
 
 /// What strangers can make wait. docs/protocol.md wants no more; threats.md C10.
-constexpr std::size_t kHeldPerKey = 4;
+/// Of one key as many as a sender may hold and then release at once: its key comes to it in an
+/// answer and to us in a push, and neither waits for the other.
+constexpr std::size_t kHeldPerKey = 64;
 constexpr std::size_t kHeldFrames = 256;
 constexpr std::size_t kHeldBytes = std::size_t{1} << 20;
-constexpr int kHoldingWaitMs = 20;
-constexpr int kFailedWaitMs = 200;
+
+/// Frames of one train that a crew opens; a longer one has tiny frames, which are not worth it.
+constexpr std::size_t kEarlyFrames = 128;
+/// Less than this in a batch is opened before a helper has noticed.
+constexpr std::size_t kWorthSharing = 8'192;
+
 constexpr std::size_t kMaxDatagram = 65'536;  // Longer than any that UDP carries.
 
 /// Events about unknown frames that one /32 or /64 may cause.
@@ -50,9 +59,13 @@ constexpr std::size_t kAnswerBudgets = 1024;
 
 /// A peer that sends from elsewhere is told of so often.
 constexpr std::uint64_t kElsewhereMs = 1000;
+/// One that sends under another generation than we do, so often.
+constexpr std::uint64_t kOtherKeyMs = 50;
 
 /// A frame that waits is counted as dropped when it is, and then under the reason it waits for.
 constexpr std::size_t kReasonInNote = 18;
+constexpr std::size_t kEthernetInNote = 19;
+constexpr std::size_t kRelayedInNote = 20;
 
 /// Waiting frames are found by what they wait for: index, kid and kind.
 constexpr std::uint64_t hold_key(const Shim& shim) {
@@ -64,23 +77,42 @@ void write_note(HoldQueue::Note& note, const Endpoint& from, DropReason reason) 
   std::copy(from.ip.begin(), from.ip.end(), note.begin());
   store_be<std::uint16_t>(std::span(note).subspan<16, 2>(), from.port);
   note[kReasonInNote] = static_cast<std::uint8_t>(reason);
+  note[kEthernetInNote] = from.ethernet ? 1 : 0;
+  store_be<std::uint32_t>(std::span(note).subspan<kRelayedInNote, 4>(), from.relayed);
 }
 Endpoint read_note(const HoldQueue::Note& note) {
   Endpoint from;
   std::copy_n(note.begin(), from.ip.size(), from.ip.begin());
   from.port = load_be<std::uint16_t>(std::span(note).subspan<16, 2>());
+  from.ethernet = note[kEthernetInNote] != 0;
+  from.relayed = load_be<std::uint32_t>(std::span(note).subspan<kRelayedInNote, 4>());
   return from;
+}
+
+/// An Ethernet carries the two addresses of most frames outside the seal.
+std::size_t outside_bytes(const Shim& shim, const Endpoint& from) {
+  return from.ethernet && has_outer_addresses(shim) ? 2 * MacAddress::kSize : 0;
+}
+/// As they stand at the front of the inner frame.
+void write_addresses(const Endpoint& from, Bytes out) {
+  std::ranges::copy(from.near_mac().bytes(), out.begin());
+  std::ranges::copy(from.far_mac().bytes(), out.begin() + MacAddress::kSize);
 }
 
 }  // namespace
 
-Inbound::Inbound(WorkerShare& share, int tap, UdpSocket udp, MergeOptions options)
+Inbound::Inbound(WorkerShare& share, int tap, const Underlay& underlay, MergeOptions options,
+                 Crew& crew)
     : share_(share),
       tap_(tap),
-      udp_(udp),
-      receiver_(udp),
+      underlay_(underlay),
+      receiver_(underlay),
       merge_buffer_(new std::uint8_t[Merger::kBufferSize]),
       merger_(Bytes(merge_buffer_.get(), Merger::kBufferSize), options),
+      crew_(crew),
+      // On an Ethernet each frame comes by itself: nothing to share.
+      early_(crew.empty() || underlay.is_ethernet() ? 0 : UdpReceiver::kMessages * kEarlyFrames),
+      parts_(share.drops),
       held_({kHeldFrames, kHeldFrames, kHeldBytes, true}, boot_us(),
             [this](const HoldQueue::Note& note) {
               share_.drops.count(static_cast<DropReason>(note[kReasonInNote]));
@@ -93,17 +125,9 @@ Inbound::Inbound(WorkerShare& share, int tap, UdpSocket udp, MergeOptions option
   ready_.reserve(kHeldFrames);
 }
 
-void Inbound::run() {
-  RcuDomain::Reader& reader = *share_.reader;
-  bool sound = true;
-  while (!share_.stop.load(std::memory_order_acquire)) {
-    reader.online();
-    while (batch() && !share_.stop.load(std::memory_order_relaxed)) reader.quiescent();
-    reader.offline();
-    if (!sound) static_cast<void>(wait_readable(share_.wake, share_.wake, kFailedWaitMs));
-    sound = wait_readable(udp_.fd, share_.wake, held_.empty() ? -1 : kHoldingWaitMs);
-  }
+void Inbound::end() {
   held_.clear();  // Counts what still waited.
+  parts_.clear();
 }
 
 // --- 1. Receive ---------------------------------------------------------------------------------
@@ -111,16 +135,23 @@ void Inbound::run() {
 bool Inbound::batch() {
   take_time();
   if (!held_.empty()) look_at_held();
+  if (!parts_.empty()) parts_.expire(now_.us);
   bool failed = false;
   const auto trains = receiver_.receive(failed);
-  for (const UdpReceiver::Train& train : trains) {
-    for (std::size_t at = 0; at < train.bytes.size(); at += train.frame_size) {
+  const bool early = !early_.empty() && trains.size() > 1;
+  if (early) open_early(trains);
+  for (std::size_t i = 0; i < trains.size(); ++i) {
+    const UdpReceiver::Train& train = trains[i];
+    std::size_t number = 0;
+    for (std::size_t at = 0; at < train.bytes.size(); at += train.frame_size, ++number) {
       const std::size_t size = std::min(train.frame_size, train.bytes.size() - at);
+      early_at_ = early && number < kEarlyFrames ? &early_[i * kEarlyFrames + number] : nullptr;
       receive(train.from, train.bytes.subspan(at, size), false);
     }
   }
+  early_at_ = nullptr;
   write_out();
-  share_.holding.store(!held_.empty(), std::memory_order_seq_cst);
+  share_.holding.store(!held_.empty() || !parts_.empty(), std::memory_order_seq_cst);
   if (!trains.empty()) WorkerCounters::add(share_.counters.batches, 1);
   if (std::exchange(told_, false)) wake_up(share_.control_wake);
   return !trains.empty();
@@ -137,12 +168,66 @@ void Inbound::take_time() {
   now_.lease = share_.tables.lease_good(server);
 }
 
+// --- With a crew ---------------------------------------------------------------------------------
+
+/// Opens the frames of a batch where they lie, train by train, by all who help. What it finds is
+/// kept in `early_` and counts when the frame's turn comes: order, windows and every check stay
+/// with the worker.
+void Inbound::open_early(std::span<const UdpReceiver::Train> trains) {
+  std::size_t bytes = 0;
+  for (const UdpReceiver::Train& train : trains) bytes += train.bytes.size();
+  std::fill_n(early_.begin(), trains.size() * kEarlyFrames, Early{});
+  if (bytes < kWorthSharing) return;
+  auto work = [&](std::size_t i) {
+    open_train_early(trains[i], std::span(early_).subspan(i * kEarlyFrames, kEarlyFrames));
+  };
+  crew_.run(trains.size(), work);
+}
+
+/// Called by several threads, each with a train of its own; reads tables only.
+void Inbound::open_train_early(const UdpReceiver::Train& train, std::span<Early> early) {
+  std::size_t number = 0;
+  for (std::size_t at = 0; at < train.bytes.size() && number < early.size();
+       at += train.frame_size, ++number) {
+    const Bytes frame =
+        train.bytes.subspan(at, std::min(train.frame_size, train.bytes.size() - at));
+    const auto shim = parse_shim(frame, underlay_.transport);
+    if (!shim || shim->kind != Kind::kPair || !now_.lease) continue;
+    const Incarnation* const sender = share_.tables.sender(shim->index);
+    if (sender == nullptr || sender->peer == nullptr) continue;
+    // Opening destroys what lies there, so only if there is no doubt about the key.
+    const ReceiveKey* only = nullptr;
+    std::size_t fitting = 0;
+    for (const auto& place : sender->pair_keys) {
+      const ReceiveKey* const key = place.load(std::memory_order_acquire);
+      if (key == nullptr || key->kid != shim->kid) continue;
+      only = key;
+      ++fitting;
+    }
+    // A copy of an old frame must not cost more here than in its turn.
+    if (fitting != 1 || !only->window->would_accept(shim->counter)) continue;
+    Early& result = early[number];
+    const Bytes cipher = frame.subspan(kShimSize, frame.size() - kShimSize - kFrameTagSize);
+    result.key = only;
+    const AssociatedData aad(frame.first<kShimSize>(), train.from, Way::kReceiving);
+    result.authentic =
+        only->aead->open_parts(shim->counter, aad.bytes(), cipher, frame.last<kFrameTagSize>(),
+                               result.head, cipher.subspan(kInnerHeaderSize));
+  }
+}
+
 // --- 2. Steps 1 to 5 ----------------------------------------------------------------------------
 
 /// One sealed frame. `held`: it has waited already.
 void Inbound::receive(const Endpoint& from, ConstBytes datagram, bool held) {
-  const auto shim = parse_shim(datagram, Transport::kUdp);
-  if (!shim) return share_.drops.count(DropReason::malformed);  // Step 1; step 2 is ethernet's.
+  if (is_relay_frame(datagram) && !underlay_.is_ethernet()) [[unlikely]] {
+    return receive_relay(from, datagram);
+  }
+  const auto shim = parse_shim(datagram, underlay_.transport);
+  if (!shim) return share_.drops.count(DropReason::malformed);  // Step 1.
+  if (underlay_.is_ethernet() && shim->subnet_tag() != share_.tables.settings().subnet_tag) {
+    return share_.drops.count(DropReason::foreign_subnet);  // Step 2.
+  }
 
   const Incarnation* const sender = share_.tables.sender(shim->index);  // Step 3.
   if (sender == nullptr) {
@@ -160,6 +245,33 @@ void Inbound::receive(const Endpoint& from, ConstBytes datagram, bool held) {
 
   if (shim->kind == Kind::kPath) return receive_path(*shim, *sender, from, datagram);
   receive_inner(*shim, *sender, from, datagram);
+}
+
+/// What begins with a relay's header: the sealed frame in it goes its way as any other, with the
+/// way back noted in `from`. The rest is the control thread's.
+void Inbound::receive_relay(const Endpoint& from, ConstBytes datagram) {
+  const RelayUse* const relay = share_.tables.relay();
+  if (relay == nullptr || relay->address != from) {
+    return share_.drops.count(DropReason::not_our_relay);
+  }
+  const auto header = parse_relay_header(datagram);
+  if (!header || header->type == RelayType::kHello) {
+    return share_.drops.count(DropReason::malformed);
+  }
+  if (header->type == RelayType::kForward) {
+    early_at_ = nullptr;  // Nobody looks into these early.
+    WorkerCounters::add(share_.counters.relayed, 1);
+    Endpoint by_relay = from;
+    by_relay.relayed = header->index;
+    return receive(by_relay, datagram.subspan(kRelayHeaderSize), false);
+  }
+  // Who forges the relay's address must not be able to fill the ring.
+  if (!relay_budget_.take(now_.us)) return WorkerCounters::add(share_.counters.relay_over, 1);
+  WorkerEvent event;
+  event.kind = WorkerEvent::Kind::kRelay;
+  event.time_us = boot_us();
+  std::ranges::copy(datagram, event.relay.begin());  // At most as long: the parser has seen to it.
+  put(event);
 }
 
 /// Collects the sender's keys with the frame's kid in `keys_`; two may have the same by chance.
@@ -184,12 +296,17 @@ void Inbound::hold(const Shim& shim, const Endpoint& from, ConstBytes datagram, 
   if (shim.index == 0 || shim.kind == Kind::kNet || shim.kind == Kind::kRelay) {
     return share_.drops.count(reason);
   }
+  // Opened early, and the key went before its turn: what lies there is no sealed frame any more.
+  if (early_at_ != nullptr && early_at_->key != nullptr) return share_.drops.count(reason);
   const std::uint64_t key = hold_key(shim);
   TokenBucket& source = source_budgets_[((from.prefix() ^ seed_) * 0xbf58476d1ce4e5b9U) >> 56];
   static_assert(kSourceBudgets == 256);
   // Noted as asked only when it is: else a stranger whose budget is used up could keep the question
   // of an honest sender from ever being asked, by naming the same index and kid.
-  if (!asked_.lately(key, now_.us) && source.take(now_.us) && ask_budget_.take(now_.us)) {
+  const bool ask = !asked_.lately(key, now_.us);
+  const bool budget = ask && source.take(now_.us) && ask_budget_.take(now_.us);
+  if (ask && !budget) WorkerCounters::add(share_.counters.unasked, 1);
+  if (budget) {
     asked_.note(key, now_.us);
     WorkerEvent event;
     event.kind = WorkerEvent::Kind::kMissIndex;
@@ -240,7 +357,28 @@ void Inbound::look_at_held() {
 
 void Inbound::receive_inner(const Shim& shim, const Incarnation& sender, const Endpoint& from,
                             ConstBytes datagram) {
-  const std::size_t length = datagram.size() - kFrameOverhead;
+  if (shim.fragment()) [[unlikely]]
+    return receive_part(shim, sender, from, datagram);
+  const std::size_t outside = outside_bytes(shim, from);
+  const std::size_t length = datagram.size() - kFrameOverhead + outside;
+  const auto place = place_for(length, shim);
+  if (!place) return;
+  std::array<std::uint8_t, kInnerHeaderSize> head;
+  const ReceiveKey* const key = open(shim, from, datagram, head, place->subspan(outside));
+  if (key == nullptr) return;
+  if (outside != 0) write_addresses(from, place->first(outside));
+  const auto inner = check_opened(shim, *key, head);
+  if (!inner) return;
+
+  const Opened opened{shim, sender, *key, from, *inner};
+  if (inner->description.padding != 0) return deliver_padded(opened, *place);
+  take_opened(
+      opened, *place,
+      inner->description.partial_checksum ? ChecksumClaim::kPartial : ChecksumClaim::kComplete);
+}
+
+/// Room for a frame in the merger; nothing (counted) if it is too long for any.
+std::optional<Bytes> Inbound::place_for(std::size_t length, const Shim& shim) {
   // Frames are joined only if one key opened them and their kind of destination is the same.
   const std::uint64_t origin =
       reinterpret_cast<std::uintptr_t>(keys_[0]) | std::uint64_t{shim.group_destination()};
@@ -248,22 +386,17 @@ void Inbound::receive_inner(const Shim& shim, const Incarnation& sender, const E
   if (!place) {
     write_out();
     place = merger_.prepare(length, origin);
-    if (!place) return share_.drops.count(DropReason::malformed);
+    if (!place) share_.drops.count(DropReason::malformed);
   }
-  std::array<std::uint8_t, kInnerHeaderSize> head;
-  const ReceiveKey* const key = open(shim, datagram, head, *place);
-  if (key == nullptr) return;
-  const auto inner = check_opened(shim, *key, head);
-  if (!inner) return;
-  if (shim.fragment()) return share_.drops.count(DropReason::fragment_unsupported);
+  return place;
+}
 
-  const Opened opened{shim, sender, *key, from, *inner};
-  if (inner->description.padding != 0) return deliver_padded(opened, *place);
-  if (length < kEthernetHeaderSize) return share_.drops.count(DropReason::malformed);
-  if (!check_addresses(opened, *place)) return;
-
-  const MergeResult result = merger_.commit(
-      inner->description.partial_checksum ? ChecksumClaim::kPartial : ChecksumClaim::kComplete);
+/// Step 12, and 7 of the list above, for a frame that lies in the merger's place.
+void Inbound::take_opened(const Opened& opened, ConstBytes frame, ChecksumClaim claim) {
+  if (frame.size() < kEthernetHeaderSize) return share_.drops.count(DropReason::malformed);
+  if (!check_addresses(opened, frame)) return;
+  const std::size_t length = frame.size();
+  const MergeResult result = merger_.commit(claim);
   if (result == MergeResult::kRefused) {
     write_out();
     if (merger_.carry_over() == MergeResult::kMalformed) {
@@ -272,22 +405,67 @@ void Inbound::receive_inner(const Shim& shim, const Incarnation& sender, const E
   } else if (result == MergeResult::kMalformed) {
     return share_.drops.count(DropReason::malformed);
   }
-  heard(*sender.peer, from, length);
+  compare_generations(*opened.sender.peer, opened.key);
+  heard(*opened.sender.peer, opened.from, length);
+}
+
+/// A part of a frame that was too long for its path. Each part passes steps 6 to 10 by itself, the
+/// frame that they make all that follow.
+void Inbound::receive_part(const Shim& shim, const Incarnation& sender, const Endpoint& from,
+                           ConstBytes datagram) {
+  std::array<std::uint8_t, kInnerHeaderSize> head;
+  const Bytes body(padded_.get(), datagram.size() - kFrameOverhead);
+  const ReceiveKey* const key = open(shim, from, datagram, head, body);
+  if (key == nullptr) return;
+  const auto inner = check_opened(shim, *key, head);
+  if (!inner) return;
+  const Description& description = inner->description;
+  const auto size = payload_size(description, body.size());
+  if (!size) return share_.drops.count(DropReason::malformed);
+  WorkerCounters::add(share_.counters.parts, 1);
+  heard(*sender.peer, from, 0);
+  std::array<std::uint8_t, 2 * MacAddress::kSize> addresses{};
+  const Bytes front = Bytes(addresses).first(outside_bytes(shim, from));
+  if (!front.empty()) write_addresses(from, front);
+  // The window stands for the key: it belongs to the key's bytes, and stays when the key object
+  // goes.
+  const auto whole = parts_.add({.sender = sender.peer->number,
+                                 .key = key->window,
+                                 .counter = shim.counter,
+                                 .number = description.part,
+                                 .last = description.last_part,
+                                 .partial_checksum = description.partial_checksum,
+                                 .front = front,
+                                 .payload = body.first(*size)},
+                                now_.us);
+  if (!whole) return;
+  WorkerCounters::add(share_.counters.cut, 1);
+  const auto place = place_for(whole->frame.size(), shim);
+  if (!place) return;
+  std::ranges::copy(whole->frame, place->begin());
+  take_opened({shim, sender, *key, from, *inner}, *place,
+              whole->partial_checksum ? ChecksumClaim::kPartial : ChecksumClaim::kComplete);
 }
 
 // --- 5. Steps 6 to 8 ----------------------------------------------------------------------------
 
 /// Opens the frame under one of `keys_`; null (counted) if none fits.
-const ReceiveKey* Inbound::open(const Shim& shim, ConstBytes datagram, AeadHead head, Bytes body) {
-  const ConstBytes aad = datagram.first(kShimSize);
+const ReceiveKey* Inbound::open(const Shim& shim, const Endpoint& from, ConstBytes datagram,
+                                AeadHead head, Bytes body) {
+  const AssociatedData aad(datagram.first<kShimSize>(), from, Way::kReceiving);
   const ConstBytes cipher =
       datagram.subspan(kShimSize, datagram.size() - kShimSize - kFrameTagSize);
   DropReason reason = DropReason::replayed;
   for (std::size_t i = 0; i < key_count_; ++i) {
     ReceiveKey& key = *keys_[i];
     if (!key.window->would_accept(shim.counter)) continue;
-    if (!key.aead->open_parts(shim.counter, aad, cipher, datagram.last<kFrameTagSize>(), head,
-                              body)) {
+    const bool early = early_at_ != nullptr && early_at_->key != nullptr;
+    // The bytes are no ciphertext any more: who opened them early has the only answer there is.
+    if (early && early_at_->key != &key) continue;
+    const bool authentic = early ? take_early(cipher, head, body)
+                                 : key.aead->open_parts(shim.counter, aad.bytes(), cipher,
+                                                        datagram.last<kFrameTagSize>(), head, body);
+    if (!authentic) {
       reason = DropReason::not_authentic;
       continue;
     }
@@ -298,6 +476,14 @@ const ReceiveKey* Inbound::open(const Shim& shim, ConstBytes datagram, AeadHead 
   }
   share_.drops.count(reason);
   return nullptr;
+}
+
+/// What open_early() found about the frame at hand.
+bool Inbound::take_early(ConstBytes opened, AeadHead head, Bytes body) const {
+  if (!early_at_->authentic) return false;
+  std::copy(early_at_->head.begin(), early_at_->head.end(), head.begin());
+  std::copy_n(opened.begin() + kInnerHeaderSize, body.size(), body.begin());
+  return true;
 }
 
 // --- 6. Steps 9 to 12 ---------------------------------------------------------------------------
@@ -315,7 +501,7 @@ std::optional<InnerHeader> Inbound::check_opened(const Shim& shim, const Receive
     share_.drops.count(DropReason::not_fresh);
     return std::nullopt;
   }
-  if (key.group) {
+  if (key.group && key.installed_ms != 0) {
     // Reckoned now, not when the key came: by then there may have been no time sample, or a bad
     // one.
     const FrameTime not_before =
@@ -336,24 +522,47 @@ bool Inbound::check_addresses(const Opened& opened, ConstBytes frame) {
   };
   const MacAddress destination(frame.first<MacAddress::kSize>());
   const MacAddress source(frame.subspan<MacAddress::kSize, MacAddress::kSize>());
-  const PortSettings& settings = share_.tables.settings();
-  if (!opened.sender.peer->owns(source)) return refuse(DropReason::wrong_source_mac);
+  const PortTables& tables = share_.tables;
+  const PortSettings& settings = tables.settings();
+  const bool plain = settings.kind == PortKind::kPlain;
+  if (!opened.sender.peer->owns(source)) {
+    const auto reason =
+        refuse_foreign_source(tables, *opened.sender.peer, {outer_vlan(frame), source}, now_.ms);
+    if (reason) return refuse(*reason);
+  }
   if (opened.shim.kind == Kind::kGroup) {
     if (!destination.is_group()) return refuse(DropReason::group_unicast_mac);
     if (group_frame_has_unicast_ip(frame, settings.broadcasts)) {
       return refuse(DropReason::group_unicast_ip);
     }
-  } else if (!settings.owns(destination) &&
-             !(destination.is_group() && opened.shim.group_destination())) {
+  } else if (destination.is_group()) {
+    if (!opened.shim.group_destination()) return refuse(DropReason::wrong_destination);
+  } else if (!plain && !settings.owns(destination)) {
     return refuse(DropReason::wrong_destination);
+  }
+  if (plain) {
+    if (const auto reason = refuse_to_plain_side(tables, frame)) return refuse(*reason);
   }
   const auto ethernet = parse_ethernet(frame);
   if (!ethernet) return refuse(DropReason::malformed);
   if (ethernet->ethertype == kEtherType) return refuse(DropReason::inner_ethertype_own);
-  return true;
+  return !may_announce(frame) || passes_guard(*opened.sender.peer, frame);
 }
 
-/// A frame with padding, which no transport over UDP needs: by itself, through a copy.
+/// The address guard, for a frame that was received.
+bool Inbound::passes_guard(const Peer& peer, ConstBytes frame) {
+  const Announcement what = read_announcement(frame);
+  const MacAddress source(frame.subspan<MacAddress::kSize, MacAddress::kSize>());
+  const auto reason = refuse_announcement(share_.tables, what, source, &peer);
+  if (!reason) return true;
+  share_.drops.count(*reason);
+  if (const auto event = guard_reports_.report(*reason, what, source, peer.number, now_.us)) {
+    put(*event);
+  }
+  return false;
+}
+
+/// A frame with padding, as tiny ones on an Ethernet have: by itself, through a copy.
 void Inbound::deliver_padded(const Opened& opened, ConstBytes body) {
   const auto size = payload_size(opened.inner.description, body.size());
   if (!size || *size < kEthernetHeaderSize) return share_.drops.count(DropReason::malformed);
@@ -369,6 +578,7 @@ void Inbound::deliver_padded(const Opened& opened, ConstBytes body) {
   if (!tap_write(tap_, ConstBytes(padded_.get(), kVnetHeaderSize + *size))) {
     return share_.drops.count(DropReason::tap_write_failed);
   }
+  compare_generations(*opened.sender.peer, opened.key);
   heard(*opened.sender.peer, opened.from, *size);
 }
 
@@ -379,26 +589,32 @@ void Inbound::receive_path(const Shim& shim, const Incarnation& sender, const En
   // Padding behind the payload may be as long as a datagram: probes for the MTU.
   std::array<std::uint8_t, kInnerHeaderSize> head;
   const Bytes payload(padded_.get(), datagram.size() - kFrameOverhead);
-  const ReceiveKey* const key = open(shim, datagram, head, payload);
+  const ReceiveKey* const key = open(shim, from, datagram, head, payload);
   if (key == nullptr) return;
   if (!check_opened(shim, *key, head)) return;
   const auto message = parse_path(payload);
-  if (!message || shim.flags != 0) return share_.drops.count(DropReason::malformed);
+  if (!message || (shim.flags & ~kFlagSubnetTag) != 0) {
+    return share_.drops.count(DropReason::malformed);
+  }
 
   Peer& peer = *sender.peer;
+  compare_generations(peer, *key);
   if (message->type == PathType::kProbe) {
     // Answered to where it came from, whatever we know of the peer: that is the question.
     const SendKey* const answer_key = peer.send.load(std::memory_order_acquire);
     if (answer_key != nullptr) {
-      const auto answer = seal_path(*answer_key, {PathType::kAnswer, message->token}, now_.time);
-      if (answer && !send_datagram(udp_, from, *answer)) {
+      const auto answer = seal_path(*answer_key, from, {PathType::kAnswer, message->token},
+                                    now_.time, share_.tables.settings().subnet_tag);
+      if (answer && !send_sealed(underlay_, share_.tables, from, *answer)) {
         share_.drops.count(DropReason::send_failed);
       }
     }
   } else if (message->type == PathType::kAnswer) {
     peer.rx_ms.store(now_.ms, std::memory_order_relaxed);
     // A member must not be able to fill the ring of events with answers to nothing.
-    if (!answer_budgets_[peer.number % kAnswerBudgets].take(now_.us)) return;
+    if (!answer_budgets_[peer.number % kAnswerBudgets].take(now_.us)) {
+      return WorkerCounters::add(share_.counters.answers_over, 1);
+    }
     WorkerEvent event;
     event.kind = WorkerEvent::Kind::kPathAnswer;
     event.peer = peer.number;
@@ -411,6 +627,26 @@ void Inbound::receive_path(const Shim& shim, const Incarnation& sender, const En
   heard(peer, from, 0);
 }
 
+/// While a pair, or the group, changes its key its members may send with different generations; and
+/// who sends to a newer boot key of ours than the one that we send with knows that already.
+void Inbound::compare_generations(Peer& peer, const ReceiveKey& key) {
+  const SendKey* const ours =
+      key.group ? share_.tables.group_send() : peer.send.load(std::memory_order_acquire);
+  if (ours == nullptr || (ours->pw_id == key.pw_id && key.boot <= ours->boot)) [[likely]]
+    return;
+  // Who lags in the group catches up when it hears others, or by its next sync.
+  if (key.group && key.pw_id < ours->pw_id) return;
+  if (now_.ms - peer.other_key_ms.load(std::memory_order_relaxed) < kOtherKeyMs) return;
+  peer.other_key_ms.store(now_.ms, std::memory_order_relaxed);
+  WorkerEvent event;
+  event.kind = WorkerEvent::Kind::kOtherKey;
+  event.group = key.group;
+  event.peer = peer.number;
+  event.number = key.pw_id;
+  event.index = key.boot;
+  put(event);
+}
+
 /// A frame of this peer was accepted.
 void Inbound::heard(Peer& peer, const Endpoint& from, std::size_t bytes) {
   peer.rx_ms.store(now_.ms, std::memory_order_relaxed);
@@ -420,6 +656,7 @@ void Inbound::heard(Peer& peer, const Endpoint& from, std::size_t bytes) {
     WorkerCounters::add(share_.counters.frames, 1);
     WorkerCounters::add(share_.counters.bytes, bytes);
   }
+  if (from.ethernet) return;  // A member's addresses are known; nothing roams.
   const Endpoint* const known = peer.endpoint.load(std::memory_order_acquire);
   if (known != nullptr && *known == from) [[likely]]
     return;

@@ -8,26 +8,30 @@
 #include <optional>
 #include <vector>
 
+#include "core/address-guard.hpp"
+#include "core/crew.hpp"
 #include "core/hold-queue.hpp"
 #include "core/path-frame.hpp"
+#include "core/reassembly.hpp"
 #include "core/worker.hpp"
-#include "io/udp.hpp"
+#include "io/underlay.hpp"
 #include "l2/merge.hpp"
 
 namespace pairwire {
 
-/// Threads: one, which calls `run` (or, in tests, `batch`); made and destroyed by the control
-/// thread while that one does not run. Speaks to it through `WorkerShare` only.
+/// Threads: one at a time, which calls `batch`; made and destroyed by the control thread while
+/// nobody does. Speaks to it through `WorkerShare` only.
 class Inbound {
  public:
-  Inbound(WorkerShare& share, int tap, UdpSocket udp, MergeOptions options);
+  /// `crew` as in Outbound.
+  Inbound(WorkerShare& share, int tap, const Underlay& underlay, MergeOptions options, Crew& crew);
 
-  /// Until `share.stop`.
-  void run();
-
-  /// Everything that can be done without waiting, at most one batch. Returns whether the socket may
-  /// have more. The caller is online in the RCU domain.
+  /// Everything that can be done without waiting, at most one batch. Returns whether there was
+  /// anything. The caller is online in the RCU domain.
   bool batch();
+
+  /// After the last batch: gives up what waits for a key.
+  void end();
 
  private:
   struct Now {
@@ -47,35 +51,59 @@ class Inbound {
     InnerHeader inner;
   };
 
+  /// A frame of a batch that a crew member has opened where it lay, before its turn came.
+  struct Early {
+    const ReceiveKey* key = nullptr;  ///< null: not looked at; open it in its turn
+    bool authentic = false;
+    std::array<std::uint8_t, kInnerHeaderSize> head{};
+  };
+
   void take_time();
+  void open_early(std::span<const UdpReceiver::Train> trains);
+  void open_train_early(const UdpReceiver::Train& train, std::span<Early> early);
   void receive(const Endpoint& from, ConstBytes datagram, bool held);
+  void receive_relay(const Endpoint& from, ConstBytes datagram);
   [[nodiscard]] bool find_keys(const Shim& shim, const Incarnation& sender);
   void hold(const Shim& shim, const Endpoint& from, ConstBytes datagram, DropReason reason);
   void look_at_held();
-  [[nodiscard]] const ReceiveKey* open(const Shim& shim, ConstBytes datagram, AeadHead head,
-                                       Bytes body);
+  [[nodiscard]] const ReceiveKey* open(const Shim& shim, const Endpoint& from, ConstBytes datagram,
+                                       AeadHead head, Bytes body);
+  [[nodiscard]] bool take_early(ConstBytes opened, AeadHead head, Bytes body) const;
   [[nodiscard]] std::optional<InnerHeader> check_opened(const Shim& shim, const ReceiveKey& key,
                                                         AeadConstHead head);
   void receive_inner(const Shim& shim, const Incarnation& sender, const Endpoint& from,
                      ConstBytes datagram);
+  void receive_part(const Shim& shim, const Incarnation& sender, const Endpoint& from,
+                    ConstBytes datagram);
+  void take_opened(const Opened& opened, ConstBytes frame, ChecksumClaim claim);
+  [[nodiscard]] std::optional<Bytes> place_for(std::size_t length, const Shim& shim);
   [[nodiscard]] bool check_addresses(const Opened& opened, ConstBytes frame);
+  [[nodiscard]] bool passes_guard(const Peer& peer, ConstBytes frame);
   void deliver_padded(const Opened& opened, ConstBytes body);
   void receive_path(const Shim& shim, const Incarnation& sender, const Endpoint& from,
                     ConstBytes datagram);
+  void compare_generations(Peer& peer, const ReceiveKey& key);
   void heard(Peer& peer, const Endpoint& from, std::size_t bytes);
   void write_out();
   void put(const WorkerEvent& event);
 
   WorkerShare& share_;
   const int tap_;
-  const UdpSocket udp_;
-  UdpReceiver receiver_;
+  const Underlay underlay_;
+  UnderlayReceiver receiver_;
   std::unique_ptr<std::uint8_t[]> merge_buffer_;
   Merger merger_;
   Now now_;
 
+  Crew& crew_;
+  /// kEarlyFrames for each train of a batch; empty without a crew.
+  std::vector<Early> early_;
+  const Early* early_at_ = nullptr;  ///< that of the frame at hand, or null
+
   std::array<ReceiveKey*, kMaxKeysPerSender> keys_{};  ///< that fit the frame at hand
   std::size_t key_count_ = 0;
+
+  Reassembler parts_;
 
   HoldQueue held_;
   std::uint64_t version_ = 0;
@@ -86,7 +114,9 @@ class Inbound {
   std::vector<TokenBucket> source_budgets_;
   /// Budgets of members for answers to probes, direct-mapped by their number.
   std::vector<TokenBucket> answer_budgets_;
+  TokenBucket relay_budget_{50, 50};
   std::uint64_t seed_;
+  GuardReports guard_reports_;
   bool told_ = false;
 
   std::unique_ptr<std::uint8_t[]> released_;

@@ -101,7 +101,8 @@ struct SendKey {
   std::unique_ptr<AeadKey> aead;
   SendCounter* counter = nullptr;
   std::uint64_t pw_id = 0;
-  std::uint32_t index = 0;  ///< our own sender index under the boot key it was made with
+  std::uint32_t boot = 0;   ///< number of our own boot key that it was made with
+  std::uint32_t index = 0;  ///< our own sender index under that
   std::uint16_t kid = 0;
 };
 
@@ -112,9 +113,11 @@ struct ReceiveKey {
   std::unique_ptr<AeadKey> aead;
   ReplayWindow* window = nullptr;
   std::uint64_t pw_id = 0;
+  std::uint32_t boot = 0;  ///< pair: number of our own boot key that it was made with
   std::uint16_t kid = 0;
   bool group = false;
-  /// Group: boot time of the installation. Frames from before it (less 250 ms) are refused.
+  /// Group: boot time of the installation, 0 if it was prepared. Frames from before it (less 250
+  /// ms) are refused.
   std::uint64_t installed_ms = 0;
 };
 

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "core/associated-data.hpp"
+
 namespace pairwire {
 
 std::optional<PathMessage> parse_path(ConstBytes payload) {
@@ -15,19 +17,29 @@ std::optional<PathMessage> parse_path(ConstBytes payload) {
 }
 
 std::optional<std::array<std::uint8_t, kPathFrame>> seal_path(const SendKey& key,
+                                                              const Endpoint& to,
                                                               const PathMessage& message,
-                                                              FrameTime time) {
-  const auto counter = key.counter->take(1, kInnerHeaderSize + kPathPayload);
-  if (!counter) return std::nullopt;
-  std::array<std::uint8_t, kPathFrame> frame{};
-  const std::span all(frame);
-  write_shim({Kind::kPath, 0, key.kid, key.index, *counter}, all.first<kShimSize>());
-  const auto plain = all.subspan<kShimSize, kInnerHeaderSize + kPathPayload>();
-  write_inner_header({time, {}}, plain.first<kInnerHeaderSize>());
-  plain[kInnerHeaderSize] = static_cast<std::uint8_t>(message.type);
-  store_be<std::uint64_t>(plain.last<8>(), message.token);
-  key.aead->seal(*counter, all.first<kShimSize>(), plain, plain, all.last<kFrameTagSize>());
+                                                              FrameTime time, std::uint8_t tag) {
+  std::array<std::uint8_t, kPathFrame> frame;
+  if (!seal_padded_path(key, to, message, time, tag, frame)) return std::nullopt;
   return frame;
+}
+
+bool seal_padded_path(const SendKey& key, const Endpoint& to, const PathMessage& message,
+                      FrameTime time, std::uint8_t tag, Bytes frame) {
+  const Bytes plain = frame.subspan(kShimSize, frame.size() - kShimSize - kFrameTagSize);
+  const auto counter = key.counter->take(1, plain.size());
+  if (!counter) return false;
+  std::ranges::fill(plain, std::uint8_t{0});
+  const auto shim = frame.first<kShimSize>();
+  write_shim({Kind::kPath, tag, key.kid, key.index, *counter}, shim);
+  write_inner_header({time, {}}, plain.first<kInnerHeaderSize>());
+  const Bytes payload = plain.subspan(kInnerHeaderSize);
+  payload[0] = static_cast<std::uint8_t>(message.type);
+  store_be<std::uint64_t>(payload.subspan<4, 8>(), message.token);
+  const AssociatedData aad(shim, to, Way::kSending);
+  key.aead->seal(*counter, aad.bytes(), plain, plain, frame.last<kFrameTagSize>());
+  return true;
 }
 
 }  // namespace pairwire

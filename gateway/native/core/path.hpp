@@ -8,7 +8,7 @@
 
 #include "core/clock.hpp"
 #include "core/tables.hpp"
-#include "io/udp.hpp"
+#include "io/underlay.hpp"
 
 namespace pairwire {
 
@@ -25,7 +25,7 @@ class PathManager {
   PathManager(PortTables& tables, const ServerClock& clock, Listener listener);
 
   /// The socket to probe through; without one nothing is probed.
-  void set_socket(UdpSocket udp) { udp_ = udp; }
+  void set_socket(const Underlay& underlay) { underlay_ = underlay; }
 
   /// There may be a key to send with now.
   void key_installed(Peer& peer, std::uint64_t now_ms);
@@ -37,6 +37,14 @@ class PathManager {
   /// An authentic frame from an address other than the endpoint in use.
   void heard_elsewhere(std::uint32_t peer, const Endpoint& from, std::uint64_t now_ms);
 
+  /// The port registered with a relay, or is registered no more.
+  void relay_changed(std::uint64_t now_ms);
+  /// The kernel did not take a frame for this address because of its length.
+  void too_long(const Endpoint& to, std::uint64_t now_ms);
+
+  /// Probes that were out when others took their places: an answer to them counts for nothing.
+  [[nodiscard]] std::uint64_t probes_forgotten() const { return probes_forgotten_; }
+
   /// Does what is due. Returns when to call again, in boot ms; nothing if there are no members.
   std::optional<std::uint64_t> run(std::uint64_t now_ms);
 
@@ -47,15 +55,29 @@ class PathManager {
   bool tend(Peer& peer, std::uint64_t now_ms);
   void end_trial(Peer& peer, std::uint64_t now_ms);
   void move(Peer& peer, const Endpoint& to, std::uint64_t now_ms);
-  void probe(Peer& peer, const Endpoint& to, std::uint64_t now_ms);
+  /// `size`: of the outer packet, for a padded one; 0: as short as can be. False if our kernel did
+  /// not take it because of its length.
+  bool probe(Peer& peer, const Endpoint& to, std::uint64_t now_ms, std::uint32_t size = 0);
+  void follow_mtu(Peer& peer, std::uint64_t now_ms);
+  void tend_mtu(Peer& peer, std::uint64_t now_ms);
+  static void apply_mtu(Peer& peer);
+  static std::uint64_t patience(const PathState& path);
   void probe_all(Peer& peer, std::uint64_t now_ms);
+  void probe_candidates(Peer& peer, std::uint64_t now_ms);
+  void look_for_direct(Peer& peer, std::uint64_t now_ms);
+  void choose_first(Peer& peer);
+  [[nodiscard]] bool stopped_answering(const Peer& peer, std::uint64_t now_ms) const;
+  [[nodiscard]] std::optional<Endpoint> by_relay(const Peer& peer) const;
+  [[nodiscard]] bool outdated(const Peer& peer) const;
 
   PortTables& tables_;
   const ServerClock& clock_;
   Listener listener_;
-  UdpSocket udp_;
+  Underlay underlay_;
   std::vector<std::uint32_t> watched_;
   std::uint64_t next_scan_ms_ = 0;
+  std::uint64_t probes_forgotten_ = 0;
+  std::vector<std::uint8_t> padded_;  ///< a probe that is being sealed
 };
 
 }  // namespace pairwire

@@ -23,7 +23,7 @@ class SpinLock {
   }
   void unlock() noexcept { locked_.clear(std::memory_order_release); }
 
- private:
+  /// What to do in a loop that waits for another core.
   static void pause() noexcept {
 #if defined(__x86_64__)
     _mm_pause();
@@ -32,6 +32,7 @@ class SpinLock {
 #endif
   }
 
+ private:
   std::atomic_flag locked_;
 };
 

@@ -14,6 +14,12 @@
 namespace pairwire {
 namespace {
 
+/// A peer that sends with the generation before ours for so long has not been told
+/// (docs/protocol.md 3.5).
+constexpr std::uint64_t kLaggingMs = 1000;
+/// Addresses behind plain ports whose time is over are taken out so often.
+constexpr std::uint64_t kPurgeMs = 10'000;
+
 std::uint64_t random_seed() {
   std::uint64_t seed = 0;
   require_crypto(RAND_bytes(reinterpret_cast<unsigned char*>(&seed), sizeof(seed)) == 1,
@@ -22,7 +28,7 @@ std::uint64_t random_seed() {
 }
 
 /// Shows `key` in the first free place. There is one: the caller has made room.
-void show_key(std::array<std::atomic<ReceiveKey*>, kMaxKeysPerSender>& keys, ReceiveKey& key) {
+void show_key(std::array<std::atomic<ReceiveKey*>, kKeyPlaces>& keys, ReceiveKey& key) {
   for (auto& place : keys) {
     if (place.load(std::memory_order_relaxed) != nullptr) continue;
     place.store(&key, std::memory_order_release);
@@ -30,7 +36,7 @@ void show_key(std::array<std::atomic<ReceiveKey*>, kMaxKeysPerSender>& keys, Rec
   }
 }
 
-void hide_key(Incarnation& sender, std::array<std::atomic<ReceiveKey*>, kMaxKeysPerSender>& keys,
+void hide_key(Incarnation& sender, std::array<std::atomic<ReceiveKey*>, kKeyPlaces>& keys,
               const ReceiveKey& key) {
   // Stale first: a worker between the two stores may find both, and that is no harm.
   sender.stale_kids[sender.next_stale].store(std::uint32_t{key.kid} + 1, std::memory_order_relaxed);
@@ -56,6 +62,9 @@ PortTables::PortTables()
       senders_(rcu_, seed_),
       destinations_(rcu_, seed_),
       refused_(rcu_, seed_),
+      own_(rcu_, seed_),
+      behind_(rcu_, seed_),
+      bindings_(rcu_, seed_),
       owned_settings_(std::make_unique<PortSettings>()),
       owned_online_(std::make_unique<OnlineArray>(16)) {
   settings_.store(owned_settings_.get(), std::memory_order_release);
@@ -73,6 +82,9 @@ void PortTables::set_settings(std::unique_ptr<const PortSettings> settings) {
   if (keyed && (old.subnet != settings->subnet || old.member != settings->member ||
                 old.suite != settings->suite)) {
     throw CommandError("subnet, member and suite of a port with keys can't change");
+  }
+  if (keyed && old.kind != settings->kind) {
+    throw CommandError("the kind of a port with keys can't change");
   }
   settings_.store(settings.get(), std::memory_order_release);
   rcu_.retire(std::exchange(owned_settings_, std::move(settings)));
@@ -114,33 +126,56 @@ PortTables::BootKey* PortTables::newest_boot() const {
   return nullptr;
 }
 
-void PortTables::set_boot_index(std::uint32_t number, std::uint32_t index) {
+void PortTables::set_boot_index(std::uint32_t number, std::uint32_t index, std::uint32_t after_ms,
+                                std::uint64_t now_ms) {
   BootKey& boot = require_boot(number);
-  if (boot.index() == index && index != 0) return;
-  if (boot.index() != 0) throw CommandError("the boot key has another index already");
-  if (index == 0 || senders_.find(index) != nullptr) throw CommandError("index is in use");
-  boot.self = std::make_unique<Incarnation>();
-  boot.self->index = index;
-  boot.self->boot = boot.keys.public_key;
-  senders_.set(index, boot.self.get());
-  // Keys that waited for the index can be sent with now.
-  for (const auto& [id, peer] : peers_) {
-    for (const auto& record : peer->records) {
-      if (record->boot == number) record->send->index = index;  // Not shown to anybody yet.
+  if (boot.index() != index || index == 0) {
+    if (boot.index() != 0) throw CommandError("the boot key has another index already");
+    if (index == 0 || senders_.find(index) != nullptr) throw CommandError("index is in use");
+    boot.self = std::make_unique<Incarnation>();
+    boot.self->index = index;
+    boot.self->boot = boot.keys.public_key;
+    senders_.set(index, boot.self.get());
+    for (const auto& [id, peer] : peers_) {
+      for (const auto& record : peer->records) {
+        if (record->boot == number) record->send->index = index;  // Not shown to anybody yet.
+      }
     }
-    refresh_send(*peer);
   }
+  if (number <= send_boot_) return;
+  if (send_boot_ == 0 || after_ms == 0) return use_boot(boot);
+  if (boot.use_ms != 0 && boot.use_ms <= now_ms + after_ms) return;
+  boot.use_ms = now_ms + after_ms;
+  timers_.emplace(boot.use_ms, Timer{Due::kBootUse, 0, number, 0});
+}
+
+/// Keys that waited for the index, or for their time, are sent with from now on.
+void PortTables::use_boot(BootKey& boot) {
+  send_boot_ = boot.number;
+  for (const auto& [id, peer] : peers_) refresh_send(*peer);
   refresh_group_send();
   changed();
 }
 
-void PortTables::drop_boot(std::uint32_t number) {
+void PortTables::drop_boot(std::uint32_t number, std::uint32_t grace_ms, std::uint64_t now_ms) {
+  if (grace_ms == 0) return forget_boot(number);
+  BootKey* const boot = boot_by_number(number);
+  if (boot == nullptr || (boot->drop_ms != 0 && boot->drop_ms <= now_ms + grace_ms)) return;
+  boot->drop_ms = now_ms + grace_ms;
+  timers_.emplace(boot->drop_ms, Timer{Due::kBootDrop, 0, number, 0});
+}
+
+void PortTables::forget_boot(std::uint32_t number) {
   const auto found = std::find_if(boots_.begin(), boots_.end(),
                                   [&](const auto& boot) { return boot->number == number; });
   if (found == boots_.end()) return;
   std::unique_ptr<BootKey> boot = std::move(*found);
   boots_.erase(found);
   if (boot->self) senders_.erase(boot->index());
+  if (send_boot_ == number) {
+    const BootKey* const left = newest_boot();
+    send_boot_ = left == nullptr ? 0 : left->number;
+  }
   for (const auto& [id, peer] : peers_) {
     for (std::size_t i = peer->records.size(); i-- > 0;) {
       if (peer->records[i]->boot == number) retire_record(*peer, *peer->records[i]);
@@ -153,6 +188,7 @@ void PortTables::drop_boot(std::uint32_t number) {
     }
     rcu_.retire(std::move(generation->send));
   }
+  for (const auto& [id, peer] : peers_) refresh_send(*peer);
   refresh_group_send();
   // Last: the retired keys refer to its counters and windows.
   rcu_.retire(std::move(boot));
@@ -198,6 +234,10 @@ Peer& PortTables::set_peer(PeerSetting setting, std::uint64_t now_ms) {
   }
   set_macs(*known, std::move(setting.macs));
   known->candidates = std::move(setting.endpoints);
+  known->relay_first = setting.relay_first;
+  known->plain.store(setting.plain, std::memory_order_relaxed);
+  known->rights.store(setting.rights, std::memory_order_relaxed);
+  behind_.member_known(known->id, known);
   if (known->owned_endpoint == nullptr && !known->candidates.empty()) {
     set_endpoint(*known, known->candidates.front());
   }
@@ -214,6 +254,7 @@ Peer& PortTables::set_peer(PeerSetting setting, std::uint64_t now_ms) {
 Incarnation& PortTables::add_incarnation(Peer& peer, const PeerSetting& setting,
                                          std::uint64_t now_ms) {
   if (peer.incarnations.size() >= kMaxIncarnations) {
+    ++limits_.starts_pushed_out;
     retire_incarnation(peer, peer.incarnations.front()->index);
   }
   for (const auto& old : peer.incarnations) start_retiring(peer, *old, now_ms);
@@ -281,6 +322,7 @@ void PortTables::remove_peer(std::string_view id) {
   if (found == nullptr) return;
   set_online(*found, false);
   set_macs(*found, {});
+  behind_.member_known(found->id, nullptr);
   while (!found->incarnations.empty()) {
     retire_incarnation(*found, found->incarnations.back()->index);
   }
@@ -303,15 +345,26 @@ void PortTables::set_macs(Peer& peer, std::vector<MacAddress> macs) {
   for (const MacAddress& mac : macs) {
     destinations_.set(mac.to_integer(), &peer);
     // A negative answer ends with the first positive one.
-    if (const auto refused = refused_macs_.find(mac.to_integer()); refused != refused_macs_.end()) {
-      refused_.erase(mac.to_integer());
-      rcu_.retire(std::move(refused->second));
-      refused_macs_.erase(refused);
-    }
+    forget_refusal(mac);
   }
   auto list = std::make_unique<const MacList>(std::move(macs));
   peer.macs.store(list.get(), std::memory_order_release);
   rcu_.retire(std::exchange(peer.owned_macs, std::move(list)));
+}
+
+void PortTables::forget_refusal(const MacAddress& mac) {
+  const auto refused = refused_macs_.find(mac.to_integer());
+  if (refused == refused_macs_.end()) return;
+  refused_.erase(mac.to_integer());
+  rcu_.retire(std::move(refused->second));
+  refused_macs_.erase(refused);
+}
+
+void PortTables::set_relay(std::unique_ptr<const RelayUse> relay) {
+  relay_.store(relay.get(), std::memory_order_release);
+  if (owned_relay_ != nullptr) rcu_.retire(std::move(owned_relay_));
+  owned_relay_ = std::move(relay);
+  changed();
 }
 
 void PortTables::set_endpoint(Peer& peer, const Endpoint& endpoint) {
@@ -359,23 +412,40 @@ PortTables::Installed PortTables::install_pair_key(std::string_view id, std::uin
                                                    std::span<const std::uint8_t, kKeySize> key,
                                                    std::uint64_t pw_id, bool send) {
   Peer& peer = require_peer(id);
-  BootKey& boot = require_boot(boot_number);
-  Incarnation& incarnation = *peer.incarnations.back();
+  BootKey& named = require_boot(boot_number);
+  // Who has had no key with us until now is told of our newest boot key before it gets one.
+  const BootKey* const told = newest_boot();
+  if (told != nullptr && peer.records.empty()) peer.knows_boot = told->number;
+  const std::uint64_t choice = send ? next_choice_++ : 0;
+  const auto installed =
+      install_pair_record(peer, named, *peer.incarnations.back(), key, pw_id, choice);
+  if (!installed) throw CommandError("the peer's boot key is a point of small order");
+  for (const auto& boot : boots_) {
+    if (boot->number > boot_number) continue;
+    for (const auto& incarnation : peer.incarnations) {
+      install_pair_record(peer, *boot, *incarnation, key, pw_id, choice);
+    }
+  }
+  refresh_send(peer);
+  changed();
+  return *installed;
+}
+
+/// Nothing if there is no key, because the peer's boot key is a point of small order.
+std::optional<PortTables::Installed> PortTables::install_pair_record(
+    Peer& peer, BootKey& boot, Incarnation& incarnation,
+    std::span<const std::uint8_t, kKeySize> key, std::uint64_t pw_id, std::uint64_t choice) {
   const KeyDigest digest = digest_of(key);
   for (const auto& record : peer.records) {
-    if (record->boot == boot_number && record->peer_index == incarnation.index &&
+    if (record->boot == boot.number && record->peer_index == incarnation.index &&
         record->pw_id == pw_id && record->key == digest) {
-      if (send) {
-        record->chosen = next_choice_++;
-        refresh_send(peer);
-        changed();
-      }
-      return {record->kid_send, record->kid_receive, false};
+      record->chosen = std::max(record->chosen, choice);
+      return Installed{record->kid_send, record->kid_receive, false};
     }
   }
 
   const auto shared = x25519(boot.keys.private_key, incarnation.boot);
-  if (!shared) throw CommandError("the peer's boot key is a point of small order");
+  if (!shared) return std::nullopt;
   const Secret<kKeySize> pair_key(key);
   const PortSettings& settings = *owned_settings_;
   const TrafficKey out = derive_pair_key(
@@ -386,44 +456,58 @@ PortTables::Installed PortTables::install_pair_key(std::string_view id, std::uin
       {settings.subnet, peer.id, settings.member, incarnation.boot, boot.keys.public_key, pw_id});
 
   auto record = std::make_unique<PairKeyRecord>();
-  record->boot = boot_number;
+  record->boot = boot.number;
   record->peer_index = incarnation.index;
   record->pw_id = pw_id;
   record->key = digest;
   record->kid_send = out.kid;
   record->kid_receive = in.kid;
-  record->chosen = send ? next_choice_++ : 0;
+  record->chosen = choice;
   record->send = std::make_unique<SendKey>();
   record->send->aead = make_aead_key(settings.backend, settings.suite, out.key.bytes());
   record->send->counter = &boot.states.counter(digest_of(out.key.bytes()));
   record->send->pw_id = pw_id;
+  record->send->boot = boot.number;
   record->send->index = boot.index();
   record->send->kid = out.kid;
   record->receive = std::make_unique<ReceiveKey>();
   record->receive->aead = make_aead_key(settings.backend, settings.suite, in.key.bytes());
   record->receive->window = &boot.states.window(digest_of(in.key.bytes()));
   record->receive->pw_id = pw_id;
+  record->receive->boot = boot.number;
   record->receive->kid = in.kid;
 
-  // At most 4 for each sender index; the oldest goes, but not the one we send with.
-  std::size_t held = 0;
-  PairKeyRecord* oldest = nullptr;
-  for (const auto& other : peer.records) {
-    if (other->peer_index != incarnation.index) continue;
-    ++held;
-    if (oldest == nullptr && peer.send.load(std::memory_order_relaxed) != other->send.get()) {
-      oldest = other.get();
-    }
-  }
-  if (held >= kMaxKeysPerSender && oldest != nullptr) retire_record(peer, *oldest);
+  make_room(peer, incarnation.index, boot.number);
 
   const Installed installed{out.kid, in.kid, true};
   // Owned first, then shown: should memory run out between, no worker has seen it.
   peer.records.push_back(std::move(record));
   show_key(incarnation.pair_keys, *peer.records.back()->receive);
-  refresh_send(peer);
-  changed();
   return installed;
+}
+
+/// At most 4 for each sender index and own boot key, and as many as there are places; the oldest
+/// goes, but not the one we send with.
+void PortTables::make_room(Peer& peer, std::uint32_t index, std::uint32_t boot) {
+  const SendKey* const used = peer.send.load(std::memory_order_relaxed);
+  std::size_t held = 0;
+  std::size_t held_of_boot = 0;
+  PairKeyRecord* oldest = nullptr;
+  PairKeyRecord* oldest_of_boot = nullptr;
+  for (const auto& other : peer.records) {
+    if (other->peer_index != index) continue;
+    ++held;
+    held_of_boot += other->boot == boot ? 1 : 0;
+    if (used == other->send.get()) continue;
+    if (oldest == nullptr) oldest = other.get();
+    if (oldest_of_boot == nullptr && other->boot == boot) oldest_of_boot = other.get();
+  }
+  if (held_of_boot >= kMaxKeysPerSender) {
+    oldest = oldest_of_boot;
+  } else if (held < kKeyPlaces) {
+    return;
+  }
+  if (oldest != nullptr) retire_record(peer, *oldest);
 }
 
 void PortTables::retire_record(Peer& peer, PairKeyRecord& record) {
@@ -440,17 +524,19 @@ void PortTables::retire_record(Peer& peer, PairKeyRecord& record) {
   refresh_send(peer);
 }
 
-/// The latest choice among the keys that can be sent with; among equal ones the peer's newest
-/// start, then our newest boot key.
+/// Of the keys that can be sent with, those of the boot key that is sent with or, if the peer knows
+/// a newer one, of that; the latest choice among them; among equal ones the peer's newest start. If
+/// there is none, any other is better.
 void PortTables::refresh_send(Peer& peer) {
   PairKeyRecord* best = nullptr;
+  const std::uint32_t boot = std::max(send_boot_, peer.knows_boot);
   const auto rank = [&](const PairKeyRecord& record) {
     std::size_t newest = 0;
     while (newest < peer.incarnations.size() &&
            peer.incarnations[newest]->index != record.peer_index) {
       ++newest;
     }
-    return std::tuple(record.chosen, newest, record.boot);
+    return std::tuple(record.boot == boot, record.chosen, newest, record.boot);
   };
   for (const auto& record : peer.records) {
     if (record->chosen == 0 || record->send->index == 0) continue;
@@ -494,9 +580,12 @@ void PortTables::install_group_key(std::span<const std::uint8_t, kKeySize> key, 
   made->chosen = send ? next_choice_++ : 0;
   GroupGeneration& generation = *made;
   groups_.push_back(std::move(made));
+  // A key that is prepared has sealed nothing yet, so there is nothing old to keep out; and whose
+  // clock is a little behind must not be refused when all change at once.
+  const std::uint64_t since_ms = send ? now_ms : 0;
   for (const auto& [id, peer] : peers_) {
     for (const auto& incarnation : peer->incarnations) {
-      add_group_receive(generation, *incarnation, id, now_ms);
+      add_group_receive(generation, *incarnation, id, since_ms);
     }
   }
   refresh_group_send();
@@ -528,7 +617,7 @@ void PortTables::refresh_group_send() {
       best = generation.get();
     }
   }
-  BootKey* const boot = newest_boot();
+  BootKey* const boot = boot_by_number(send_boot_);
   SendKey* shown = nullptr;
   std::unique_ptr<SendKey> old;
   if (best != nullptr && boot != nullptr) {
@@ -541,6 +630,7 @@ void PortTables::refresh_group_send() {
       // The boot key's, not the generation's: the same KEY_M may be dropped and come again.
       made->counter = &boot->states.counter(digest_of(key.key.bytes()));
       made->pw_id = best->pw_id;
+      made->boot = boot->number;
       made->index = boot->index();
       made->kid = key.kid;
       best->send_boot = boot->number;
@@ -608,6 +698,54 @@ void PortTables::use_key(std::string_view id, std::uint64_t pw_id) {
   changed();
 }
 
+PortTables::OtherKey PortTables::heard_other_key(std::uint32_t number, std::uint64_t pw_id,
+                                                 std::uint64_t now_ms) {
+  Peer* const peer = peer_by_number(number);
+  const SendKey* const ours =
+      peer == nullptr ? nullptr : peer->send.load(std::memory_order_relaxed);
+  if (ours == nullptr || pw_id == ours->pw_id) return OtherKey::kNothing;
+  if (pw_id > ours->pw_id) {
+    const std::uint64_t choice = next_choice_++;
+    for (const auto& record : peer->records) {
+      if (record->pw_id == pw_id) record->chosen = choice;
+    }
+    refresh_send(*peer);
+    changed();
+    const SendKey* const now = peer->send.load(std::memory_order_relaxed);
+    return now->pw_id == pw_id ? OtherKey::kCommitted : OtherKey::kNothing;
+  }
+  if (peer->ahead_pw_id != ours->pw_id) {
+    peer->ahead_pw_id = ours->pw_id;
+    peer->ahead_since_ms = now_ms;
+  }
+  // Frames that were under way when we changed are none of it.
+  if (now_ms - peer->ahead_since_ms < kLaggingMs) return OtherKey::kNothing;
+  if (now_ms - peer->ahead_told_ms < kLaggingMs) return OtherKey::kNothing;
+  peer->ahead_told_ms = now_ms;
+  return OtherKey::kLagging;
+}
+
+void PortTables::heard_boot(std::uint32_t number, std::uint32_t boot) {
+  Peer* const peer = peer_by_number(number);
+  if (peer == nullptr || boot <= std::max(send_boot_, peer->knows_boot)) return;
+  // Dropped meanwhile, or its index is not known yet although the peer was told of it already.
+  const BootKey* const heard = boot_by_number(boot);
+  if (heard == nullptr || heard->index() == 0) return;
+  peer->knows_boot = boot;
+  refresh_send(*peer);
+  changed();
+}
+
+bool PortTables::heard_newer_group_key(std::uint64_t pw_id) {
+  const SendKey* const ours = group_send_.load(std::memory_order_relaxed);
+  if (ours == nullptr || pw_id <= ours->pw_id) return false;
+  // Dropped meanwhile: then there is nothing to send with.
+  const bool held =
+      std::ranges::any_of(groups_, [&](const auto& one) { return one->pw_id == pw_id; });
+  if (held) use_key("", pw_id);
+  return held;
+}
+
 void PortTables::drop_key(std::string_view id, std::uint64_t pw_id, std::uint32_t grace_ms,
                           std::uint64_t now_ms) {
   if (id.empty()) {
@@ -635,13 +773,71 @@ void PortTables::refuse_mac(const MacAddress& mac, std::uint32_t ms, std::uint64
         entry = refused_macs_.erase(entry);
       }
       // Still full: who asks for so many addresses that nobody has asks again instead.
-      if (refused_macs_.size() >= kMaxRefusedMacs) return;
+      if (refused_macs_.size() >= kMaxRefusedMacs) {
+        ++limits_.refusals_lost;
+        return;
+      }
     }
     found = refused_macs_.emplace(number, std::make_unique<std::atomic<std::uint64_t>>(0)).first;
     refused_.set(number, found->second.get());
   }
   found->second->store(now_ms + ms, std::memory_order_relaxed);
   changed();
+}
+
+// --- Addresses that are nobody's or outside -----------------------------------------------------
+
+void PortTables::set_own(std::span<const MacAddress> macs, bool reset, bool more) {
+  for (const MacAddress& mac : macs) {
+    if (mac.is_group() || mac.is_zero()) throw CommandError("not a unicast address");
+  }
+  const bool room = own_.set(macs, reset, more);
+  changed();
+  if (!room) throw CommandError("too many own addresses");
+}
+
+void PortTables::remove_own(std::span<const MacAddress> macs) {
+  own_.remove(macs);
+  changed();
+}
+
+void PortTables::set_behind(std::string_view member, std::span<const BehindSetting> settings,
+                            std::uint64_t now_ms) {
+  if (member.empty()) throw CommandError("a peer without id");
+  for (const BehindSetting& setting : settings) {
+    const MacAddress& mac = setting.address.mac;
+    if (mac.is_group() || mac.is_zero()) throw CommandError("not a unicast address");
+    if (setting.address.vlan > kLastVlanId) throw CommandError("not a VLAN id");
+  }
+  const bool self = member == owned_settings_->member;
+  for (const BehindSetting& setting : settings) {
+    behind_.set({member, self, peer(member), setting.address, setting.ms, setting.pinned}, now_ms);
+    // A negative answer ends with the first positive one.
+    forget_refusal(setting.address.mac);
+  }
+  changed();
+}
+
+void PortTables::forget_behind(std::span<const VlanMac> addresses) {
+  for (const VlanMac& address : addresses) behind_.forget(address);
+  changed();
+}
+
+// --- Bound addresses ----------------------------------------------------------------------------
+
+void PortTables::set_bindings(std::span<const Bindings::Setting> settings, bool reset, bool more,
+                              std::uint64_t now_ms) {
+  for (const auto& [ip, mac] : settings) {
+    if (mac.is_group() || mac.is_zero()) throw CommandError("not a unicast address");
+    if (ip.is_none() || ip.is_unspecified() || ip.is_group()) {
+      throw CommandError("not an address of a machine");
+    }
+  }
+  if (!bindings_.set(settings, reset, more, now_ms)) throw CommandError("too many bindings");
+}
+
+void PortTables::remove_bindings(std::span<const IpAddress> ips) {
+  bindings_.remove(ips);
 }
 
 // --- Timers and state ---------------------------------------------------------------------------
@@ -667,10 +863,24 @@ std::optional<std::uint64_t> PortTables::run_timers(std::uint64_t now_ms) {
       case Due::kGroupKey:
         retire_group(timer.pw_id);
         break;
+      case Due::kBootUse:
+        if (BootKey* const boot = boot_by_number(timer.index);
+            boot != nullptr && boot->number > send_boot_) {
+          use_boot(*boot);
+        }
+        break;
+      case Due::kBootDrop:
+        forget_boot(timer.index);
+        break;
     }
+  }
+  if (now_ms >= next_purge_ms_) {
+    behind_.purge(now_ms);
+    next_purge_ms_ = now_ms + kPurgeMs;
   }
   std::optional<std::uint64_t> next;
   if (!timers_.empty()) next = timers_.begin()->first;
+  if (behind_.size() != 0) next = std::min(next.value_or(next_purge_ms_), next_purge_ms_);
   // A worker may be in the middle of a batch; look again soon.
   if (rcu_.reclaim() != 0) next = std::min(next.value_or(~std::uint64_t{0}), now_ms + 10);
   return next;
@@ -679,7 +889,8 @@ std::optional<std::uint64_t> PortTables::run_timers(std::uint64_t now_ms) {
 std::vector<PortTables::BootState> PortTables::boots() const {
   std::vector<BootState> states;
   for (const auto& boot : boots_) {
-    states.push_back({boot->number, boot->keys.public_key, boot->index()});
+    states.push_back(
+        {boot->number, boot->keys.public_key, boot->index(), boot->number == send_boot_});
   }
   return states;
 }

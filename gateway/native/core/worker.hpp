@@ -9,6 +9,7 @@
 
 #include "core/clock.hpp"
 #include "core/drop-reasons.hpp"
+#include "core/plain-share.hpp"
 #include "core/rcu.hpp"
 #include "core/tables.hpp"
 #include "core/worker-events.hpp"
@@ -21,7 +22,18 @@ struct WorkerCounters {
   std::atomic<std::uint64_t> bytes{0};    ///< of inner frames
   std::atomic<std::uint64_t> supers{0};   ///< packets read from or written to the TAP
   std::atomic<std::uint64_t> batches{0};  ///< wake-ups with something to do
+  std::atomic<std::uint64_t> relayed{0};  ///< frames by way of a relay
   std::atomic<std::uint64_t> held{0};     ///< frames that were put aside to wait for a key
+  std::atomic<std::uint64_t> parts{0};    ///< of frames too long for their path, sealed or opened
+  std::atomic<std::uint64_t> cut{0};      ///< such frames, cut or put together again
+  std::atomic<std::uint64_t> unasked{0};  ///< questions for a key that were over a budget
+  std::atomic<std::uint64_t> answers_over{0};  ///< path answers over what a member may have
+  std::atomic<std::uint64_t> relay_over{0};    ///< messages of the relay over what it may have
+  std::atomic<std::uint64_t> claims_over{0};   ///< addresses of our host that nobody was told of
+  std::atomic<std::uint64_t> told_too_big{0};  ///< ICMP answers to packets too long for their path
+  std::atomic<std::uint64_t> mss_clamped{0};   ///< SYNs whose offer was lowered to the path
+  std::atomic<std::uint64_t> answered_arp{0};  ///< questions for bound addresses, answered here
+  std::atomic<std::uint64_t> answered_nd{0};
 
   static void add(std::atomic<std::uint64_t>& counter, std::uint64_t value) noexcept {
     counter.store(counter.load(std::memory_order_relaxed) + value, std::memory_order_relaxed);
@@ -50,6 +62,8 @@ struct WorkerShare {
   DropCounters drops;
   WorkerCounters counters;
   WorkerEvents events;
+  /// At the worker that reads a plain port's TAP; else null.
+  std::unique_ptr<PlainShare> plain;
 };
 
 /// "Asked lately?" for things that are asked of the key server. Direct-mapped: a collision only
@@ -60,10 +74,11 @@ class RecentlyAsked {
  public:
   static constexpr std::uint64_t kQuietUs = 200'000;
 
-  /// True if `key` was asked for within 200 ms.
-  [[nodiscard]] bool lately(std::uint64_t key, std::uint64_t now_us) const noexcept {
+  /// True if `key` was asked for within 200 ms, or another time.
+  [[nodiscard]] bool lately(std::uint64_t key, std::uint64_t now_us,
+                            std::uint64_t quiet_us = kQuietUs) const noexcept {
     const Entry& entry = entries_[place(key)];
-    return entry.key == key && now_us - entry.time_us < kQuietUs && entry.time_us != 0;
+    return entry.key == key && now_us - entry.time_us < quiet_us && entry.time_us != 0;
   }
   /// `key` is asked for now.
   void note(std::uint64_t key, std::uint64_t now_us) noexcept {

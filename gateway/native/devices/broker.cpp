@@ -16,6 +16,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "io/send-with-fd.hpp"
 #include "throw-errno.hpp"
 
 namespace pairwire::devices {
@@ -87,27 +88,13 @@ bool wait_until_taken(int fd) {
   }
 }
 
-ssize_t send_with_fd(int connection, const std::string& text, int fd) {
-  iovec part{const_cast<char*>(text.data()), text.size()};
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control.data();
-  message.msg_controllen = control.size();
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(int));
-  std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
-  return sendmsg(connection, &message, MSG_NOSIGNAL);
-}
-
 }  // namespace
 
 Broker::Broker(BrokerOptions options)
     : options_(std::move(options)),
-      guard_(options_.list, netlink_),
+      closed_(options_.run_directory + "/closed.state"),
+      bridges_(options_.run_directory + "/bridges.state"),
+      guard_(options_.list, netlink_, closed_.names()),
       listener_(
           listen_at(options_.run_directory + "/devices.sock", SOCK_STREAM, options_.control_uid)),
       address_watch_(watch_addresses()) {
@@ -216,6 +203,7 @@ bool Broker::serve(Client& client) {
 std::string Broker::answer_to(const std::string& line) {
   if (line.starts_with("open tap ")) return open_tap_named(line.substr(9));
   if (line.starts_with("open udp ")) return open_udp_port(line.substr(9));
+  if (line.starts_with("open ethernet ")) return open_ethernet_named(line.substr(14));
   if (line == "guard on" || line == "guard off") {
     guard_wanted_ = line == "guard on";
     if (!guard_wanted_) {
@@ -246,6 +234,10 @@ std::string Broker::open_tap_named(const std::string& name) {
   Opened& opened = opened_[device];
   if (!opened.fd) {
     try {
+      if (!tap->bridge.empty()) {
+        refuse_underlay_in(tap->bridge);
+        bridges_.prepare(netlink_, tap->bridge, tap->ports);
+      }
       opened.tap = open_tap(netlink_, *tap, options_.dataplane.uid, [&] {
         if (guard_wanted_) guard_.on() ? guard_.follow_addresses() : guard_.turn_on();
       });
@@ -276,6 +268,17 @@ std::string Broker::open_tap_named(const std::string& name) {
          ",\"held\":" + boolean(opened.held);
 }
 
+/// An interface that sealed frames are bound to must not be in the bridge of the TAP.
+void Broker::refuse_underlay_in(const std::string& bridge) {
+  const auto check = [&](const std::string& underlay) {
+    if (underlay.empty() || !is_in(netlink_, underlay, bridge)) return;
+    throw std::runtime_error(underlay + " carries the sealed frames and is in " + bridge +
+                             ", the bridge of the TAP: they would go round");
+  };
+  for (const UdpDevice& udp : options_.list.udps) check(udp.device);
+  for (const EthernetDevice& one : options_.list.ethernets) check(one.name);
+}
+
 std::string Broker::open_udp_port(const std::string& port) {
   const auto& udps = options_.list.udps;
   const auto udp = std::find_if(udps.begin(), udps.end(),
@@ -303,6 +306,43 @@ std::string Broker::open_udp_port(const std::string& port) {
   }
   return ",\"device\":" + quote(device) + ",\"delivered\":" + boolean(delivered) +
          ",\"held\":" + boolean(opened.held);
+}
+
+std::string Broker::open_ethernet_named(const std::string& name) {
+  const auto& ethernets = options_.list.ethernets;
+  const auto ethernet = std::find_if(ethernets.begin(), ethernets.end(),
+                                     [&](const auto& one) { return one.name == name; });
+  if (ethernet == ethernets.end()) throw std::runtime_error("this interface is not in the list");
+  const auto link = netlink_.find_link(name);
+  if (!link) throw std::runtime_error(name + " is not there");
+  const auto& taps = options_.list.taps;
+  const bool closed = std::any_of(taps.begin(), taps.end(),
+                                  [&](const TapDevice& tap) { return tap.mac == link->mac; });
+  if (closed) {
+    const bool news = closed_.close(netlink_, name);
+    if (news && guard_wanted_) guard_.turn_on();
+  }
+  const std::string device = "ethernet " + name;
+  Opened& opened = opened_[device];
+  // An interface of that name that was taken away and made again is another one.
+  if (!opened.fd || opened.interface != link->index) {
+    try {
+      opened.fd = open_ethernet(*ethernet, *link);
+      opened.interface = link->index;
+    } catch (...) {
+      opened_.erase(device);
+      throw;
+    }
+  }
+  // After it is closed: an interface that comes up speaks.
+  bring_up(name);
+  const bool delivered = deliver(device + " mac " + to_text(link->mac) + " mtu " +
+                                     std::to_string(std::min(link->mtu, std::uint32_t{65'535})),
+                                 opened.fd.get());
+  remember(device);
+  return ",\"device\":" + quote(device) + ",\"mac\":" + quote(to_text(link->mac)) +
+         ",\"mtu\":" + std::to_string(link->mtu) + ",\"closed\":" + boolean(closed) +
+         ",\"delivered\":" + boolean(delivered) + ",\"held\":false";
 }
 
 // --- Passing devices on -------------------------------------------------------------------------
@@ -387,9 +427,17 @@ std::string Broker::status() {
   };
   for (const TapDevice& tap : options_.list.taps) add("tap " + tap.name);
   for (const UdpDevice& udp : options_.list.udps) add("udp " + std::to_string(udp.port));
+  for (const EthernetDevice& one : options_.list.ethernets) add("ethernet " + one.name);
 
+  const Guard::Counts counts = guard_.counts();
+  std::string closed;
+  for (const Guard::ClosedCount& count : counts.closed) {
+    if (!closed.empty()) closed += ',';
+    closed += "{\"interface\":" + quote(count.interface) +
+              ",\"dropped\":" + std::to_string(count.dropped) + '}';
+  }
   std::string taps;
-  for (const Guard::Count& count : guard_.counts()) {
+  for (const Guard::Count& count : counts.taps) {
     if (!taps.empty()) taps += ',';
     taps += "{\"tap\":" + quote(count.tap) + ",\"addresses\":" + quote(count.addresses) +
             ",\"underlay\":" + std::to_string(count.underlay) +
@@ -407,7 +455,8 @@ std::string Broker::status() {
     out += "null";
   }
   return out + ",\"devices\":[" + devices + "],\"guard\":{\"on\":" + boolean(guard_.on()) +
-         ",\"table\":" + quote(guard_.table()) + ",\"taps\":[" + taps + "]}";
+         ",\"table\":" + quote(guard_.table()) + ",\"taps\":[" + taps + "],\"closed\":[" + closed +
+         "]}";
 }
 
 void Broker::down() {
@@ -430,6 +479,8 @@ void Broker::down() {
   for (const TapDevice& tap : options_.list.taps) {
     attempt([&] { remove_tap(netlink_, tap, options_.dataplane.uid); });
   }
+  attempt([&] { bridges_.undo(netlink_); });
+  attempt([&] { closed_.open_all(netlink_); });
   attempt([&] { guard_.turn_off(); });
   if (!failure.empty()) throw std::runtime_error(failure);
   for (const char* name : {"/devices.state", "/devices.sock", "/devices.pid"}) {

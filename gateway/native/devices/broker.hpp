@@ -7,7 +7,9 @@
 /// |---|---|---|
 /// | `open tap NAME` | opens or attaches the TAP of the list, guards it, passes it | device, mac,
 /// mtu, offload, attached, delivered | | `open udp PORT` | opens the socket of the list, passes it
-/// | device, delivered | | `guard on`, `guard off` | the nft tables (guard.hpp); `open tap` turns
+/// | device, delivered | | `open ethernet NAME` | opens a socket on the interface of the list,
+/// closes the interface if the TAP has its MAC address, passes the socket | device, mac, mtu,
+/// closed, delivered | | `guard on`, `guard off` | the nft tables (guard.hpp); `open tap` turns
 /// them on unless they were turned off | guard | | `status` | nothing | pid, dataplane, devices,
 /// guard | | `down` | stops the data plane, removes TAPs and tables, ends the broker | |
 ///
@@ -18,7 +20,8 @@
 ///
 /// Protocol on `dataplane-devices.sock` (SEQPACKET, towards the data plane): one message for each
 /// device, a text with the descriptor in SCM_RIGHTS: `tap NAME mac XX:XX:XX:XX:XX:XX mtu N
-/// offload 0|1` or `udp PORT`. Nothing is expected back.
+/// offload 0|1`, `udp PORT` or `ethernet NAME mac XX:XX:XX:XX:XX:XX mtu N`. Nothing is expected
+/// back.
 ///
 /// The broker keeps a descriptor of each device that it opened: while the data plane is down the
 /// TAP keeps its carrier and the port stays ours.
@@ -34,6 +37,8 @@
 #include <string>
 #include <vector>
 
+#include "bridge.hpp"
+#include "closed-interface.hpp"
 #include "device-list.hpp"
 #include "guard.hpp"
 #include "io/unique-fd.hpp"
@@ -69,13 +74,16 @@ class Broker {
     UniqueFd fd;
     OpenedTap tap;  ///< without its descriptor, which is `fd`
     bool held = false;
+    int interface = 0;  ///< index of the interface that an Ethernet socket is bound to
   };
 
   void accept_client();
   bool serve(Client& client);  ///< false: close it
   std::string answer_to(const std::string& line);
   std::string open_tap_named(const std::string& name);
+  void refuse_underlay_in(const std::string& bridge);
   std::string open_udp_port(const std::string& port);
+  std::string open_ethernet_named(const std::string& name);
   std::string status();
   void down();
 
@@ -91,6 +99,8 @@ class Broker {
 
   BrokerOptions options_;
   Netlink netlink_;
+  ClosedInterfaces closed_;
+  Bridges bridges_;
   Guard guard_;
   std::optional<Launcher> launcher_;
   UniqueFd listener_;

@@ -20,6 +20,8 @@ namespace {
 constexpr std::size_t kMaxListBytes = 64 << 10;
 constexpr std::size_t kMaxDevices = 64;
 constexpr std::size_t kMaxAddresses = 16;
+constexpr std::size_t kMaxMacs = 64;
+constexpr std::size_t kMaxBridgePorts = 8;
 
 [[noreturn]] void refuse(const std::string& why) {
   throw std::runtime_error(why);
@@ -119,16 +121,17 @@ in6_addr parse_bind(const std::string& text) {
   return out;
 }
 
-/// Walks `key value` pairs; each key once, except those in `repeatable`.
+/// Walks `key value` pairs; each key once, except those that are repeatable.
 class Pairs {
  public:
   Pairs(const std::vector<std::string>& words, std::size_t from) : words_(words), at_(from) {}
-  bool next(const char* repeatable) {
+  bool next(const char* repeatable, const char* also = "") {
     if (at_ >= words_.size()) return false;
     key = words_[at_++];
     if (at_ >= words_.size()) refuse("'" + key + "' has no value");
     value = words_[at_++];
-    if (!seen_.insert(key).second && key != repeatable) refuse("'" + key + "' is there twice");
+    if (!seen_.insert(key).second && key != repeatable && key != also)
+      refuse("'" + key + "' is there twice");
     return true;
   }
   bool seen(const char* name) const { return seen_.contains(name); }
@@ -145,7 +148,7 @@ TapDevice parse_tap(const std::vector<std::string>& words) {
   TapDevice tap;
   tap.name = parse_interface(words[1], true);
   Pairs pairs(words, 2);
-  while (pairs.next("address")) {
+  while (pairs.next("address", "port")) {
     if (pairs.key == "mac") {
       tap.mac = parse_mac(pairs.value);
     } else if (pairs.key == "mtu") {
@@ -157,11 +160,21 @@ TapDevice parse_tap(const std::vector<std::string>& words) {
       tap.addresses.push_back(parse_address(pairs.value));
     } else if (pairs.key == "forward" && pairs.value == "allow") {
       tap.forward = true;
+    } else if (pairs.key == "bridge") {
+      tap.bridge = parse_interface(pairs.value, false);
+      if (tap.bridge == tap.name) refuse("the bridge and the tap have one name");
+    } else if (pairs.key == "port") {
+      if (tap.ports.size() == kMaxBridgePorts) refuse("too many ports of a bridge");
+      tap.ports.push_back(parse_interface(pairs.value, false));
     } else {
       refuse("a tap has no '" + pairs.key + " " + pairs.value + "'");
     }
   }
   if (!pairs.seen("mac") || !pairs.seen("mtu")) refuse("a tap needs mac and mtu");
+  if (tap.bridge.empty() && !tap.ports.empty()) refuse("ports are for a tap with a bridge");
+  if (!tap.bridge.empty() && (!tap.addresses.empty() || tap.forward)) {
+    refuse("a tap in a bridge has no address and no forward: the bridge may");
+  }
   return tap;
 }
 
@@ -181,6 +194,37 @@ UdpDevice parse_udp(const std::vector<std::string>& words) {
     }
   }
   return udp;
+}
+
+EthernetDevice parse_ethernet(const std::vector<std::string>& words) {
+  EthernetDevice ethernet;
+  ethernet.name = parse_interface(words[1], false);
+  Pairs pairs(words, 2);
+  while (pairs.next("mac")) {
+    if (pairs.key != "mac") refuse("an ethernet has no '" + pairs.key + "'");
+    if (ethernet.macs.size() == kMaxMacs) refuse("too many MAC addresses");
+    ethernet.macs.push_back(parse_mac(pairs.value));
+  }
+  if (ethernet.macs.empty()) refuse("an ethernet needs mac");
+  return ethernet;
+}
+
+}  // namespace
+
+namespace {
+
+/// Whose frames would go round: sealed ones came out at the plain side, and the other way round.
+void refuse_underlay_in_bridge(const DeviceList& list) {
+  const auto refuse_if = [&](const std::string& underlay) {
+    for (const TapDevice& tap : list.taps) {
+      if (underlay.empty() || tap.bridge.empty()) continue;
+      if (std::ranges::find(tap.ports, underlay) != tap.ports.end()) {
+        refuse(underlay + " carries the sealed frames and can't be in the bridge of " + tap.name);
+      }
+    }
+  };
+  for (const UdpDevice& udp : list.udps) refuse_if(udp.device);
+  for (const EthernetDevice& ethernet : list.ethernets) refuse_if(ethernet.name);
 }
 
 }  // namespace
@@ -205,13 +249,16 @@ DeviceList parse_device_list(std::string_view text) {
         list.taps.push_back(parse_tap(words));
       } else if (words[0] == "udp") {
         list.udps.push_back(parse_udp(words));
+      } else if (words[0] == "ethernet") {
+        list.ethernets.push_back(parse_ethernet(words));
       } else {
-        refuse("unknown kind '" + words[0] + "'; there are tap and udp");
+        refuse("unknown kind '" + words[0] + "'; there are tap, udp and ethernet");
       }
     } catch (const std::runtime_error& error) {
       refuse("line " + std::to_string(number) + ": " + error.what());
     }
   }
+  refuse_underlay_in_bridge(list);
   return list;
 }
 
@@ -245,6 +292,11 @@ std::string to_text(const std::array<std::uint8_t, 6>& mac) {
   std::snprintf(text.data(), text.size(), "%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2],
                 mac[3], mac[4], mac[5]);
   return text.data();
+}
+
+bool is_link_local(const InterfaceAddress& address) {
+  return address.family == AF_INET6 && address.bytes[0] == 0xfe &&
+         (address.bytes[1] & 0xc0) == 0x80;
 }
 
 std::string to_text(const InterfaceAddress& address) {

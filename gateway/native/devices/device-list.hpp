@@ -3,16 +3,20 @@
 /// One device a line; `#` starts a comment.
 /// ```
 /// tap NAME mac XX:XX:XX:XX:XX:XX mtu N [txqueuelen N] [address IP/PREFIX]... [forward allow]
+///          [bridge NAME [port INTERFACE]...]
 /// udp PORT [bind IP] [device INTERFACE] [mark N]
+/// ethernet INTERFACE mac XX:XX:XX:XX:XX:XX [mac ...]
 /// ```
 /// | field | allowed |
 /// |---|---|
 /// | NAME | 1 to 15 of a-z 0-9 _ -, a letter first |
-/// | mac | an individual address, not zero |
+/// | mac | an individual address, not zero; up to 64 of an ethernet: those that frames come for |
 /// | mtu | 576 to 65521 |
-/// | txqueuelen | 1 to 100000; default 1000 |
+/// | txqueuelen | 1 to 100000; default 4096 |
 /// | address | up to 16, IPv4 or IPv6, not unspecified, loopback or multicast |
 /// | forward allow | the kernel may forward between this TAP and other interfaces |
+/// | bridge | the bridge that the TAP is put into, which then has no address and no forward |
+/// | port | up to 8 interfaces that are put into the bridge, none of them the underlay's |
 /// | PORT | 1 to 65535; below 1024 the broker keeps CAP_NET_BIND_SERVICE |
 /// | mark | 1 to 4294967295, decimal or 0x..: SO_MARK |
 #pragma once
@@ -38,9 +42,11 @@ struct TapDevice {
   std::string name;
   std::array<std::uint8_t, 6> mac{};
   std::uint32_t mtu = 0;
-  std::uint32_t queue_length = 1000;
+  std::uint32_t queue_length = 4096;
   std::vector<InterfaceAddress> addresses;
   bool forward = false;
+  std::string bridge;              ///< empty: it is an interface of this machine
+  std::vector<std::string> ports;  ///< that are in the bridge with it
 };
 
 struct UdpDevice {
@@ -50,9 +56,16 @@ struct UdpDevice {
   std::uint32_t mark = 0;
 };
 
+/// An interface that sealed frames use without IP.
+struct EthernetDevice {
+  std::string name;
+  std::vector<std::array<std::uint8_t, 6>> macs;
+};
+
 struct DeviceList {
   std::vector<TapDevice> taps;
   std::vector<UdpDevice> udps;
+  std::vector<EthernetDevice> ethernets;
 };
 
 /// @throws std::runtime_error `line N: ...` for the first thing that is wrong
@@ -65,5 +78,8 @@ std::string read_device_list(const std::string& file);
 
 std::string to_text(const std::array<std::uint8_t, 6>& mac);
 std::string to_text(const InterfaceAddress& address);  ///< without the prefix
+
+/// IPv6 fe80::/10: every interface may have the same ones.
+bool is_link_local(const InterfaceAddress& address);
 
 }  // namespace pairwire::devices

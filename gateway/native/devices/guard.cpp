@@ -29,11 +29,6 @@ InterfaceAddress with_host_bits(const InterfaceAddress& address, bool ones) {
   return out;
 }
 
-bool is_link_local(const InterfaceAddress& address) {
-  return address.family == AF_INET6 && address.bytes[0] == 0xfe &&
-         (address.bytes[1] & 0xc0) == 0x80;
-}
-
 std::string elements(const std::vector<std::string>& items) {
   std::string out;
   for (const std::string& item : items) {
@@ -45,7 +40,19 @@ std::string elements(const std::vector<std::string>& items) {
 
 }  // namespace
 
-Guard::Guard(const DeviceList& list, Netlink& netlink) : list_(list), netlink_(netlink) {
+std::uint64_t packets_of(std::string_view output, const std::string& name) {
+  std::size_t at = output.find("counter " + name + " {");
+  if (at == std::string::npos) return 0;
+  constexpr std::string_view word = "packets ";
+  at = output.find(word, at);
+  if (at == std::string::npos) return 0;
+  std::uint64_t value = 0;
+  std::from_chars(output.data() + at + word.size(), output.data() + output.size(), value);
+  return value;
+}
+
+Guard::Guard(const DeviceList& list, Netlink& netlink, const std::vector<std::string>& closed)
+    : list_(list), netlink_(netlink), closed_(closed) {
   if (!list_.taps.empty()) table_ = "pairwire_" + list_.taps.front().name;
 }
 
@@ -103,7 +110,8 @@ std::string Guard::rules(const std::vector<Sets>& sets) const {
     const std::string elsewhere = "iifname != { " + tap + ", \"lo\" } ";
     prerouting += elsewhere + "ip daddr @v4_" + n + " counter name underlay_" + n + " drop\n";
     prerouting += elsewhere + "ip6 daddr @v6_" + n + " counter name underlay_" + n + " drop\n";
-    if (!list_.taps[i].forward) {
+    // What a bridge carries is not forwarded by IP.
+    if (!list_.taps[i].forward && list_.taps[i].bridge.empty()) {
       forward += "iifname " + tap + " oifname != " + tap + " counter name forward_" + n + " drop\n";
       forward += "iifname != " + tap + " oifname " + tap + " counter name forward_" + n + " drop\n";
     }
@@ -124,7 +132,32 @@ std::string Guard::rules(const std::vector<Sets>& sets) const {
          chain("delivery", "input priority filter - 10", prerouting) +
          chain("forward", "forward priority filter - 10", forward) + "}\ntable arp " + table_ +
          " {\n" + arp_counters + arp_declared + chain("input", "input priority filter", arp_input) +
-         chain("output", "output priority filter", arp_output) + "}\n";
+         chain("output", "output priority filter", arp_output) + "}\n" + closed_rules();
+}
+
+/// Before everything else that looks at a frame that came in, other netdev chains too.
+std::string Guard::closed_rules() const {
+  if (closed_.empty()) return {};
+  std::string counters;
+  std::string chains;
+  for (std::size_t i = 0; i < closed_.size(); ++i) {
+    const std::string n = std::to_string(i);
+    counters += "counter closed_" + n + " {}\n";
+    chains += "chain closed_" + n + " {\ntype filter hook ingress device \"" + closed_[i] +
+              "\" priority -500; policy accept;\nether type != 0x88b5 counter name closed_" + n +
+              " drop\n}\n";
+  }
+  return "table netdev " + table_ + " {\n" + counters + chains + "}\n";
+}
+
+/// Commands that take the tables away, also those of a former run.
+std::string Guard::empty_tables() const {
+  std::string commands;
+  for (const char* family : {"inet ", "arp ", "netdev "}) {
+    // `add` first, because deleting what is not there is an error.
+    commands += "add table " + (family + table_) + "\ndelete table " + (family + table_) + "\n";
+  }
+  return commands;
 }
 
 void Guard::apply(const std::string& commands) const {
@@ -137,23 +170,14 @@ void Guard::apply(const std::string& commands) const {
 void Guard::turn_on() {
   if (table_.empty()) return;
   std::vector<Sets> sets = present_sets();
-  std::string commands;
-  for (const char* family : {"inet ", "arp "}) {
-    // `add` first, because deleting what is not there is an error.
-    commands += "add table " + (family + table_) + "\ndelete table " + (family + table_) + "\n";
-  }
-  apply(commands + rules(sets));
+  apply(empty_tables() + rules(sets));
   sets_ = std::move(sets);
   on_ = true;
 }
 
 void Guard::turn_off() {
   if (table_.empty()) return;
-  std::string commands;
-  for (const char* family : {"inet ", "arp "}) {
-    commands += "add table " + (family + table_) + "\ndelete table " + (family + table_) + "\n";
-  }
-  apply(commands);
+  apply(empty_tables());
   on_ = false;
 }
 
@@ -182,38 +206,37 @@ void Guard::follow_addresses() {
   sets_ = std::move(sets);
 }
 
-std::vector<Guard::Count> Guard::counts() {
-  if (!on_) return {};
-  const std::string question =
+/// What nft says about the counters of our tables.
+std::string Guard::list_counters() {
+  std::string question =
       "list counters table inet " + table_ + "\nlist counters table arp " + table_ + "\n";
+  if (!closed_.empty()) question += "list counters table netdev " + table_ + "\n";
   ProgramResult result = run_program({kNft, "-f", "-"}, question);
   if (result.code != 0) {
     // The same: a guard that is reported as on must be there.
     turn_on();
     result = run_program({kNft, "-f", "-"}, question);
   }
-  const auto packets = [&](const std::string& name) -> std::uint64_t {
-    std::size_t at = result.output.find("counter " + name + " {");
-    if (at == std::string::npos) return 0;
-    constexpr std::string_view word = "packets ";
-    at = result.output.find(word, at);
-    if (at == std::string::npos) return 0;
-    std::uint64_t value = 0;
-    std::from_chars(result.output.data() + at + word.size(),
-                    result.output.data() + result.output.size(), value);
-    return value;
-  };
-  std::vector<Count> out;
+  return result.output;
+}
+
+Guard::Counts Guard::counts() {
+  if (!on_) return {};
+  const std::string output = list_counters();
+  Counts out;
   for (std::size_t i = 0; i < list_.taps.size(); ++i) {
     const std::string n = std::to_string(i);
     Count count;
     count.tap = list_.taps[i].name;
     count.addresses = sets_[i].v4;
     count.addresses.insert(count.addresses.end(), sets_[i].v6.begin(), sets_[i].v6.end());
-    count.underlay = packets("underlay_" + n);
-    count.forward = packets("forward_" + n);
-    count.arp = packets("arp_" + n);
-    out.push_back(std::move(count));
+    count.underlay = packets_of(output, "underlay_" + n);
+    count.forward = packets_of(output, "forward_" + n);
+    count.arp = packets_of(output, "arp_" + n);
+    out.taps.push_back(std::move(count));
+  }
+  for (std::size_t i = 0; i < closed_.size(); ++i) {
+    out.closed.push_back({closed_[i], packets_of(output, "closed_" + std::to_string(i))});
   }
   return out;
 }

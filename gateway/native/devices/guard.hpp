@@ -20,11 +20,15 @@
 /// changed while no broker runs is taken up when the next one starts; until then a *new* address
 /// of a TAP is not guarded.
 ///
+/// An interface whose MAC address the TAP has taken over (closed-interface.hpp) is closed: a third
+/// table, of the family `netdev`, drops whatever comes in there and is no sealed frame.
+///
 /// IPv6 needs no ARP: the kernel answers neighbour solicitations for the interface's own
 /// addresses only. Link-local addresses belong to their interface anyway.
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "device-list.hpp"
@@ -43,7 +47,19 @@ class Guard {
     std::uint64_t arp = 0;
   };
 
-  Guard(const DeviceList& list, Netlink& netlink);
+  /// One closed interface's counter: frames dropped.
+  struct ClosedCount {
+    std::string interface;
+    std::uint64_t dropped = 0;
+  };
+
+  struct Counts {
+    std::vector<Count> taps;
+    std::vector<ClosedCount> closed;
+  };
+
+  /// `closed` is looked at whenever the tables are made.
+  Guard(const DeviceList& list, Netlink& netlink, const std::vector<std::string>& closed);
 
   bool on() const noexcept { return on_; }
   const std::string& table() const noexcept { return table_; }
@@ -55,7 +71,7 @@ class Guard {
   void turn_off();
   /// Takes up the TAPs' present addresses, if they have changed.
   void follow_addresses();
-  std::vector<Count> counts();
+  Counts counts();
 
  private:
   struct Sets {
@@ -67,12 +83,19 @@ class Guard {
   std::vector<Sets> present_sets();
   std::string rules(const std::vector<Sets>& sets) const;
   void apply(const std::string& commands) const;
+  std::string list_counters();
+  std::string closed_rules() const;
+  std::string empty_tables() const;
 
   const DeviceList& list_;
   Netlink& netlink_;
+  const std::vector<std::string>& closed_;
   std::string table_;
   std::vector<Sets> sets_;
   bool on_ = false;
 };
+
+/// Packets of a counter in what nft printed; 0 for one that is not there.
+std::uint64_t packets_of(std::string_view output, const std::string& name);
 
 }  // namespace pairwire::devices

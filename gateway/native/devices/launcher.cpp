@@ -30,16 +30,9 @@ constexpr std::chrono::milliseconds kLongestBackOff = 30s;
 constexpr std::chrono::seconds kLongLife{60};
 constexpr int kStopMs = 3000;
 
-/// When a process was started, in ticks since boot: with it a pid names a process for good.
-/// Field 22 of /proc/PID/stat; the name in field 2 may contain anything, so count behind it.
+/// When a process was started: with it a pid names a process for good.
 std::string start_time_of(pid_t pid) {
-  const std::string stat = read_file("/proc/" + std::to_string(pid) + "/stat");
-  const std::size_t name_end = stat.rfind(')');
-  if (name_end == std::string::npos) return {};
-  std::istringstream fields(stat.substr(name_end + 1));
-  std::string field;
-  for (int number = 3; number <= 22; ++number) fields >> field;
-  return fields ? field : std::string();
+  return start_time_in(read_file("/proc/" + std::to_string(pid) + "/stat"));
 }
 
 UniqueFd open_pidfd(pid_t pid) {
@@ -47,6 +40,16 @@ UniqueFd open_pidfd(pid_t pid) {
 }
 
 }  // namespace
+
+std::string start_time_in(const std::string& stat) {
+  // The name in field 2 may contain anything, so count behind it.
+  const std::size_t name_end = stat.rfind(')');
+  if (name_end == std::string::npos) return {};
+  std::istringstream fields(stat.substr(name_end + 1));
+  std::string field;
+  for (int number = 3; number <= 22; ++number) fields >> field;
+  return fields ? field : std::string();
+}
 
 UniqueFd listen_at(const std::string& path, int type, uid_t owner) {
   sockaddr_un address{};

@@ -90,4 +90,8 @@ void write_file(const std::string& path, const std::string& text);
 /// Empty if it can't be read.
 std::string read_file(const std::string& path);
 
+/// When the process of a /proc/PID/stat was started, in ticks since boot (field 22); empty if the
+/// text is cut short.
+std::string start_time_in(const std::string& stat);
+
 }  // namespace pairwire::devices

@@ -2,7 +2,6 @@
 
 #include <linux/if_addr.h>
 #include <linux/if_link.h>
-#include <linux/if_tun.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <net/if.h>
@@ -11,7 +10,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
 
 #include "throw-errno.hpp"
 
@@ -51,48 +49,9 @@ class Request {
   std::vector<std::uint8_t> bytes_;
 };
 
-template <typename T>
-std::optional<T> copy_from(std::span<const std::uint8_t> bytes) {
-  if (bytes.size() < sizeof(T)) return std::nullopt;
-  T out;
-  std::memcpy(&out, bytes.data(), sizeof out);
-  return out;
-}
-
-/// Calls `each(type, value)` for every whole attribute.
-template <typename Each>
-void for_attributes(std::span<const std::uint8_t> bytes, Each each) {
-  while (const auto head = copy_from<rtattr>(bytes)) {
-    if (head->rta_len < sizeof(rtattr) || head->rta_len > bytes.size()) return;
-    each(static_cast<std::uint16_t>(head->rta_type & NLA_TYPE_MASK),
-         bytes.subspan(sizeof(rtattr), head->rta_len - sizeof(rtattr)));
-    bytes =
-        bytes.subspan(std::min(bytes.size(), (head->rta_len + std::size_t{3}) & ~std::size_t{3}));
-  }
-}
-
-std::string text_of(std::span<const std::uint8_t> value) {
-  const auto end = std::find(value.begin(), value.end(), 0);
-  return std::string(value.begin(), end);
-}
-
 std::span<const std::uint8_t> bytes_of(const std::string& text) {
   // With the terminating zero, as interface names want it.
   return {reinterpret_cast<const std::uint8_t*>(text.c_str()), text.size() + 1};
-}
-
-void read_link_info(std::span<const std::uint8_t> info, Link& link) {
-  std::span<const std::uint8_t> data;
-  for_attributes(info, [&](std::uint16_t type, std::span<const std::uint8_t> value) {
-    if (type == IFLA_INFO_KIND) link.kind = text_of(value);
-    if (type == IFLA_INFO_DATA) data = value;
-  });
-  if (link.kind != "tun") return;
-  for_attributes(data, [&](std::uint16_t type, std::span<const std::uint8_t> value) {
-    if (type == IFLA_TUN_OWNER) link.owner = copy_from<std::uint32_t>(value);
-    if (type == IFLA_TUN_TYPE) link.tap = !value.empty() && value[0] == IFF_TAP;
-    if (type == IFLA_TUN_PERSIST) link.persistent = !value.empty() && value[0] != 0;
-  });
 }
 
 UniqueFd open_route_socket(std::uint32_t groups, int flags) {
@@ -128,23 +87,13 @@ std::vector<std::uint8_t> Netlink::ask(std::span<const std::uint8_t> request, bo
     const ssize_t size = recv(fd_.get(), buffer.data(), buffer.size(), 0);
     if (size < 0 && errno == EINTR) continue;
     if (size < 0) throw_errno("netlink");
-    std::span<const std::uint8_t> rest(buffer.data(), static_cast<std::size_t>(size));
-    while (const auto head = copy_from<nlmsghdr>(rest)) {
-      if (head->nlmsg_len < sizeof(nlmsghdr) || head->nlmsg_len > rest.size()) break;
-      const auto whole = rest.first(head->nlmsg_len);
-      rest = rest.subspan(std::min(rest.size(), NLMSG_ALIGN(std::size_t{head->nlmsg_len})));
-      if (head->nlmsg_seq != sequence) continue;  // left over from a call that timed out
-      if (head->nlmsg_type == NLMSG_DONE) return answers;
-      if (head->nlmsg_type == NLMSG_ERROR) {
-        const auto error = copy_from<nlmsgerr>(whole.subspan(sizeof(nlmsghdr)));
-        if (!error || error->error == 0) return answers;
-        errno = -error->error;
-        throw_errno("netlink");
-      }
-      answers.insert(answers.end(), whole.begin(), whole.end());
-      answers.resize(NLMSG_ALIGN(answers.size()));
-      if (!dump) return answers;
+    const AnswerEnd end = take_answers(std::span(buffer).first(static_cast<std::size_t>(size)),
+                                       sequence, dump, answers);
+    if (end.error != 0) {
+      errno = end.error;
+      throw_errno("netlink");
     }
+    if (end.ended) return answers;
   }
 }
 
@@ -159,19 +108,7 @@ std::optional<Link> Netlink::find_link(const std::string& name) {
     if (error.code().value() == ENODEV) return std::nullopt;
     throw;
   }
-  const std::span<const std::uint8_t> bytes(answer);
-  if (bytes.size() < sizeof(nlmsghdr) + sizeof(ifinfomsg)) throw std::runtime_error("netlink");
-  Link link;
-  link.index = copy_from<ifinfomsg>(bytes.subspan(sizeof(nlmsghdr)))->ifi_index;
-  for_attributes(bytes.subspan(sizeof(nlmsghdr) + sizeof(ifinfomsg)),
-                 [&](std::uint16_t type, std::span<const std::uint8_t> value) {
-                   if (type == IFLA_MTU) link.mtu = copy_from<std::uint32_t>(value).value_or(0);
-                   if (type == IFLA_ADDRESS && value.size() == link.mac.size()) {
-                     std::copy(value.begin(), value.end(), link.mac.begin());
-                   }
-                   if (type == IFLA_LINKINFO) read_link_info(value, link);
-                 });
-  return link;
+  return parse_link(answer);
 }
 
 void Netlink::add_address(int index, const InterfaceAddress& address) {
@@ -208,34 +145,7 @@ void Netlink::delete_link(int index) {
 std::vector<AssignedAddress> Netlink::addresses() {
   const ifaddrmsg header{};
   Request request(RTM_GETADDR, NLM_F_DUMP, header);
-  const std::vector<std::uint8_t> answers = ask(request.finish(), true);
-  std::vector<AssignedAddress> out;
-  std::span<const std::uint8_t> rest(answers);
-  while (const auto head = copy_from<nlmsghdr>(rest)) {
-    if (head->nlmsg_len < sizeof(nlmsghdr) + sizeof(ifaddrmsg) || head->nlmsg_len > rest.size()) {
-      break;
-    }
-    const auto whole = rest.first(head->nlmsg_len);
-    rest = rest.subspan(std::min(rest.size(), NLMSG_ALIGN(std::size_t{head->nlmsg_len})));
-    const auto info = *copy_from<ifaddrmsg>(whole.subspan(sizeof(nlmsghdr)));
-    if (info.ifa_family != AF_INET && info.ifa_family != AF_INET6) continue;
-    AssignedAddress found;
-    found.index = static_cast<int>(info.ifa_index);
-    found.address.family = info.ifa_family;
-    found.address.prefix = info.ifa_prefixlen;
-    bool local = false;
-    for_attributes(whole.subspan(sizeof(nlmsghdr) + sizeof(ifaddrmsg)),
-                   [&](std::uint16_t type, std::span<const std::uint8_t> value) {
-                     // On a point-to-point link IFA_ADDRESS is the peer's; IFA_LOCAL is ours.
-                     if (value.size() > 16) return;
-                     if (type == IFA_LOCAL || (type == IFA_ADDRESS && !local)) {
-                       std::copy(value.begin(), value.end(), found.address.bytes.begin());
-                       local = local || type == IFA_LOCAL;
-                     }
-                   });
-    out.push_back(found);
-  }
-  return out;
+  return parse_addresses(ask(request.finish(), true));
 }
 
 UniqueFd watch_addresses() {

@@ -2,34 +2,16 @@
 /// the process was started in, which /sys need not show.
 #pragma once
 
-#include <sys/types.h>
-
-#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "device-list.hpp"
 #include "io/unique-fd.hpp"
+#include "netlink-answers.hpp"
 
 namespace pairwire::devices {
-
-struct Link {
-  int index = 0;
-  std::string kind;  ///< "tun" for TUN and TAP, empty for a physical interface
-  bool tap = false;
-  bool persistent = false;
-  std::optional<uid_t> owner;
-  std::array<std::uint8_t, 6> mac{};
-  std::uint32_t mtu = 0;
-};
-
-struct AssignedAddress {
-  int index = 0;
-  InterfaceAddress address;
-};
 
 class Netlink {
  public:

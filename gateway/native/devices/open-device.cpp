@@ -1,6 +1,8 @@
 #include "open-device.hpp"
 
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/if_packet.h>
 #include <linux/if_tun.h>
 #include <net/if.h>
 #include <net/if_arp.h>
@@ -12,9 +14,13 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <span>
 #include <stdexcept>
 #include <utility>
 
+#include "bridge.hpp"
+#include "core/bytes.hpp"
+#include "core/frame.hpp"
 #include "throw-errno.hpp"
 
 // Debian 12's <linux/if_tun.h> has no USO (Linux 6.2).
@@ -47,6 +53,8 @@ void refuse_stranger(const TapDevice& tap, const Link& link, uid_t owner) {
   }
 }
 
+/// TUN_F_TSO_ECN is not asked for: CWR means one thing in RFC 3168 and another in RFC 9768, and the
+/// vnet header does not tell them apart. Without it the kernel cuts such packets itself, rightly.
 std::vector<std::string> set_offload(int fd, const std::string& name) {
   constexpr unsigned basic = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6;
   // USO4 and USO6 are taken both or not at all.
@@ -80,12 +88,53 @@ void configure(int control, const TapDevice& tap, const Link& link) {
   set(SIOCSIFTXQLEN, request, "txqueuelen");
 }
 
-void bring_up(int control, const TapDevice& tap) {
-  ifreq request = request_for(tap.name);
-  if (ioctl(control, SIOCGIFFLAGS, &request) != 0) throw_errno(tap.name + ": flags");
+void bring_up(int control, const std::string& interface) {
+  ifreq request = request_for(interface);
+  if (ioctl(control, SIOCGIFFLAGS, &request) != 0) throw_errno(interface + ": flags");
   if ((request.ifr_flags & IFF_UP) != 0) return;
   request.ifr_flags = static_cast<short>(request.ifr_flags | IFF_UP);
-  if (ioctl(control, SIOCSIFFLAGS, &request) != 0) throw_errno(tap.name + ": up");
+  if (ioctl(control, SIOCSIFFLAGS, &request) != 0) throw_errno(interface + ": up");
+}
+
+/// Accepts frames of our EtherType whose destination is in the list or is the broadcast address.
+std::vector<sock_filter> filter_for(const std::vector<std::array<std::uint8_t, 6>>& macs) {
+  constexpr std::uint32_t whole_frame = 0x40000;
+  std::vector<sock_filter> program = {
+      BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 12),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, kEtherType, 1, 0),
+      BPF_STMT(BPF_RET | BPF_K, 0),
+  };
+  std::vector<std::array<std::uint8_t, 6>> wanted = macs;
+  wanted.push_back({0xff, 0xff, 0xff, 0xff, 0xff, 0xff});
+  for (const auto& mac : wanted) {
+    const std::span bytes(mac);
+    // Each address returns by itself: jumps reach no further than 255 instructions.
+    program.push_back(BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0));
+    program.push_back(
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, load_be<std::uint32_t>(bytes.first<4>()), 0, 3));
+    program.push_back(BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 4));
+    program.push_back(
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, load_be<std::uint16_t>(bytes.last<2>()), 0, 1));
+    program.push_back(BPF_STMT(BPF_RET | BPF_K, whole_frame));
+  }
+  program.push_back(BPF_STMT(BPF_RET | BPF_K, 0));
+  return program;
+}
+
+/// Has the interface take frames for an address that is not its own.
+void join_address(int fd, int index, const std::array<std::uint8_t, 6>& mac) {
+  packet_mreq request{};
+  request.mr_ifindex = index;
+  request.mr_type = PACKET_MR_UNICAST;
+  request.mr_alen = static_cast<unsigned short>(mac.size());
+  std::ranges::copy(mac, request.mr_address);
+  if (setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, &request, sizeof request) == 0) return;
+  request = {};
+  request.mr_ifindex = index;
+  request.mr_type = PACKET_MR_PROMISC;
+  if (setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, &request, sizeof request) != 0) {
+    throw_errno("PACKET_ADD_MEMBERSHIP");
+  }
 }
 
 void set_option(int fd, int level, int option, int value, const char* name) {
@@ -122,8 +171,12 @@ OpenedTap open_tap(Netlink& netlink, const TapDevice& tap, uid_t owner,
   if (!control) throw_errno("socket");
   configure(control.get(), tap, *link);
   for (const InterfaceAddress& address : tap.addresses) netlink.add_address(link->index, address);
+  if (!tap.bridge.empty()) {
+    silence_ipv6(tap.name);
+    if (!is_in(netlink, tap.name, tap.bridge)) put_into_bridge(tap.bridge, link->index);
+  }
   before_up();
-  bring_up(control.get(), tap);
+  bring_up(control.get(), tap.name);
   // Last, so that a TAP whose making failed half-way is gone with its descriptor.
   if (ioctl(fd, TUNSETPERSIST, 1UL) != 0) throw_errno(tap.name + ": TUNSETPERSIST");
   return opened;
@@ -181,6 +234,45 @@ UniqueFd open_udp(const UdpDevice& udp) {
     attempt(reinterpret_cast<const sockaddr*>(&address), sizeof address);
   }
   if (result != 0) throw_errno("UDP port " + std::to_string(udp.port));
+  return fd;
+}
+
+void bring_up(const std::string& interface) {
+  const UniqueFd control(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  if (!control) throw_errno("socket");
+  bring_up(control.get(), interface);
+}
+
+UniqueFd open_ethernet(const EthernetDevice& ethernet, const Link& link) {
+  if (link.type != ARPHRD_ETHER) {
+    throw std::runtime_error(ethernet.name + " is no Ethernet interface");
+  }
+  if (link.enslaved) {
+    throw std::runtime_error(ethernet.name +
+                             " is part of a bridge or bond, which takes its frames; name that");
+  }
+  // Protocol 0: nothing is received before the filter is there and bind() says what.
+  UniqueFd fd(socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd) throw_errno("packet socket");
+  std::vector<sock_filter> filter = filter_for(ethernet.macs);
+  const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
+  if (setsockopt(fd.get(), SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) != 0) {
+    throw_errno("SO_ATTACH_FILTER");
+  }
+  set_option(fd.get(), SOL_SOCKET, SO_LOCK_FILTER, 1, "SO_LOCK_FILTER");
+  set_option(fd.get(), SOL_PACKET, PACKET_IGNORE_OUTGOING, 1, "PACKET_IGNORE_OUTGOING");
+  set_option(fd.get(), SOL_SOCKET, SO_RCVBUFFORCE, kBufferSize, "SO_RCVBUFFORCE");
+  set_option(fd.get(), SOL_SOCKET, SO_SNDBUFFORCE, kBufferSize, "SO_SNDBUFFORCE");
+  for (const auto& mac : ethernet.macs) {
+    if (mac != link.mac) join_address(fd.get(), link.index, mac);
+  }
+  sockaddr_ll address{};
+  address.sll_family = AF_PACKET;
+  address.sll_protocol = htons(kEtherType);
+  address.sll_ifindex = link.index;
+  if (bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+    throw_errno(ethernet.name + ": bind");
+  }
   return fd;
 }
 

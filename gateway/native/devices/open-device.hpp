@@ -20,7 +20,8 @@ struct OpenedTap {
 };
 
 /// Makes the TAP, or attaches to it if it is ours: a persistent TAP that belongs to `owner`. Its
-/// addresses are kept; those of the list that are missing are added.
+/// addresses are kept; those of the list that are missing are added. One with a bridge is put into
+/// it, which must be there, and says nothing by itself.
 ///
 /// IFF_TAP, IFF_NO_PI, IFF_VNET_HDR with a header of 10 bytes, offloads, non-blocking, persistent.
 /// `before_up` runs after addresses were given and before the interface carries traffic.
@@ -35,5 +36,15 @@ bool remove_tap(Netlink& netlink, const TapDevice& tap, uid_t owner);
 /// where the host has no IPv6), never fragmenting and never believing an ICMP about the path's
 /// MTU, UDP_GRO on, 8 MiB of buffer each way, non-blocking.
 UniqueFd open_udp(const UdpDevice& udp);
+
+/// A raw socket as the transport `ethernet` wants it: bound to the interface, 8 MiB of buffer each
+/// way, non-blocking, and a locked filter that lets through frames of our EtherType to one
+/// of `macs` or to all. So what a switch floods for others costs nothing and asks nobody for keys.
+/// The interface is told to take frames for those of `macs` that are not its own.
+/// @throws std::system_error, std::runtime_error if it is no Ethernet interface of its own
+UniqueFd open_ethernet(const EthernetDevice& ethernet, const Link& link);
+
+/// Brings an interface up, if it is not.
+void bring_up(const std::string& interface);
 
 }  // namespace pairwire::devices

@@ -1,20 +1,15 @@
-// Any bytes as a sealed frame and as an opened header: what is accepted is written back the same.
+// Any bytes as a sealed frame, as an opened header and as a path payload: what is accepted is
+// written back the same.
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 
 #include "core/frame.hpp"
-
-namespace {
-
-void require(bool ok) {
-  if (!ok) std::abort();
-}
-
-}  // namespace
+#include "core/path-frame.hpp"
+#include "fuzz/require.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace pairwire;
+  using namespace pairwire::fuzz;
   const ConstBytes input(data, size);
   for (const Transport transport : {Transport::kUdp, Transport::kEthernet, Transport::kIp}) {
     const auto shim = parse_shim(input, transport);
@@ -32,6 +27,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       const auto payload = payload_size(header->description, size - kInnerHeaderSize);
       require(!payload || *payload <= size - kInnerHeaderSize);
     }
+  }
+  if (const auto path = parse_path(input)) {
+    require(size >= kPathPayload);
+    require(input[0] == static_cast<std::uint8_t>(path->type));
+    require(load_be<std::uint64_t>(input.subspan<4, 8>()) == path->token);
   }
   return 0;
 }

@@ -1,9 +1,9 @@
 // Any bytes as a frame: the parser stays within them, agrees with an independent one, and what
 // the group guard lets pass has no unicast IP destination where the parser finds one.
 #include <array>
-#include <cstdlib>
 #include <vector>
 
+#include "fuzz/require.hpp"
 #include "l2/group-guard.hpp"
 #include "l2/headers.hpp"
 #include "l2/offload.hpp"
@@ -11,12 +11,9 @@
 
 namespace {
 
-void require(bool ok) {
-  if (!ok) std::abort();
-}
-
 void check_parse(pairwire::ConstBytes frame) {
   using namespace pairwire;
+  using namespace pairwire::fuzz;
   const ParsedFrame parsed = parse_frame(frame);
   const judge::Anatomy anatomy = judge::dissect(frame);
   require((parsed.kind == FrameKind::kTransport) == anatomy.complete);
@@ -38,6 +35,7 @@ void check_parse(pairwire::ConstBytes frame) {
 
 void check_guard(pairwire::ConstBytes frame) {
   using namespace pairwire;
+  using namespace pairwire::fuzz;
   constexpr std::array<Ipv4Prefix, 1> kPrefixes{{{0x0a010200, 24}}};
   const bool refused = group_frame_has_unicast_ip(frame, kPrefixes);
   const ParsedFrame parsed = parse_frame(frame);
@@ -56,6 +54,7 @@ void check_guard(pairwire::ConstBytes frame) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace pairwire;
+  using namespace pairwire::fuzz;
   const ConstBytes input(data, size);
   check_parse(input);
   check_guard(input);

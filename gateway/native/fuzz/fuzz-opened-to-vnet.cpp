@@ -5,10 +5,11 @@
 // length (2) and a frame. With kNext the frame is what follows the last one in its flow; so trains
 // form by themselves. kPatch: then three times position (1) and value (1).
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <vector>
 
+#include "fuzz/flow.hpp"
+#include "fuzz/require.hpp"
 #include "l2/merge.hpp"
 #include "l2/offload.hpp"
 #include "test/l2-vnet-validator.hpp"
@@ -16,6 +17,7 @@
 namespace {
 
 using namespace pairwire;
+using namespace pairwire::fuzz;
 using Frame = std::vector<std::uint8_t>;
 
 constexpr unsigned kPartial = 0x01;
@@ -25,49 +27,6 @@ constexpr unsigned kPatch = 0x08;
 constexpr unsigned kFlush = 0x10;
 constexpr unsigned kFailsToOpen = 0x20;
 constexpr unsigned kLast = 0x40;
-
-void require(bool ok) {
-  if (!ok) std::abort();
-}
-
-void put16(Frame& frame, std::size_t at, unsigned value) {
-  frame.at(at) = static_cast<std::uint8_t>(value >> 8);
-  frame.at(at + 1) = static_cast<std::uint8_t>(value);
-}
-
-unsigned get16(const Frame& frame, std::size_t at) {
-  return frame.at(at) * 256U + frame.at(at + 1);
-}
-
-/// The frame that follows in the same flow, with right checksums.
-void advance(Frame& frame, bool last, bool partial) {
-  const judge::Anatomy anatomy = judge::dissect(frame);
-  if (!anatomy.complete || !anatomy.exact) return;
-  const auto payload = static_cast<unsigned>(frame.size() - anatomy.payload);
-  if (last && payload > 1) {
-    frame.pop_back();
-    const std::size_t length = anatomy.ip + (anatomy.ip_version == 4 ? 2U : 4U);
-    put16(frame, length, get16(frame, length) - 1);
-    if (!anatomy.tcp) put16(frame, anatomy.l4 + 4, get16(frame, anatomy.l4 + 4) - 1);
-  }
-  if (anatomy.tcp) {
-    const unsigned low = get16(frame, anatomy.l4 + 6) + payload;
-    put16(frame, anatomy.l4 + 6, low);
-    put16(frame, anatomy.l4 + 4, get16(frame, anatomy.l4 + 4) + (low >> 16));
-  }
-  if (anatomy.ip_version == 4) {
-    put16(frame, anatomy.ip + 4, get16(frame, anatomy.ip + 4) + 1);
-    put16(frame, anatomy.ip + 10, 0);
-    const auto ip = ConstBytes(frame).subspan(anatomy.ip, anatomy.l4 - anatomy.ip);
-    put16(frame, anatomy.ip + 10, ~judge::slow_sum(ip));
-  }
-  const judge::Anatomy now = judge::dissect(frame);
-  const std::size_t field = now.l4 + (now.tcp ? 16U : 6U);
-  const unsigned pseudo = judge::slow_pseudo_sum(frame, now);
-  put16(frame, field, 0);
-  put16(frame, field,
-        partial ? pseudo : ~judge::slow_sum(ConstBytes(frame).subspan(now.l4), pseudo));
-}
 
 /// A merger whose output is checked.
 class Receiver {

@@ -4,23 +4,16 @@
 // Input: policy (1), vnet header (10), frame.
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <vector>
 
+#include "fuzz/require.hpp"
 #include "l2/offload.hpp"
 #include "l2/segment.hpp"
 #include "test/l2-vnet-validator.hpp"
 
-namespace {
-
-void require(bool ok) {
-  if (!ok) std::abort();
-}
-
-}  // namespace
-
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace pairwire;
+  using namespace pairwire::fuzz;
   if (size < 1 + kVnetHeaderSize) return 0;
   const auto header = read_vnet_header({data + 1, size - 1});
   const ConstBytes input(data + 1 + kVnetHeaderSize, size - 1 - kVnetHeaderSize);

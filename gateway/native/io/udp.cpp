@@ -5,10 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
-
-#include "io/wait.hpp"
 
 #ifndef UDP_SEGMENT
 #define UDP_SEGMENT 103
@@ -19,12 +16,6 @@
 
 namespace pairwire {
 namespace {
-
-/// How long a full socket may hold a worker up before its frames are dropped: once for a batch, not
-/// for each of its up to 256 trains, or a queue that is stuck would keep the worker from being
-/// stopped for 13 s, and the control thread with it. Meanwhile the TAP's own queue fills, which is
-/// what slows the sender down.
-constexpr std::chrono::milliseconds kPatience{50};
 
 void set_segment_size(msghdr& header, Bytes control, std::size_t size) {
   header.msg_control = control.data();
@@ -121,17 +112,8 @@ UdpSender::Train& UdpSender::add_train(const Endpoint& to) {
   return trains_[count_++];
 }
 
-/// Waits if the socket was full; false if another error, or still full.
-bool UdpSender::worth_another_try(int error) {
-  if (error == EINTR) return true;
-  if (error != EAGAIN && error != ENOBUFS) return false;
-  if (wait_writable(socket_.fd, patience_)) return true;
-  patience_ = std::chrono::milliseconds{0};
-  return false;
-}
-
 void UdpSender::flush() {
-  patience_ = kPatience;
+  patience_.renew();
   for (std::size_t i = 0; i < count_; ++i) {
     const Train& train = trains_[i];
     parts_[i] = {const_cast<std::uint8_t*>(train.at), train.bytes};
@@ -165,7 +147,7 @@ void UdpSender::flush() {
       continue;
     }
     const int error = errno;
-    if (!retried && worth_another_try(error)) {
+    if (!retried && patience_.worth_another_try(socket_.fd, error)) {
       retried = error != EINTR;
       continue;
     }
@@ -183,7 +165,7 @@ void UdpSender::send_failed_train(std::size_t index, int error) {
   const bool train_problem =
       error == EMSGSIZE || error == EINVAL || error == EIO || error == EOPNOTSUPP;
   if (frames == 1 || !train_problem) {
-    drops_.count(error == EMSGSIZE ? DropReason::oversize : DropReason::send_failed, frames);
+    count_refused(index, error, frames);
     return;
   }
   if (error == EMSGSIZE) {
@@ -213,9 +195,14 @@ void UdpSender::send_alone(std::size_t index, std::size_t first, std::size_t cou
       ++counts_.trains;
       ++counts_.frames;
     } else {
-      drops_.count(errno == EMSGSIZE ? DropReason::oversize : DropReason::send_failed);
+      count_refused(index, errno, 1);
     }
   }
+}
+
+void UdpSender::count_refused(std::size_t index, int error, std::size_t frames) {
+  drops_.count(error == EMSGSIZE ? DropReason::oversize : DropReason::send_failed, frames);
+  if (error == EMSGSIZE) too_long_ = to_[index];
 }
 
 /// Sends frames `first` to `first + count - 1` of a train in one message. Sets errno.
@@ -235,7 +222,7 @@ bool UdpSender::send_part(std::size_t index, std::size_t first, std::size_t coun
     ++counts_.calls;
     if (sendmsg(socket_.fd, &header, MSG_DONTWAIT) >= 0) return true;
     const int error = errno;
-    if (!again || !worth_another_try(error)) {
+    if (!again || !patience_.worth_another_try(socket_.fd, error)) {
       errno = error;  // The waiting may have set another.
       return false;
     }

@@ -13,16 +13,18 @@
 #include <sys/socket.h>
 
 #include <array>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "core/bytes.hpp"
 #include "core/drop-reasons.hpp"
 #include "core/endpoint.hpp"
+#include "io/patience.hpp"
 
 namespace pairwire {
 
@@ -61,7 +63,17 @@ class UdpSender {
   /// A frame up to this size can be reserved.
   static constexpr std::size_t kMaxFrame = kMaxTrainBytes;
 
+  /// Sealed frames that wait lie here.
+  static constexpr std::size_t kArena = 8 * 65'536;
+
   UdpSender(UdpSocket socket, DropCounters& drops);
+
+  /// Whether `frames` frames of `bytes` bytes in all, to one endpoint, can be reserved without a
+  /// flush.
+  [[nodiscard]] bool fits(std::size_t frames, std::size_t bytes) const noexcept {
+    const std::size_t trains = frames / kMaxTrainFrames + bytes / kMaxTrainBytes + 3;
+    return used_ + bytes <= kArena && count_ + trains <= kMessages;
+  }
 
   /// Room for the next frame to `to`, which must be filled; or the batch is flushed first and
   /// then there is room. `size` is at most kMaxFrame.
@@ -76,6 +88,11 @@ class UdpSender {
   /// Sends what waits. Frames that the kernel does not take are counted.
   void flush();
 
+  /// Where the last frame was for that the kernel found too long; once for each.
+  [[nodiscard]] std::optional<Endpoint> take_too_long() noexcept {
+    return std::exchange(too_long_, std::nullopt);
+  }
+
   /// Messages handed to the kernel and frames in them, for `stats`.
   struct Counts {
     std::uint64_t calls = 0;
@@ -85,7 +102,6 @@ class UdpSender {
   [[nodiscard]] const Counts& counts() const noexcept { return counts_; }
 
  private:
-  static constexpr std::size_t kArena = 4 * 65'536;
   static constexpr std::size_t kMessages = 256;
 
   struct Train {
@@ -100,14 +116,15 @@ class UdpSender {
   };
 
   Train& add_train(const Endpoint& to);
-  bool worth_another_try(int error);
+  void count_refused(std::size_t index, int error, std::size_t frames);
   void send_failed_train(std::size_t index, int error);
   void send_alone(std::size_t index, std::size_t first, std::size_t count, bool& any_taken);
   bool send_part(std::size_t index, std::size_t first, std::size_t count);
 
   UdpSocket socket_;
   DropCounters& drops_;
-  std::chrono::milliseconds patience_{};  ///< what is left of it in this batch
+  Patience patience_;
+  std::optional<Endpoint> too_long_;
   bool segment_ = true;  ///< false once the kernel refused UDP_SEGMENT where datagrams went through
   std::unique_ptr<std::uint8_t[]> arena_;
   std::size_t used_ = 0;
@@ -131,6 +148,9 @@ class UdpReceiver {
     std::size_t frame_size;
   };
 
+  /// Trains that one call gives at most.
+  static constexpr std::size_t kMessages = 16;
+
   explicit UdpReceiver(UdpSocket socket);
 
   /// Receives what is there without waiting. The result is good until the next call; `failed` is
@@ -138,7 +158,6 @@ class UdpReceiver {
   [[nodiscard]] std::span<const Train> receive(bool& failed);
 
  private:
-  static constexpr std::size_t kMessages = 16;
   static constexpr std::size_t kBuffer = 65'536;
 
   struct alignas(cmsghdr) Control {

@@ -5,16 +5,22 @@
 
 #include <chrono>
 #include <cstdint>
+#include <span>
 
 namespace pairwire {
 
 /// Waits until `fd` can be written to; false after `limit`.
 bool wait_writable(int fd, std::chrono::milliseconds limit) noexcept;
 
-/// Waits until `fd` can be read or the eventfd `wake` is written to, at most `timeout_ms` (-1: for
-/// ever). Empties the eventfd. Returns false if `fd` is in a state of error, so that the caller
-/// does not spin.
-bool wait_readable(int fd, int wake, int timeout_ms) noexcept;
+/// A descriptor to wait for. One of -1 is left out.
+struct Waited {
+  int fd = -1;
+  bool failed = false;  ///< set: in a state of error, and waiting for it again would not sleep
+};
+
+/// Waits until one of `fds` can be read or one of the eventfds `wakes` is written to, at most
+/// `timeout_ms` (-1: for ever). Empties the eventfds.
+void wait_readable(std::span<Waited> fds, std::span<const int> wakes, int timeout_ms) noexcept;
 
 /// Adds 1 to an eventfd.
 void wake_up(int eventfd) noexcept;

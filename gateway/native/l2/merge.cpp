@@ -120,8 +120,10 @@ bool Merger::can_grow() noexcept {
   // No IP options and extension headers: GRO of Linux does not join such
   // IPv4 packets, and a routing header changes the pseudo-header. No group
   // destinations: nothing that is sent to them is worth it.
-  if (!may_be_partial(parsed) || parsed.has_ip_options || parsed.payload_offset > kMaxHead ||
-      parsed.payload_length < kMinGsoSize || (first[0] & 0x01) != 0) {
+  const std::uint16_t smallest = parsed.is_tcp() ? kMinTcpGsoSize : kMinUdpGsoSize;
+  if (buffer_.size() < kFrameOffset + kMaxHead || !may_be_partial(parsed) ||
+      parsed.has_ip_options || parsed.payload_offset > kMaxHead ||
+      parsed.payload_length < smallest || (first[0] & 0x01) != 0) {
     return false;
   }
   const ConstBytes ip(first + parsed.l3_offset, parsed.l4_offset - parsed.l3_offset);
@@ -140,6 +142,7 @@ bool Merger::can_grow() noexcept {
     tcp_flags_ = 0;
   }
   set_mask();
+  std::memcpy(head_.data(), first, kMaxHead);
   gso_size_ = parsed.payload_length;
   id_run_ = IdRun::kUnknown;
   // A complete checksum is verified when there is something to join: a frame
@@ -177,7 +180,7 @@ void Merger::set_mask() noexcept {
 /// Whether every header field that may not differ is equal to the first frame's.
 /// So the candidate needs no parse of its own: its structure is the same.
 bool Merger::same_headers(const std::uint8_t* candidate) const noexcept {
-  const std::uint8_t* const first = buffer_.data() + kFrameOffset;
+  const std::uint8_t* const first = head_.data();
   std::uint64_t difference = 0;
   for (std::size_t i = 0; i < kMaxHead; i += 8) {
     std::uint64_t a = 0;
@@ -194,7 +197,7 @@ bool Merger::same_headers(const std::uint8_t* candidate) const noexcept {
 /// How the ids run with this frame, `nullopt` if it breaks the run: they count up
 /// by one; with DF they may also stay the same (inet_gro_receive()).
 std::optional<Merger::IdRun> Merger::next_id_run(const std::uint8_t* candidate) const noexcept {
-  const std::uint8_t* const first = buffer_.data() + kFrameOffset + parsed_.l3_offset;
+  const std::uint8_t* const first = head_.data() + parsed_.l3_offset;
   const std::uint16_t first_id = load_be16(first + offset::kIpv4Id);
   const std::uint16_t id = load_be16(candidate + parsed_.l3_offset + offset::kIpv4Id);
   const bool atomic = (load_be16(first + offset::kIpv4Fragment) & kDontFragment) != 0;

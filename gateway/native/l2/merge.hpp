@@ -35,9 +35,12 @@ namespace pairwire {
 
 // Implementation constants.
 
-/// Smaller segments are not joined: a super-frame is worth it for large ones only, and with tiny
-/// ones it would be a packet amplifier in the hand of a peer.
-inline constexpr std::uint16_t kMinGsoSize = 256;
+/// Smaller TCP segments are not joined: streams of them are rare, and Linux refuses super-frames of
+/// tiny ones (TCP_MIN_GSO_SIZE).
+inline constexpr std::uint16_t kMinTcpGsoSize = 256;
+/// UDP datagrams of any size are, because each write to the TAP costs more than all the rest of a
+/// small frame. It is no amplifier: as many datagrams come out as came in, at most 64 at once.
+inline constexpr std::uint16_t kMinUdpGsoSize = 1;
 /// Linux takes no more datagrams in one USO frame (UDP_MAX_SEGMENTS); for TCP
 /// 46 segments of 1,420 bytes fill a frame.
 inline constexpr std::size_t kMaxMergedSegments = 64;
@@ -84,18 +87,17 @@ struct MergedFrame {
 /// Threads: one for each worker.
 class Merger {
  public:
-  /// First byte of a frame in the buffer: room for the vnet header in front of it, rounded up.
-  static constexpr std::size_t kFrameOffset = 16;
   /// Ethernet with 2 tags, IPv6 without extension headers, TCP with all options (122), rounded up:
   /// what has this size is copied and compared without a loop.
   static constexpr std::size_t kMaxHead = 128;
+  /// First byte of a frame in the buffer: room for the vnet header, and for the kMaxHead bytes in
+  /// front of the end of a super-frame that is shorter than that.
+  static constexpr std::size_t kFrameOffset = kMaxHead + 16;
   /// A buffer of this size never runs out of room: a frame is only placed where it would be part
   /// of an IP packet of legal length, even if it is refused then.
   static constexpr std::size_t kBufferSize = kFrameOffset + 22 + kMaxIpLength + kMaxHead;
 
-  static_assert(kFrameOffset >= kVnetHeaderSize);
-  // A frame placed over the end of the super-frame reaches into its payload, not its headers.
-  static_assert(kMaxHead < kMinGsoSize);
+  static_assert(kFrameOffset >= kVnetHeaderSize + kMaxHead);
 
   /// The buffer belongs to the caller and outlives the merger.
   explicit Merger(Bytes buffer, MergeOptions options = {}) noexcept
@@ -169,6 +171,8 @@ class Merger {
   bool open_ = false;         ///< another frame may follow; the fields below are set
   bool first_verified_ = false;
   ParsedFrame parsed_;  ///< of the first frame
+  /// The first frame's headers as they came: a frame placed behind a short one lies over them.
+  alignas(16) std::array<std::uint8_t, kMaxHead> head_{};
   /// The bits of the headers that must be equal in all frames.
   alignas(16) std::array<std::uint8_t, kMaxHead> mask_{};
   std::size_t gso_size_ = 0;

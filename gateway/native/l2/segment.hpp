@@ -51,9 +51,10 @@ struct Segment {
 /// from `begin` on, until the next `begin`.
 class Segmenter {
  public:
-  /// Room for Ethernet with 2 tags (22), IPv4 (60) or IPv6 with extension
-  /// headers (40 + 130), and TCP (60). Longer headers are not cut.
-  static constexpr std::size_t kMaxHead = 256;
+  /// Room for Ethernet with 2 tags (22), IPv4 (60) or IPv6 with extension headers (40 + 900), and
+  /// TCP (60). Any program may give its socket options of several hundred bytes (IPV6_DSTOPTS), and
+  /// the kernel leaves it to us to repeat them. Longer headers are not cut.
+  static constexpr std::size_t kMaxHead = 1024;
   using Head = std::span<std::uint8_t, kMaxHead>;
 
   /// More segments than these are no super-frame of a kernel: Linux stops
@@ -71,6 +72,9 @@ class Segmenter {
 
   /// Size of the largest segment: the first one.
   std::size_t largest() const noexcept;
+
+  /// Size of segment `index`, which is below count().
+  std::size_t size(std::size_t index) const noexcept { return head_length_ + slice(index).size(); }
 
   ChecksumClaim claim() const noexcept { return claim_; }
 

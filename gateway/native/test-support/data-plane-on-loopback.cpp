@@ -27,6 +27,7 @@
 #include "devices/launcher.hpp"
 #include "devices/privileges.hpp"
 #include "devices/throw-errno.hpp"
+#include "io/send-with-fd.hpp"
 #include "io/unique-fd.hpp"
 
 namespace pairwire::devices {
@@ -80,20 +81,8 @@ UniqueFd open_tap_stand_in(std::uint16_t far_port) {
   return fd;
 }
 
-void pass(int connection, std::string text, int fd) {
-  iovec part{text.data(), text.size()};
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control.data();
-  message.msg_controllen = control.size();
-  cmsghdr* const header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(int));
-  std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
-  must(static_cast<int>(sendmsg(connection, &message, MSG_NOSIGNAL)), "pass a device");
+void pass(int connection, const std::string& text, int fd) {
+  must(static_cast<int>(send_with_fd(connection, text, fd)), "pass a device");
 }
 
 UniqueFd connect_to(const std::string& path) {

@@ -25,12 +25,13 @@ TEST_CASE("device list: a good one") {
       "tap pw0 mac 02:00:5e:10:00:0f mtu 1400 address 192.0.2.1/24 address 2001:db8::1/64\r\n"
       "  tap\tpw-1 txqueuelen 500 mtu 9000 mac 02:00:00:00:00:01 forward allow # a router\n"
       "udp 51820\n"
-      "udp 443 bind 192.0.2.7 device eth0.100 mark 0xff");
+      "udp 443 bind 192.0.2.7 device eth0.100 mark 0xff\n"
+      "ethernet eth1 mac 02:00:5e:10:00:0f mac 02:00:00:00:00:02");
   REQUIRE(list.taps.size() == 2);
   CHECK(list.taps[0].name == "pw0");
   CHECK(to_text(list.taps[0].mac) == "02:00:5e:10:00:0f");
   CHECK(list.taps[0].mtu == 1400);
-  CHECK(list.taps[0].queue_length == 1000);
+  CHECK(list.taps[0].queue_length == 4096);
   CHECK_FALSE(list.taps[0].forward);
   REQUIRE(list.taps[0].addresses.size() == 2);
   CHECK(to_text(list.taps[0].addresses[0]) == "192.0.2.1");
@@ -44,6 +45,10 @@ TEST_CASE("device list: a good one") {
   CHECK(list.udps[1].bind->s6_addr[15] == 7);
   CHECK(list.udps[1].device == "eth0.100");
   CHECK(list.udps[1].mark == 255);
+  REQUIRE(list.ethernets.size() == 1);
+  CHECK(list.ethernets[0].name == "eth1");
+  REQUIRE(list.ethernets[0].macs.size() == 2);
+  CHECK(to_text(list.ethernets[0].macs[1]) == "02:00:00:00:00:02");
 }
 
 TEST_CASE("device list: each error names its line") {
@@ -51,6 +56,13 @@ TEST_CASE("device list: each error names its line") {
   CHECK(refusal("udp 1\n\nudp 70000\n").starts_with("line 3: the port must be"));
   CHECK(refusal(tap + "\n" + tap) == "line 2: this device is there twice");
   CHECK(refusal("tap") == "line 1: a device needs a kind and a name");
+  CHECK(refusal("ethernet eth1") == "line 1: an ethernet needs mac");
+  CHECK(refusal("ethernet eth1 mac 01:00:00:00:00:01").find("group address") != std::string::npos);
+  CHECK(refusal("ethernet eth1 mtu 1500") == "line 1: an ethernet has no 'mtu'");
+  CHECK(refusal("ethernet ../x mac 02:00:00:00:00:01").find("interface name") != std::string::npos);
+  std::string macs = "ethernet eth1";
+  for (int i = 0; i < 65; ++i) macs += " mac 02:00:00:00:00:01";
+  CHECK(refusal(macs) == "line 1: too many MAC addresses");
   CHECK(refusal(tap + " address") == "line 1: 'address' has no value");
   CHECK(refusal(tap + " mtu 1500") == "line 1: 'mtu' is there twice");
   CHECK(refusal(tap + " forward deny") == "line 1: a tap has no 'forward deny'");

@@ -168,7 +168,7 @@ inline const char* validate_vnet_header(const VnetHeader& header,
   if (type != (anatomy.tcp ? (anatomy.ip_version == 4 ? 1 : 4) : 5)) return "gso_type";
   if (!anatomy.tcp && !allowed.udp) return "USO was not allowed";
   const std::size_t payload = frame.size() - anatomy.payload;
-  if (header.gso_size < 256) return "gso_size below 256";
+  if (header.gso_size < (anatomy.tcp ? 256 : 1)) return "gso_size too small";
   if (payload <= header.gso_size) return "a super-frame of one segment";
   if (payload > std::size_t{64} * header.gso_size) return "more than 64 segments";
   if (anatomy.end - anatomy.ip > 65535) return "IP packet too long";

@@ -1,5 +1,6 @@
 // Two data planes in one process, without root: the TAP is one end of a socket pair that keeps
-// messages apart, the underlay is UDP on the loopback interface.
+// messages apart, the underlay is UDP on the loopback interface, or another such pair in place of
+// an Ethernet.
 //
 //   test -> tap | Outbound -> UDP ::1 -> Inbound | tap -> test
 //
@@ -22,6 +23,7 @@
 #include <vector>
 
 #include "core/inbound.hpp"
+#include "core/lane.hpp"
 #include "core/outbound.hpp"
 #include "core/path.hpp"
 #include "io/unique-fd.hpp"
@@ -69,9 +71,27 @@ struct TapPacket {
 /// One data plane's port, without threads.
 struct Node {
   static constexpr std::uint64_t kServerMs = 1'800'000'000'000;  ///< a time of day in 2027
+  static constexpr std::uint8_t kTag = 0x2a;                     ///< of the subnet, on an Ethernet
 
+  /// What is different from an ordinary node.
+  struct Options {
+    UniqueFd lan;  ///< an end of a socket pair in place of an Ethernet; without it, UDP
+    std::size_t helpers = 0;
+    Suite suite = Suite::kAes256Gcm;
+    bool sends = true;  ///< false: without its outbound worker, which takes megabytes
+    bool receives = true;
+    PortKind kind = PortKind::kHost;
+  };
   Node(std::string name, const MacAddress& own_mac, std::uint32_t own_index)
-      : id(std::move(name)), mac(own_mac), index(own_index) {
+      : Node(std::move(name), own_mac, own_index, Options{}) {}
+  Node(std::string name, const MacAddress& own_mac, std::uint32_t own_index, Options options)
+      : id(std::move(name)),
+        mac(own_mac),
+        index(own_index),
+        suite(options.suite),
+        kind(options.kind),
+        lan(std::move(options.lan)),
+        crew(options.helpers, 0) {
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) != 0) {
       throw std::runtime_error("socketpair");
@@ -87,12 +107,21 @@ struct Node {
     const auto made = tables.make_boot();
     boot = made.boot;
     boot_public = made.public_key;
-    tables.set_boot_index(boot, index);
-    outbound =
-        std::make_unique<Outbound>(out, tap.get(), UdpSocket::of(udp.get()), std::size_t{4} << 20);
-    inbound = std::make_unique<Inbound>(in, tap.get(), UdpSocket::of(udp.get()),
-                                        MergeOptions{.ecn = false, .udp = true});
-    paths.set_socket(UdpSocket::of(udp.get()));
+    tables.set_boot_index(boot, index, 0, boot_ms());
+    if (options.sends) start_sending();
+    if (options.receives) {
+      inbound = std::make_unique<Inbound>(in, tap.get(), underlay(),
+                                          MergeOptions{.ecn = false, .udp = true}, crew);
+    }
+    paths.set_socket(underlay());
+  }
+
+  void start_sending() {
+    outbound = std::make_unique<Outbound>(out, tap.get(), underlay(), std::size_t{4} << 20, crew);
+  }
+
+  Underlay underlay() const {
+    return lan ? Underlay::of_ethernet(lan.get()) : Underlay(UdpSocket::of(udp.get()));
   }
 
   std::unique_ptr<PortSettings> settings() const {
@@ -100,14 +129,20 @@ struct Node {
     made->subnet = "lab";
     made->member = id;
     made->macs = {mac};
-    made->suite = Suite::kAes256Gcm;
+    made->suite = suite;
     made->backend = best_backend();
-    made->udp_port = udp_port;
+    made->transport = underlay().transport;
+    if (lan) {
+      made->subnet_tag = kTag;
+    } else {
+      made->udp_port = udp_port;
+    }
     made->freshness_ms = 30'000;
     made->hold_frames = 8;
     made->hold_ms = 1000;
     made->hold_bytes = 4 << 20;
     made->storm_frames = 0;
+    made->kind = kind;
     made->broadcasts = {{0x0a0102ff, 30}};  // 10.1.2.255
     return made;
   }
@@ -120,9 +155,16 @@ struct Node {
   }
 
   void know(const Node& other, bool online = true) {
-    tables.set_peer(
-        {other.id, other.index, other.boot_public, {other.mac}, {loopback(other.udp_port)}, online},
-        boot_ms());
+    const Endpoint there = lan ? Endpoint::of_ethernet(other.mac, mac) : loopback(other.udp_port);
+    tables.set_peer({other.id,
+                     other.index,
+                     other.boot_public,
+                     {other.mac},
+                     {there},
+                     online,
+                     false,
+                     other.kind == PortKind::kPlain},
+                    boot_ms());
   }
 
   void from_host(const VnetHeader& header, const Frame& frame) {
@@ -181,11 +223,15 @@ struct Node {
   const std::string id;
   const MacAddress mac;
   const std::uint32_t index;
+  const Suite suite;
+  const PortKind kind;
+  const UniqueFd lan;
   UniqueFd tap;
   UniqueFd tap_far;
   UniqueFd udp;
   std::uint16_t udp_port = 0;
   UniqueFd wake = must(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+  UniqueFd wake_out = must(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   UniqueFd control_wake = must(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   ServerClock clock;
   PortTables tables;
@@ -193,6 +239,7 @@ struct Node {
   std::array<std::uint8_t, 32> boot_public{};
   WorkerShare out{tables, clock, wake.get(), control_wake.get()};
   WorkerShare in{tables, clock, wake.get(), control_wake.get()};
+  Crew crew;
   std::unique_ptr<Outbound> outbound;
   std::unique_ptr<Inbound> inbound;
   std::vector<std::string> moved;
@@ -203,14 +250,36 @@ struct Node {
                      [this](const Peer& peer) { silent.push_back(peer.id); }}};
 };
 
+/// The threads that a port would have for `node`, instead of `pump`.
+inline std::unique_ptr<Lane> start_lane(Node& node, const LaneOptions& options) {
+  const std::array<int, Lane::kWakeFds> wakes{node.wake.get(), node.wake_out.get()};
+  auto lane = std::make_unique<Lane>(
+      node.tables, node.clock, wakes, node.control_wake.get(),
+      Lane::Io{node.tap.get(), node.underlay(), {}, std::size_t{4} << 20}, options);
+  lane->start();
+  return lane;
+}
+
 /// Alice owns what l2-frames.hpp takes as source, Bob its destination.
 struct Pair {
-  Node alice{"alice", MacAddress(std::array<std::uint8_t, 6>{0x02, 0, 0, 0, 0, 2}), 1001};
-  Node bob{"bob", MacAddress(std::array<std::uint8_t, 6>{0x02, 0, 0, 0, 0, 1}), 1002};
+  static constexpr MacAddress kAlice{std::array<std::uint8_t, 6>{0x02, 0, 0, 0, 0, 2}};
+  static constexpr MacAddress kBob{std::array<std::uint8_t, 6>{0x02, 0, 0, 0, 0, 1}};
+
+  Node alice;
+  Node bob;
   Random random{7};
   std::array<std::uint8_t, 32> key = random.array<32>();
 
-  Pair() {
+  /// On UDP.
+  Pair() : Pair(Node::Options{}, Node::Options{}) {}
+  explicit Pair(std::size_t helpers) : Pair(options_of(helpers), options_of(helpers)) {}
+  explicit Pair(Suite suite) : Pair(options_of(0, suite), options_of(0, suite)) {}
+  /// On a LAN that the two are alone on.
+  Pair(UniqueFd alices, UniqueFd bobs)
+      : Pair(options_of(0, Suite::kAes256Gcm, std::move(alices)),
+             options_of(0, Suite::kAes256Gcm, std::move(bobs))) {}
+  Pair(Node::Options alices, Node::Options bobs)
+      : alice("alice", kAlice, 1001, std::move(alices)), bob("bob", kBob, 1002, std::move(bobs)) {
     alice.know(bob);
     bob.know(alice);
   }
@@ -269,6 +338,15 @@ struct Pair {
                                all.subspan(kShimSize, payload.size() + kInnerHeaderSize),
                                all.last<kFrameTagSize>());
     return sealed;
+  }
+
+  static Node::Options options_of(std::size_t helpers, Suite suite = Suite::kAes256Gcm,
+                                  UniqueFd lan = {}) {
+    Node::Options options;
+    options.lan = std::move(lan);
+    options.helpers = helpers;
+    options.suite = suite;
+    return options;
   }
 
   FrameTime time_now() const { return frame_time(bob.clock.server_ms(boot_ms())); }

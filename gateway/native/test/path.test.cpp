@@ -125,6 +125,34 @@ TEST_CASE("path: a peer that moved is followed, after it answered from there") {
   }
 }
 
+TEST_CASE("limits: of more probes than may be out the oldest is forgotten") {
+  Pair pair;
+  std::vector<UniqueFd> dead;
+  std::vector<Endpoint> candidates{loopback(pair.bob.udp_port)};
+  const auto know = [&](std::size_t others) {
+    while (candidates.size() < 1 + others) {
+      std::uint16_t port = 0;
+      dead.push_back(open_udp(port));
+      candidates.push_back(loopback(port));
+    }
+    pair.alice.tables.set_peer(
+        {"bob", pair.bob.index, pair.bob.boot_public, {pair.bob.mac}, candidates, true}, boot_ms());
+    pair.install_pair();
+    const std::uint64_t now = boot_ms();
+    pair.alice.paths.key_installed(*pair.alice.tables.peer("bob"), now);
+    settle(pair, now);
+    return pair.alice.tables.peer("bob")->path.confirmed;
+  };
+  SUBCASE("as many as fit") {
+    CHECK(know(PathState::kMaxProbes - 1));
+    CHECK(pair.alice.paths.probes_forgotten() == 0);
+  }
+  SUBCASE("one more: what answers to the first is not believed") {
+    CHECK_FALSE(know(PathState::kMaxProbes));
+    CHECK(pair.alice.paths.probes_forgotten() == 1);
+  }
+}
+
 TEST_CASE("path: answers with a token that was not sent mean nothing") {
   Pair pair;
   pair.install_pair();

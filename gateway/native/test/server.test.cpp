@@ -6,6 +6,7 @@
 #include <linux/netlink.h>
 #include <sys/un.h>
 
+#include "io/send-with-fd.hpp"
 #include "test/lab.hpp"
 
 using namespace pairwire;
@@ -38,19 +39,20 @@ struct Listener {
 };
 
 struct ServerBench {
-  explicit ServerBench(std::uint64_t orphan_ms = 900'000, UniqueFd uevents = {}) {
+  explicit ServerBench(std::uint64_t orphan_ms = 900'000, UniqueFd uevents = {},
+                       LogLevel log_level = LogLevel::kError, std::size_t ports = 2) {
     Server::Options options;
     options.uevents = std::move(uevents);
     options.control = std::move(control.listener);
     options.devices = std::move(devices.listener);
     options.wake = must(eventfd(0, EFD_NONBLOCK));
-    for (std::size_t i = 0; i < 2 * Port::kWakeFds; ++i) {
+    for (std::size_t i = 0; i < ports * Port::kWakeFds; ++i) {
       options.worker_wakes.push_back(must(eventfd(0, EFD_NONBLOCK)));
     }
     options.control_uid = getuid();
     options.own_uid = getuid();
     options.orphan_ms = orphan_ms;
-    options.log_level = LogLevel::kError;
+    options.log_level = log_level;
     server = std::make_unique<Server>(std::move(options));
   }
   void turn(int times = 4) {
@@ -109,19 +111,7 @@ struct Client {
 using Types = std::vector<std::string>;
 
 void pass(int connection, const std::string& text, int fd) {
-  iovec part{const_cast<char*>(text.data()), text.size()};
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control.data();
-  message.msg_controllen = control.size();
-  cmsghdr* const header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(int));
-  std::memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-  REQUIRE(sendmsg(connection, &message, 0) == static_cast<ssize_t>(text.size()));
+  REQUIRE(send_with_fd(connection, text, fd) == static_cast<ssize_t>(text.size()));
 }
 
 command::PortSet port_set() {
@@ -130,10 +120,14 @@ command::PortSet port_set() {
   one.subnet = "lab";
   one.member = "alice";
   one.tap = "pw0";
+  one.transport = "udp";
   one.udp_port = 7000;
   one.macs = {{0x02, 0, 0, 0, 0, 2}};
   one.suite = "aes-256-gcm";
   one.freshness_ms = 30'000;
+  one.kind = "host";
+  one.broadcast = "all";
+  one.stp = "drop";
   return one;
 }
 
@@ -295,6 +289,122 @@ TEST_CASE("server: devices, a port, keys; orphaned, everything goes") {
   CHECK(third.call(port_set()) == Types{"done"});  // The devices are still here.
 }
 
+TEST_CASE("limits: sixteen ports and no more, and helpers as there may be") {
+  ServerBench bench(900'000, {}, LogLevel::kError, kMaxPorts);
+  Client client(bench);
+  CHECK(client.call(command::Attach{1}) == Types{"attached"});
+  const UniqueFd broker = bench.devices.connect();
+  std::vector<UniqueFd> devices;
+  command::PortSet one = port_set();
+  std::string tap;
+  for (std::uint16_t number = 1; number <= kMaxPorts + 1; ++number) {
+    int pair[2];
+    REQUIRE(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, pair) == 0);
+    devices.emplace_back(pair[0]);
+    devices.emplace_back(pair[1]);
+    std::uint16_t any = 0;
+    devices.push_back(open_udp(any));
+    one.port = number;
+    tap = "pw" + std::to_string(number);
+    one.tap = tap;
+    one.udp_port = static_cast<std::uint16_t>(7000 + number);
+    pass(broker.get(), "tap " + tap + " mac 02:00:00:00:00:02 mtu 1400 offload 1", pair[0]);
+    pass(broker.get(), "udp " + std::to_string(one.udp_port), devices.back().get());
+    bench.turn();
+    if (number <= kMaxPorts) {
+      REQUIRE(client.call(one) == Types{"done"});
+      continue;
+    }
+    CHECK(client.call(one) == Types{"failed"});
+    CHECK(client.why == "too many ports");
+  }
+  CHECK(client.call(command::PortRemove{1}) == Types{"done"});
+  CHECK(client.call(one) == Types{"done"});
+  one.helpers = Crew::kMaxHelpers + 1;
+  CHECK(client.call(one) == Types{"failed"});
+}
+
+TEST_CASE(
+    "limits: of very many members those used last are shown, and keys to be installed again") {
+  ServerBench bench;
+  Client client(bench);
+  CHECK(client.call(command::Attach{1}) == Types{"attached"});
+  const Devices devices(bench);
+  CHECK(client.call(port_set()) == Types{"done"});
+  CHECK(client.call(command::BootMake{1}) == Types{"boot.made"});
+  CHECK(client.call(command::BootIndex{1, 1, 77}) == Types{"done"});
+  const X25519KeyPair everybodys = generate_x25519();
+  const std::array<std::uint8_t, 32> key{1};
+  const auto enter = [&](std::uint32_t from, std::uint32_t to) {
+    for (std::uint32_t i = from; i < to; ++i) {
+      command::PeerSet set;
+      set.port = 1;
+      const std::string id = "m" + std::to_string(i);
+      set.peer = id;
+      set.index = 1'000 + i;
+      set.boot = everybodys.public_key;
+      set.online = true;
+      REQUIRE(client.call(set) == Types{"done"});
+      command::KeyPair pair;
+      pair.port = 1;
+      pair.peer = id;
+      pair.boot = 1;
+      pair.key = key;
+      pair.pw_id = 1;
+      pair.send = true;
+      REQUIRE(client.call(pair) == Types{"key.installed"});
+    }
+  };
+  /// The answer to a command, whole.
+  const auto ask = [&](Client& from, const messages::Command& one) {
+    std::vector<std::uint8_t> out;
+    REQUIRE_FALSE(messages::encode_command(99, one, out).has_value());
+    from.raw(out);
+    std::vector<std::uint8_t> in;
+    std::size_t length = 0;
+    while (in.size() < 4 || in.size() < 4 + length) {
+      bench.turn();
+      std::array<std::uint8_t, 65'536> buffer;
+      const ssize_t got = read(from.fd.get(), buffer.data(), buffer.size());
+      REQUIRE(got != 0);
+      if (got > 0) in.insert(in.end(), buffer.begin(), buffer.begin() + got);
+      if (in.size() >= 4) length = load_be<std::uint32_t>(std::span(in).first<4>());
+    }
+    return msgpack::unpack(reinterpret_cast<const char*>(in.data() + 4), length);
+  };
+  using Map = std::map<std::string, msgpack::object>;
+  const auto first_port = [](const msgpack::object_handle& answer) {
+    return answer->as<Map>().at("ports").as<std::vector<Map>>().at(0);
+  };
+  const auto not_shown = [](const Map& port) {
+    for (const auto& counter : port.at("counters").as<std::vector<Map>>()) {
+      if (counter.at("name").as<std::string>() == "peers_not_shown") {
+        return counter.at("value").as<std::uint64_t>();
+      }
+    }
+    return ~std::uint64_t{0};
+  };
+  enter(0, 3'500);
+  auto stats = ask(client, command::Stats{});
+  auto port = first_port(stats);
+  CHECK(port.at("peers").as<std::vector<Map>>().size() == 3'500);
+  CHECK(not_shown(port) == 0);
+  enter(3'500, 5'000);
+  stats = ask(client, command::Stats{});
+  port = first_port(stats);
+  CHECK(port.at("peers").as<std::vector<Map>>().size() == 3'500);
+  CHECK(not_shown(port) == 1'500);
+
+  // A controller that comes anew is told of as many keys, whatever there are.
+  const auto keys_told = [&](std::uint64_t epoch) {
+    Client next(bench);
+    const auto state = ask(next, command::Attach{epoch});
+    return first_port(state).at("pairKeys").as<std::vector<Map>>().size();
+  };
+  enter(5'000, 5'001);
+  CHECK(keys_told(2) == 5'000);
+}
+
 TEST_CASE("server: a forward jump of server time wipes and ends for a restart (threats.md C9)") {
   ServerBench bench;
   Client client(bench);
@@ -348,6 +458,28 @@ TEST_CASE("server: a uevent ends it for a restart, unless another process sent i
   }
 }
 
+TEST_CASE("server: so many connections and no more; those that are there go on") {
+  ServerBench bench(900'000, {}, LogLevel::kWarning);
+  std::vector<std::unique_ptr<Client>> clients;
+  for (int i = 0; i < 16; ++i) {
+    clients.push_back(std::make_unique<Client>(bench));
+    bench.turn();
+  }
+  Client late(bench);
+  late.types();
+  CHECK(late.closed);
+  CHECK(clients.front()->call(command::Attach{1}) == Types{"attached"});
+  // What the server logs is told to the controller too.
+  Client later(bench);
+  later.types();
+  CHECK(later.closed);
+  CHECK(clients.front()->types() == Types{"log"});
+  clients.pop_back();
+  bench.turn();
+  Client next(bench);
+  CHECK(next.call(command::Observe{}) == Types{"done"});
+}
+
 TEST_CASE("server: stats tell whether the TAP has offloads") {
   ServerBench bench;
   Client client(bench);
@@ -384,6 +516,11 @@ TEST_CASE("devices: texts") {
   CHECK_FALSE(parse_device("tap pw0 mac 02:00:00:00:00:01 mtu 1400 offload 0")->offload);
   CHECK(tap->mac == MacAddress(std::array<std::uint8_t, 6>{0x02, 0xab, 0, 0, 0, 1}));
   CHECK(parse_device("udp 65535")->port == 65535);
+  const auto lan = parse_device("ethernet eth1.5 mac 02:00:00:00:00:01 mtu 9000");
+  REQUIRE(lan.has_value());
+  CHECK(lan->kind == Device::Kind::kEthernet);
+  CHECK(lan->name == "eth1.5");
+  CHECK(lan->mtu == 9000);
   for (const char* const text : {"",
                                  "tap",
                                  "tap pw0",
@@ -404,6 +541,12 @@ TEST_CASE("devices: texts") {
                                  "udp 65536",
                                  "udp -1",
                                  "udp 1 2",
+                                 "ethernet",
+                                 "ethernet eth1",
+                                 "ethernet eth1 mac 02:00:00:00:00:01",
+                                 "ethernet eth1 mac 02:00:00:00:00:01 mtu 0",
+                                 "ethernet eth1 mac 02:00:00:00:00:01 mtu 1500 offload 1",
+                                 "ethernet 1234567890123456 mac 02:00:00:00:00:01 mtu 1500",
                                  "raw 7"}) {
     CAPTURE(text);
     CHECK_FALSE(parse_device(text).has_value());

@@ -28,7 +28,7 @@ struct Bench {
     settings->backend = best_backend();
     tables.set_settings(std::move(settings));
     boot = tables.make_boot().boot;
-    if (with_index) tables.set_boot_index(boot, 1);
+    if (with_index) tables.set_boot_index(boot, 1, 0, kNow);
   }
 
   X25519KeyPair peer_boot = generate_x25519();
@@ -137,7 +137,8 @@ TEST_CASE("rcu map: readers while the writer changes everything") {
     });
   }
   Random random(3);
-  for (int i = 0; i < 30'000; ++i) {
+  // On a busy machine the readers may not have had their turn by then.
+  for (int i = 0; i < 30'000 || (seen == 0 && i < 30'000'000); ++i) {
     const std::uint64_t key = random.below(values.size());
     if (random.below(3) == 0) {
       map.erase(key);
@@ -263,6 +264,52 @@ TEST_CASE("keys: key.use and key.drop with grace") {
   CHECK_THROWS_AS(bench.tables.use_key("bob", 9), CommandError);
 }
 
+TEST_CASE(
+    "keys: a newer generation that is heard commits us, an older one tells of a peer that lags") {
+  using Other = PortTables::OtherKey;
+  Bench bench;
+  Peer& peer = bench.add("bob", 2);
+  for (std::uint64_t pw_id = 1; pw_id <= 3; ++pw_id) {
+    bench.tables.install_pair_key("bob", bench.boot, bench.random.array<32>(), pw_id, pw_id == 2);
+  }
+  const auto heard = [&](std::uint64_t pw_id, std::uint64_t after_ms) {
+    return bench.tables.heard_other_key(peer.number, pw_id, kNow + after_ms);
+  };
+  CHECK(heard(2, 0) == Other::kNothing);
+  // What was under way when we changed is no sign of anything; a second of it is, once a second.
+  CHECK(heard(1, 0) == Other::kNothing);
+  CHECK(heard(1, 999) == Other::kNothing);
+  CHECK(heard(1, 1'000) == Other::kLagging);
+  CHECK(heard(1, 1'999) == Other::kNothing);
+  CHECK(heard(1, 2'000) == Other::kLagging);
+  CHECK(peer.send.load()->pw_id == 2);
+
+  CHECK(heard(9, 2'000) == Other::kNothing);  // Dropped meanwhile.
+  CHECK(peer.send.load()->pw_id == 2);
+  CHECK(heard(3, 2'000) == Other::kCommitted);
+  CHECK(peer.send.load()->pw_id == 3);
+  CHECK(heard(3, 2'001) == Other::kNothing);
+  // Since this change, not since the one before.
+  CHECK(heard(2, 2'001) == Other::kNothing);
+  CHECK(heard(2, 3'001) == Other::kLagging);
+  CHECK(bench.tables.heard_other_key(peer.number + 1, 1, kNow) == Other::kNothing);
+}
+
+TEST_CASE("keys: a group frame under a newer generation commits us") {
+  Bench bench;
+  static_cast<void>(bench.add("bob", 2));
+  for (std::uint64_t pw_id = 1; pw_id <= 3; ++pw_id) {
+    bench.tables.install_group_key(bench.random.array<32>(), pw_id, pw_id == 2, kNow);
+  }
+  REQUIRE(bench.tables.group_send() != nullptr);
+  CHECK_FALSE(bench.tables.heard_newer_group_key(1));
+  CHECK_FALSE(bench.tables.heard_newer_group_key(2));
+  CHECK_FALSE(bench.tables.heard_newer_group_key(4));  // Dropped meanwhile.
+  CHECK(bench.tables.group_send()->pw_id == 2);
+  CHECK(bench.tables.heard_newer_group_key(3));
+  CHECK(bench.tables.group_send()->pw_id == 3);
+}
+
 TEST_CASE("boots: nothing is sent before the index is known, then all that waited is") {
   Bench bench(false);
   Peer& peer = bench.add("bob", 2);
@@ -270,21 +317,157 @@ TEST_CASE("boots: nothing is sent before the index is known, then all that waite
   bench.tables.install_group_key(bench.random.array<32>(), 1, true, kNow);
   CHECK(peer.send.load() == nullptr);
   CHECK(bench.tables.group_send() == nullptr);
-  CHECK_THROWS_AS(bench.tables.set_boot_index(bench.boot, 2), CommandError);  // Bob's.
-  bench.tables.set_boot_index(bench.boot, 77);
+  CHECK_THROWS_AS(bench.tables.set_boot_index(bench.boot, 2, 0, kNow), CommandError);  // Bob's.
+  bench.tables.set_boot_index(bench.boot, 77, 0, kNow);
   CHECK(peer.send.load()->index == 77);
   CHECK(bench.tables.group_send()->index == 77);
   CHECK(bench.tables.sender(77)->peer == nullptr);
 
   // A newer boot takes over the group key at once, pairs when their key comes.
   const auto newer = bench.tables.make_boot();
-  bench.tables.set_boot_index(newer.boot, 78);
+  bench.tables.set_boot_index(newer.boot, 78, 0, kNow);
   CHECK(bench.tables.group_send()->index == 78);
   CHECK(peer.send.load()->index == 77);
-  bench.tables.drop_boot(bench.boot);
+  bench.tables.drop_boot(bench.boot, 0, kNow);
   CHECK(peer.send.load() == nullptr);
   CHECK(bench.tables.sender(77) == nullptr);
   CHECK(bench.tables.group_send()->index == 78);
+}
+
+namespace {
+
+/// Bob has a key with us, the group has one, and a second boot key has got its index just now.
+struct Renewal : Bench {
+  static constexpr std::uint32_t kAfter = 3'000;
+  static constexpr std::uint32_t kGrace = 13'000;
+  const std::array<std::uint8_t, 32> key = random.array<32>();
+  Peer& bob = add("bob", 2);
+  std::uint32_t newer = 0;
+
+  Renewal() {
+    tables.install_pair_key("bob", boot, key, 1, true);
+    tables.install_group_key(key, 1, true, kNow);
+    newer = tables.make_boot().boot;
+    tables.install_pair_key("bob", newer, key, 1, true);
+    tables.set_boot_index(newer, 78, kAfter, kNow);
+    tables.drop_boot(boot, kGrace, kNow);
+  }
+
+  std::size_t places_of(std::uint32_t index) {
+    const Incarnation* const start = tables.sender(index);
+    return static_cast<std::size_t>(std::ranges::count_if(
+        start->pair_keys, [](const auto& place) { return place.load() != nullptr; }));
+  }
+};
+
+}  // namespace
+
+TEST_CASE("boots: a newer one is received under at once, and sent with when its time has come") {
+  Renewal bench;
+  PortTables& tables = bench.tables;
+  CHECK(bench.places_of(2) == 2);
+  CHECK(bench.bob.send.load()->index == 1);
+  CHECK(tables.group_send()->index == 1);
+  // Said again, by a control plane that was started meanwhile, nothing is put off.
+  tables.set_boot_index(bench.newer, 78, Renewal::kAfter, kNow + 2'000);
+  tables.drop_boot(bench.boot, Renewal::kGrace, kNow + 2'000);
+  tables.run_timers(kNow + Renewal::kAfter - 1);
+  CHECK(bench.bob.send.load()->index == 1);
+  CHECK(tables.group_send()->index == 1);
+  CHECK(tables.boots()[0].send);
+  const SendCounter* const before = bench.bob.send.load()->counter;
+  tables.run_timers(kNow + Renewal::kAfter);
+  CHECK(bench.bob.send.load()->index == 78);
+  CHECK(tables.group_send()->index == 78);
+  CHECK(tables.boots()[1].send);
+  CHECK(bench.bob.send.load()->counter != before);
+  // What is under way under the old one still opens, until that goes with all its keys.
+  tables.run_timers(kNow + Renewal::kGrace - 1);
+  CHECK(tables.boots().size() == 2);
+  CHECK(bench.places_of(2) == 2);
+  const std::uint16_t old_kid = bench.bob.records.front()->kid_receive;
+  tables.run_timers(kNow + Renewal::kGrace);
+  REQUIRE(tables.boots().size() == 1);
+  CHECK(tables.boots()[0].boot == bench.newer);
+  CHECK(tables.sender(1) == nullptr);
+  CHECK(bench.places_of(2) == 1);
+  CHECK(tables.sender(2)->is_stale(old_kid));
+  CHECK(bench.bob.send.load()->index == 78);
+  CHECK_THROWS_AS(tables.install_pair_key("bob", bench.boot, bench.key, 1, true), CommandError);
+}
+
+TEST_CASE(
+    "boots: the time of an older one may come behind that of a newer one, and changes nothing") {
+  Renewal bench;
+  PortTables& tables = bench.tables;
+  const std::uint32_t third = tables.make_boot().boot;
+  tables.install_pair_key("bob", third, bench.key, 1, true);
+  tables.set_boot_index(third, 79, 0, kNow);
+  CHECK(bench.bob.send.load()->index == 79);
+  tables.run_timers(kNow + Renewal::kAfter);
+  CHECK(bench.bob.send.load()->index == 79);
+  CHECK(tables.group_send()->index == 79);
+}
+
+TEST_CASE(
+    "boots: a peer that uses the newer one is answered with it, the others and the group wait") {
+  Renewal bench;
+  PortTables& tables = bench.tables;
+  Peer& carol = bench.add("carol", 3);
+  tables.install_pair_key("carol", bench.newer, bench.random.array<32>(), 1, true);
+  // Carol had no key until now, and got our newest record before it.
+  CHECK(carol.send.load()->index == 78);
+  CHECK(bench.bob.send.load()->index == 1);
+  tables.heard_boot(bench.bob.number, bench.boot);
+  tables.heard_boot(bench.bob.number, bench.newer + 1);
+  tables.heard_boot(99, bench.newer);
+  CHECK(bench.bob.send.load()->index == 1);
+  tables.heard_boot(bench.bob.number, bench.newer);
+  CHECK(bench.bob.send.load()->index == 78);
+  tables.heard_boot(bench.bob.number, bench.boot);  // Was under way.
+  CHECK(bench.bob.send.load()->index == 78);
+  CHECK(tables.group_send()->index == 1);
+}
+
+TEST_CASE("boots: whatever changes while two of them are there is there under both") {
+  Renewal bench;
+  PortTables& tables = bench.tables;
+  const std::array<std::uint8_t, 32> next = bench.random.array<32>();
+  SUBCASE("the next generation") {
+    tables.install_pair_key("bob", bench.newer, next, 2, false);
+    CHECK(bench.places_of(2) == 4);
+    CHECK(bench.bob.send.load()->pw_id == 1);
+    tables.install_pair_key("bob", bench.newer, next, 2, true);
+    CHECK(bench.bob.send.load()->pw_id == 2);
+    CHECK(bench.bob.send.load()->index == 1);  // Still.
+    tables.run_timers(kNow + Renewal::kAfter);
+    CHECK(bench.bob.send.load()->pw_id == 2);
+    CHECK(bench.bob.send.load()->index == 78);
+  }
+  SUBCASE("generations without end: 4 for each boot key, and never more than there are places") {
+    for (std::uint64_t pw_id = 2; pw_id < 20; ++pw_id) {
+      tables.install_pair_key("bob", bench.newer, bench.random.array<32>(), pw_id, true);
+      CHECK(bench.places_of(2) == std::min<std::size_t>(2 * pw_id, kKeyPlaces));
+      CHECK(bench.bob.send.load()->pw_id == pw_id);
+      CHECK(bench.bob.send.load()->index == 1);
+    }
+    const std::uint32_t third = tables.make_boot().boot;
+    tables.install_pair_key("bob", third, bench.random.array<32>(), 20, true);
+    CHECK(bench.places_of(2) == kKeyPlaces);
+    CHECK(bench.bob.records.size() == kKeyPlaces);
+  }
+  SUBCASE("a start of the peer, and the one before it") {
+    bench.peer_boot = generate_x25519();
+    bench.add("bob", 3);
+    tables.install_pair_key("bob", bench.newer, bench.key, 1, true);
+    CHECK(bench.places_of(3) == 2);
+    // The peer that has not heard of it goes on to send from there, with whatever comes next.
+    tables.install_pair_key("bob", bench.newer, next, 2, false);
+    CHECK(bench.places_of(3) == 4);
+    CHECK(bench.places_of(2) == 4);
+    CHECK(bench.bob.send.load()->index == 1);
+    CHECK(bench.bob.send.load()->pw_id == 1);
+  }
 }
 
 TEST_CASE("members: a new index adds, the old one is retired after 10 s") {
@@ -344,6 +527,51 @@ TEST_CASE("members: addresses follow the last command; a refusal ends with it") 
   CHECK_FALSE(bob.owns(mac_of(2)));
   bench.tables.remove_peer("eve");
   CHECK(bench.tables.destination(mac_of(2)) == nullptr);
+}
+
+TEST_CASE("limits: more addresses that nobody has than are remembered") {
+  Bench bench;
+  const auto address = [](std::uint32_t number) {
+    std::array<std::uint8_t, 6> bytes{0x02, 1};
+    store_be<std::uint32_t>(std::span(bytes).last<4>(), number);
+    return MacAddress(bytes);
+  };
+  for (std::uint32_t i = 0; i < kMaxRefusedMacs; ++i)
+    bench.tables.refuse_mac(address(i), 2000, kNow);
+  CHECK(bench.tables.limits().refusals_lost == 0);
+  bench.tables.refuse_mac(address(kMaxRefusedMacs), 2000, kNow);
+  CHECK(bench.tables.limits().refusals_lost == 1);
+  CHECK_FALSE(bench.tables.refused(address(kMaxRefusedMacs), kNow));
+  CHECK(bench.tables.refused(address(0), kNow));
+  // One that is remembered may be refused for longer, and the old ones make room in time.
+  bench.tables.refuse_mac(address(0), 4000, kNow);
+  bench.tables.refuse_mac(address(kMaxRefusedMacs), 2000, kNow + 2000);
+  CHECK(bench.tables.refused(address(kMaxRefusedMacs), kNow + 2001));
+  CHECK(bench.tables.refused(address(0), kNow + 2001));
+  CHECK(bench.tables.limits().refusals_lost == 1);
+}
+
+TEST_CASE("limits: boot keys, and starts of one member") {
+  Bench bench;
+  std::size_t boots = bench.tables.boots().size();
+  for (; boots < kMaxBoots; ++boots) static_cast<void>(bench.tables.make_boot());
+  CHECK_THROWS_AS(static_cast<void>(bench.tables.make_boot()), CommandError);
+  CHECK(bench.tables.boots().size() == kMaxBoots);
+  bench.tables.drop_boot(bench.tables.boots().back().boot, 0, kNow);
+  static_cast<void>(bench.tables.make_boot());
+
+  for (std::uint32_t index = 100; index < 100 + kMaxIncarnations; ++index) {
+    bench.peer_boot = generate_x25519();
+    bench.add("bob", index);
+  }
+  CHECK(bench.tables.limits().starts_pushed_out == 0);
+  bench.peer_boot = generate_x25519();
+  Peer& bob = bench.add("bob", 200);
+  CHECK(bob.incarnations.size() == kMaxIncarnations);
+  CHECK(bench.tables.limits().starts_pushed_out == 1);
+  CHECK(bench.tables.sender(100) == nullptr);
+  CHECK(bench.tables.sender(101) != nullptr);
+  CHECK(bench.tables.sender(200) != nullptr);
 }
 
 TEST_CASE("members: group frames go to those online, each once, whoever comes and goes") {

@@ -1,9 +1,21 @@
 /** The migrations in their order, and the runner that any SQL store uses. */
 import { PairwireError } from '../../../src/runtime/errors.js';
 import { initial } from './0001-initial.js';
+import { generations } from './0002-generations.js';
+import { groupAndRevocations } from './0003-group-and-revocations.js';
+import { plainSide } from './0004-plain-side.js';
+import { bindings } from './0005-bindings.js';
+import { putBack } from './0006-put-back.js';
 import type { Migration } from './migration.js';
 
-export const MIGRATIONS: readonly Migration[] = [initial];
+export const MIGRATIONS: readonly Migration[] = [
+  initial,
+  generations,
+  groupAndRevocations,
+  plainSide,
+  bindings,
+  putBack,
+];
 
 /** What the runner needs of a database. `atomically` is one transaction. */
 export interface MigrationTarget {

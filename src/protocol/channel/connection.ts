@@ -10,26 +10,29 @@
  */
 import type { Clock, ServerTime, TimeSource } from '../../runtime/clock.js';
 import { LABEL } from '../constants.js';
-import { decodeEnvelope, decodeMessage, type Envelope, encodeMessage } from './codec.js';
+import { decodeEnvelope, type Envelope, encodeMessage } from './codec.js';
 import type { FailureReason } from './failures.js';
 import { encodeFrame, FrameType, StreamFramer } from './framing.js';
+import {
+  type ChannelTerms,
+  type ChannelToken,
+  completeTerms,
+  encodeGreeting,
+  encodeWelcome,
+  parseGreeting,
+  parseWelcome,
+} from './handshake-payload.js';
 import type { KeyPair } from './keys.js';
 import { type HandshakeResult, HandshakeState } from './noise.js';
 import { Direction } from './otp.js';
 import type { OutputBuffer } from './output.js';
 import { MAX_MESSAGE_SIZE, RECORD_OVERHEAD, RecordOpener, RecordSealer } from './record.js';
 
-/** Specification values, docs/protocol.md 6.2 to 6.4. */
-export const CHANNEL_LIFETIME_MS = 3_600_000;
-export const CHANNEL_RECORD_LIMIT = 2 ** 20;
-export const CHANNEL_VALIDITY_MS = 30_000;
-export const TOKEN_ID_SIZE = 16;
-const HANDSHAKE_VERSION = 1;
 const PROLOGUE = Buffer.from(LABEL.channel, 'ascii');
 
 /** How long after the expiry instruction a channel may go on, and how many records more than its limit. */
-const EXPIRY_GRACE_MS = 30_000;
-const EXPIRY_GRACE_RECORDS = (limit: number): number => 2 * limit + 1_024;
+export const EXPIRY_GRACE_MS = 30_000;
+export const EXPIRY_GRACE_RECORDS = (limit: number): number => 2 * limit + 1_024;
 
 /** The keys between one message 2 and the next. */
 interface Session {
@@ -51,13 +54,6 @@ function makeSession(result: HandshakeResult, initiator: boolean, startedAt: num
   };
   for (const key of [initiatorKey, responderKey, otpKey]) key.fill(0);
   return session;
-}
-
-/** The terms that the server states in message 2. */
-export interface ChannelTerms {
-  readonly lifetimeMs: number;
-  readonly recordLimit: number;
-  readonly validityMs: number;
 }
 
 // ---------------------------------------------------------------------------------------
@@ -84,12 +80,6 @@ type ClientState =
       readonly terms: ChannelTerms;
     }
   | { readonly kind: 'closed'; readonly reason: FailureReason };
-
-/** A join token as the channel uses it: its id (16 bytes) and `tokenPsk` of its key (32 bytes). */
-export interface ChannelToken {
-  readonly id: Uint8Array;
-  readonly psk: Uint8Array;
-}
 
 export interface ClientConnectionOptions {
   readonly staticKeys: KeyPair;
@@ -191,7 +181,7 @@ export class ClientConnection {
       remoteStatic: this.#options.serverKey,
       ...(token === undefined ? {} : { psk: token.psk }),
     });
-    const payload = encodeMessage({ v: HANDSHAKE_VERSION, token: token?.id });
+    const payload = encodeGreeting(token?.id);
     const type = token === undefined ? FrameType.message1 : FrameType.message1Psk;
     this.#out.append(encodeFrame(type, handshake.writeMessage(payload)));
     return handshake;
@@ -272,24 +262,6 @@ export class ClientConnection {
   }
 }
 
-interface Welcome {
-  readonly time: number;
-  readonly terms: ChannelTerms;
-}
-
-/** The payload of message 2: `{time: ms, lifetime: s, records: count, validity: ms}`. */
-function parseWelcome(bytes: Buffer): Welcome | undefined {
-  const map = decodeMap(bytes);
-  if (map === undefined) return undefined;
-  const { time, lifetime, records, validity } = map;
-  if (!natural(time, 2 ** 48 - 1)) return undefined;
-  if (!natural(records, 2 ** 32) || records < 1) return undefined;
-  if (!natural(validity, 3_600_000) || validity < 1) return undefined;
-  if (typeof lifetime !== 'number' || !(lifetime > 0 && lifetime <= 86_400)) return undefined;
-  const terms = { lifetimeMs: lifetime * 1_000, recordLimit: records, validityMs: validity };
-  return { time, terms };
-}
-
 // ---------------------------------------------------------------------------------------
 // Server
 // ---------------------------------------------------------------------------------------
@@ -352,11 +324,7 @@ export class ServerConnection {
 
   constructor(options: ServerConnectionOptions, out: OutputBuffer, events: ServerEvents) {
     this.#options = options;
-    this.#terms = {
-      lifetimeMs: options.terms?.lifetimeMs ?? CHANNEL_LIFETIME_MS,
-      recordLimit: options.terms?.recordLimit ?? CHANNEL_RECORD_LIMIT,
-      validityMs: options.terms?.validityMs ?? CHANNEL_VALIDITY_MS,
-    };
+    this.#terms = completeTerms(options.terms);
     this.#out = out;
     this.#events = events;
     this.#framer = new StreamFramer({
@@ -390,12 +358,7 @@ export class ServerConnection {
     this.#guard(() => {
       // <- e, ee, se (psk)
       if (psk !== undefined) state.handshake.setPsk(psk);
-      const payload = encodeMessage({
-        time: this.#options.time.now(),
-        lifetime: this.#terms.lifetimeMs / 1_000,
-        records: this.#terms.recordLimit,
-        validity: this.#terms.validityMs,
-      });
+      const payload = encodeWelcome(this.#options.time.now(), this.#terms);
       const message = state.handshake.writeMessage(payload);
       this.#out.append(encodeFrame(FrameType.message2, message));
       const startedAt = this.#options.clock.bootMs();
@@ -542,18 +505,6 @@ export class ServerConnection {
   }
 }
 
-/** The payload of message 1: `{v: 1, token?: 16 bytes}`. */
-function parseGreeting(
-  bytes: Buffer,
-  withToken: boolean,
-): { readonly tokenId: Buffer | undefined } | undefined {
-  const map = decodeMap(bytes);
-  if (map?.v !== HANDSHAKE_VERSION) return undefined;
-  if (!withToken) return { tokenId: undefined };
-  if (!(map.token instanceof Uint8Array) || map.token.length !== TOKEN_ID_SIZE) return undefined;
-  return { tokenId: Buffer.from(map.token) };
-}
-
 // ---------------------------------------------------------------------------------------
 // Both
 // ---------------------------------------------------------------------------------------
@@ -569,18 +520,4 @@ function decode(bytes: Buffer): Envelope | undefined {
   } catch {
     return undefined;
   }
-}
-
-function decodeMap(bytes: Buffer): Record<string, unknown> | undefined {
-  try {
-    const value = decodeMessage(bytes);
-    if (typeof value !== 'object' || value === null || Array.isArray(value)) return undefined;
-    return value as Record<string, unknown>;
-  } catch {
-    return undefined;
-  }
-}
-
-function natural(value: unknown, most: number): value is number {
-  return typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= most;
 }

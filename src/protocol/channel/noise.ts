@@ -85,6 +85,12 @@ export class CipherState {
     return plaintext;
   }
 
+  /** Takes over a copy of another cipher's key and number. */
+  copyFrom(other: CipherState): void {
+    this.#key = other.#key === undefined ? undefined : Buffer.from(other.#key);
+    this.#number = other.#number;
+  }
+
   wipe(): void {
     this.#key?.fill(0);
     this.#key = undefined;
@@ -182,6 +188,15 @@ export class SymmetricState {
     return result;
   }
 
+  /** A second state with the same contents. */
+  fork(): SymmetricState {
+    const copy = new SymmetricState('');
+    copy.#cipher.copyFrom(this.#cipher);
+    copy.#chainingKey = Buffer.from(this.#chainingKey);
+    copy.#hash = this.#hash;
+    return copy;
+  }
+
   wipe(): void {
     this.#chainingKey.fill(0);
     this.#cipher.wipe();
@@ -215,7 +230,7 @@ export interface HandshakeOptions {
 export class HandshakeState {
   readonly #options: HandshakeOptions;
   readonly #pattern: readonly (readonly Token[])[];
-  readonly #symmetric: SymmetricState;
+  #symmetric: SymmetricState;
   #psk: Uint8Array | undefined;
   #ephemeral: KeyPair | undefined;
   #remoteStatic: Buffer | undefined;
@@ -313,6 +328,27 @@ export class HandshakeState {
       this.wipe();
       return result;
     });
+  }
+
+  /**
+   * A second handshake at the same step. On datagrams anybody can send a false message 2: it
+   * is read by a fork, so that the handshake still stands when the true one comes.
+   */
+  fork(): HandshakeState {
+    const copy = new HandshakeState(this.#options);
+    copy.#symmetric.wipe();
+    copy.#symmetric = this.#symmetric.fork();
+    copy.#psk = this.#psk;
+    copy.#ephemeral = this.#ephemeral;
+    copy.#remoteStatic = this.#remoteStatic;
+    copy.#remoteEphemeral = this.#remoteEphemeral;
+    for (const [whose, key] of this.#imported) {
+      // The peer's ephemeral key is what the forks differ in.
+      if (whose === 's') copy.#imported.set(whose, key);
+    }
+    copy.#step = this.#step;
+    copy.#dead = this.#dead;
+    return copy;
   }
 
   /** Zeroes what can be zeroed and drops the rest; the handshake is dead then. */

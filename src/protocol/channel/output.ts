@@ -3,14 +3,32 @@
  * so that many records leave with one write and nothing is joined or copied again.
  */
 
-/** Size of the first piece, enough for a handshake, and of the largest; a larger frame gets a piece of its own size. */
-const FIRST_PIECE_SIZE = 512;
+/** Size up to which frames of one turn are put together; a larger frame gets a piece of its own size. */
 const PIECE_SIZE = 16_384;
+/**
+ * What pieces are cut from, for all channels together. Not Node.js' own pool: what lives long, such as a peer's key,
+ * would keep whole pools of sent bytes in memory.
+ */
+const SLAB_SIZE = 65_536;
+let slab = Buffer.allocUnsafeSlow(SLAB_SIZE);
+let slabUsed = 0;
 
-/** Collects frames until `take`. The bytes taken are never written to again. */
+function cutPiece(size: number): Buffer {
+  if (size > PIECE_SIZE) return Buffer.allocUnsafeSlow(size);
+  if (SLAB_SIZE - slabUsed < size) {
+    slab = Buffer.allocUnsafeSlow(SLAB_SIZE);
+    slabUsed = 0;
+  }
+  slabUsed += size;
+  return slab.subarray(slabUsed - size, slabUsed);
+}
+
+const NOTHING: Buffer = Buffer.alloc(0);
+
+/** Collects frames until `take`; holds no memory when there are none. The bytes taken are never written to again. */
 export class OutputBuffer {
   /** Where the next frame is built: at `offset` of `buffer`, after `reserve`. */
-  buffer: Buffer = Buffer.alloc(0);
+  buffer: Buffer = NOTHING;
   offset = 0;
   #start = 0;
   #full: Buffer[] = [];
@@ -25,10 +43,11 @@ export class OutputBuffer {
   reserve(size: number): void {
     if (this.buffer.length - this.offset >= size) return;
     const waiting = this.offset - this.#start;
-    const next = Math.min(PIECE_SIZE, Math.max(FIRST_PIECE_SIZE, 2 * this.buffer.length));
+    // The first frame of a turn is mostly the only one, so it gets what it needs.
+    const next = Math.min(PIECE_SIZE, 2 * this.buffer.length);
     // What waits in a small piece moves along, so that it still leaves with one write.
     const moves = waiting + size <= PIECE_SIZE;
-    const larger = Buffer.allocUnsafeSlow(Math.max(next, moves ? waiting + size : size));
+    const larger = cutPiece(Math.max(next, moves ? waiting + size : size));
     if (moves) this.buffer.copy(larger, 0, this.#start, this.offset);
     else this.#cut();
     this.buffer = larger;
@@ -49,6 +68,9 @@ export class OutputBuffer {
     const taken = this.#full;
     this.#full = [];
     this.#fullSize = 0;
+    this.buffer = NOTHING;
+    this.offset = 0;
+    this.#start = 0;
     return taken;
   }
 

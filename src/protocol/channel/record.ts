@@ -22,24 +22,28 @@ const GCM = { authTagLength: TAG_SIZE };
 const SCRATCH_SIZE = 16_384;
 const SCRATCH = Buffer.allocUnsafeSlow(SCRATCH_SIZE);
 
-/** The nonce counter that both directions share in form: 4 zero bytes | record number (8). */
-class RecordNumber {
-  readonly nonce = Buffer.alloc(12);
-  value = 0;
+/** Written anew for each record of whatever channel: a channel with buffers of its own for them takes more memory. */
+const HEADER = Buffer.alloc(FRAME_HEADER_SIZE);
+const NONCE = Buffer.alloc(12);
 
-  next(): void {
-    this.value += 1;
-    this.nonce.writeUInt32BE(Math.floor(this.value / 0x1_0000_0000), 4);
-    this.nonce.writeUInt32BE(this.value >>> 0, 8);
-  }
+/** The nonce of a record: 4 zero bytes | record number (8). Good until the next call. */
+function nonceOf(recordNumber: number): Buffer {
+  NONCE.writeUInt32BE(Math.floor(recordNumber / 0x1_0000_0000), 4);
+  NONCE.writeUInt32BE(recordNumber >>> 0, 8);
+  return NONCE;
+}
+
+/** The header of a record frame. Good until the next call. */
+function headerOf(bodySize: number): Buffer {
+  writeFrameHeader(HEADER, 0, FrameType.record, bodySize);
+  return HEADER;
 }
 
 /** Seals the records of one direction under one key. */
 export class RecordSealer {
   readonly #key: KeyObject;
   readonly #passwords: OneTimePasswords;
-  readonly #number = new RecordNumber();
-  readonly #header = Buffer.alloc(FRAME_HEADER_SIZE);
+  #count = 0;
 
   /** `key` and `otpKey` (32 bytes each) are copied; the caller wipes them. */
   constructor(key: Uint8Array, otpKey: Uint8Array, direction: Direction) {
@@ -49,7 +53,7 @@ export class RecordSealer {
 
   /** Records sealed so far. */
   get count(): number {
-    return this.#number.value;
+    return this.#count;
   }
 
   /**
@@ -60,19 +64,19 @@ export class RecordSealer {
   sealInto(out: Buffer, offset: number, message: Uint8Array, timeMs: number): number {
     const plainSize = OTP_SIZE + message.length;
     const total = RECORD_OVERHEAD + message.length;
-    writeFrameHeader(this.#header, 0, FrameType.record, plainSize + TAG_SIZE);
-    out.set(this.#header, offset);
+    const header = headerOf(plainSize + TAG_SIZE);
+    out.set(header, offset);
     const plain = plainSize <= SCRATCH_SIZE ? SCRATCH : Buffer.allocUnsafeSlow(plainSize);
-    this.#passwords.write(plain, 0, timeMs, this.#number.value);
+    this.#passwords.write(plain, 0, timeMs, this.#count);
     plain.set(message, OTP_SIZE);
 
-    const cipher = createCipheriv('aes-256-gcm', this.#key, this.#number.nonce, GCM);
-    cipher.setAAD(this.#header);
+    const cipher = createCipheriv('aes-256-gcm', this.#key, nonceOf(this.#count), GCM);
+    cipher.setAAD(header);
     out.set(cipher.update(plain.subarray(0, plainSize)), offset + FRAME_HEADER_SIZE);
     cipher.final();
     out.set(cipher.getAuthTag(), offset + total - TAG_SIZE);
     plain.fill(0, 0, plainSize);
-    this.#number.next();
+    this.#count += 1;
     return total;
   }
 
@@ -96,8 +100,7 @@ const TAG: Opened = { ok: false, reason: 'record_tag' };
 export class RecordOpener {
   readonly #key: KeyObject;
   readonly #passwords: OneTimePasswords;
-  readonly #number = new RecordNumber();
-  readonly #header = Buffer.alloc(FRAME_HEADER_SIZE);
+  #count = 0;
 
   /** `key` and `otpKey` (32 bytes each) are copied; the caller wipes them. */
   constructor(key: Uint8Array, otpKey: Uint8Array, direction: Direction) {
@@ -107,7 +110,7 @@ export class RecordOpener {
 
   /** Records opened so far. */
   get count(): number {
-    return this.#number.value;
+    return this.#count;
   }
 
   /**
@@ -117,9 +120,8 @@ export class RecordOpener {
   open(body: Buffer, nowMs: number, validityMs: number): Opened {
     if (body.length < OTP_SIZE + TAG_SIZE) return SHORT;
     const sealedSize = body.length - TAG_SIZE;
-    writeFrameHeader(this.#header, 0, FrameType.record, body.length);
-    const decipher = createDecipheriv('aes-256-gcm', this.#key, this.#number.nonce, GCM);
-    decipher.setAAD(this.#header);
+    const decipher = createDecipheriv('aes-256-gcm', this.#key, nonceOf(this.#count), GCM);
+    decipher.setAAD(headerOf(body.length));
     decipher.setAuthTag(body.subarray(sealedSize));
     const plain = decipher.update(body.subarray(0, sealedSize));
     try {
@@ -128,9 +130,9 @@ export class RecordOpener {
       plain.fill(0);
       return TAG;
     }
-    const failure = this.#passwords.check(plain, this.#number.value, nowMs, validityMs);
+    const failure = this.#passwords.check(plain, this.#count, nowMs, validityMs);
     if (failure !== undefined) return { ok: false, reason: failure };
-    this.#number.next();
+    this.#count += 1;
     return { ok: true, message: plain.subarray(OTP_SIZE) };
   }
 }

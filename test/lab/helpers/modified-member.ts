@@ -13,25 +13,44 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { makeKeys, signMembership } from '../../../gateway/identity.js';
 import { gatewayPaths } from '../../../gateway/paths.js';
-import { ipToBytes } from '../../../gateway/underlay.js';
 import type { Lab } from '../../../scripts/laboratory/lab.js';
 import { waitFor } from '../../../scripts/laboratory/processes.js';
-import { ChannelClient } from '../../../src/net/channel-tcp.js';
+import { ChannelClient } from '../../../src/net/channel-client.js';
 import { FLAG_GROUP, FrameKind, LABEL } from '../../../src/protocol/constants.js';
-import { frameTime, sealFrame } from '../../../src/protocol/frame.js';
+import {
+  type Description,
+  frameTime,
+  PLAIN_DESCRIPTION,
+  sealFrame,
+} from '../../../src/protocol/frame.js';
 import { type Id, parseId } from '../../../src/protocol/ids.js';
+import { ipToBytes } from '../../../src/protocol/ip.js';
 import { groupTrafficKey, pairTrafficKey, type TrafficKey } from '../../../src/protocol/kdf.js';
-import { BROADCAST_MAC, defaultMac, type MacAddress } from '../../../src/protocol/mac.js';
+import {
+  BROADCAST_MAC,
+  defaultMac,
+  type MacAddress,
+  macFromBytes,
+  macToBytes,
+} from '../../../src/protocol/mac.js';
 import { answerSchemas, type KeyAnswer, type PeerRecord } from '../../../src/protocol/messages.js';
 import { generateRawKeyPair } from '../../../src/protocol/public-keys.js';
 import { bootRecordSchema, type Grant, grantSchema } from '../../../src/protocol/records.js';
 import { readUnverified, signRecord } from '../../../src/protocol/signed.js';
 import { parseToken } from '../../../src/protocol/token.js';
-import { UdpPort } from './udp-port.js';
+import { SealedPort } from './sealed-port.js';
+import { ETHERNET } from './topologies.js';
 
 /** How long a request of this client may take, ms. */
 const PATIENCE_MS = 10_000;
 const BOOT_LIFETIME_MS = 86_400_000;
+
+/** A sealed frame and, for an Ethernet, the outer addresses that it was sealed with. */
+export interface SealedFrame {
+  readonly bytes: Buffer;
+  readonly destination: MacAddress;
+  readonly source: MacAddress;
+}
 
 /** The other end of a pair as the key server described it, with the pair key. */
 export interface KnownPeer {
@@ -53,7 +72,9 @@ export class ModifiedMember {
     readonly client: ChannelClient,
     readonly boot: { readonly privateKey: Uint8Array; readonly publicKey: Uint8Array },
     readonly index: number,
-    readonly udp: UdpPort,
+    /** Subnet tag, on an Ethernet. */
+    readonly tag: number,
+    readonly port: SealedPort,
     private readonly close: () => void,
   ) {
     this.mac = defaultMac(subnet, id);
@@ -106,11 +127,12 @@ export class ModifiedMember {
       { timeoutMs: PATIENCE_MS, parse: (answer) => answerSchemas.register.parse(answer) },
     );
     const endpoints = [{ ip: ipToBytes(place.address), port: place.port }];
-    await client.request({ t: 'endpoints', endpoints });
-    const udp = await UdpPort.open(lab, place.host, place.port);
-    return new ModifiedMember(subnet, id, client, boot, registered.index, udp, () => {
+    if (!ETHERNET) await client.request({ t: 'endpoints', endpoints });
+    const port = await SealedPort.open(lab, place.host, place.port);
+    const tag = ETHERNET ? registered.tag : 0;
+    return new ModifiedMember(subnet, id, client, boot, registered.index, tag, port, () => {
       client.stop();
-      udp.close();
+      port.close();
       relay.close();
       rmSync(dir, { recursive: true, force: true });
     });
@@ -166,37 +188,51 @@ export class ModifiedMember {
     return groupTrafficKey({ groupKey: group.key, subnet: this.subnet, from, pwId: group.pwId });
   }
 
-  /** Seals anything at all, by default as an honest client would. */
+  /** Seals a whole inner frame, by default as an honest client would. */
   seal(
     key: TrafficKey,
-    payload: Uint8Array,
+    frame: Uint8Array,
     changes: {
       readonly kind?: FrameKind;
       readonly flags?: number;
       readonly index?: number;
       readonly counter?: bigint;
       readonly timeMs?: number;
+      readonly tag?: number;
+      readonly description?: Partial<Description>;
     } = {},
-  ): Buffer {
+  ): SealedFrame {
     const next = this.counters.get(key.kid) ?? 0n;
     if (changes.counter === undefined) this.counters.set(key.kid, next + 1n);
-    const isGroup = (payload[0] ?? 0) & 1;
-    return sealFrame({
+    const isGroup = (frame[0] ?? 0) & 1;
+    const kind = changes.kind ?? FrameKind.pair;
+    const flags = changes.flags ?? (isGroup ? FLAG_GROUP : 0);
+    // On an Ethernet the addresses of unicast are the outer ones, and all else is broadcast.
+    const outside = ETHERNET && kind === FrameKind.pair && (flags & FLAG_GROUP) === 0;
+    const source = macFromBytes(frame.subarray(6, 12));
+    const destination = outside ? macFromBytes(frame.subarray(0, 6)) : BROADCAST_MAC;
+    const aadTail = ETHERNET
+      ? Buffer.concat([macToBytes(destination), macToBytes(source)])
+      : Buffer.alloc(0);
+    const bytes = sealFrame({
       suite: 'aes-256-gcm',
       key: key.key,
       shim: {
-        kind: changes.kind ?? FrameKind.pair,
-        flags: changes.flags ?? (isGroup ? FLAG_GROUP : 0),
+        kind,
+        flags: flags | (changes.tag ?? this.tag),
         kid: key.kid,
         index: changes.index ?? this.index,
         counter: changes.counter ?? next,
       },
       time: frameTime(changes.timeMs ?? this.client.time.now()),
-      payload,
+      description: { ...PLAIN_DESCRIPTION, ...changes.description },
+      payload: outside ? frame.subarray(12) : frame,
+      aadTail,
     });
+    return { bytes, destination, source };
   }
 
-  /** Leaves: closes the channel and the UDP port. */
+  /** Leaves: closes the channel and the port. */
   leave(): void {
     this.close();
   }

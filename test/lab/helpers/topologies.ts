@@ -8,13 +8,23 @@
  *    .11       .12       .13                           subnet `lan`, 198.51.100.0/24, 2001:db8:51::/64
  *
  * mallory is on the underlay and no member.
+ *
+ * With PAIRWIRE_LAB_TRANSPORT=ethernet the same tests run on the transport `ethernet`: `wire` is a LAN
+ * without IP addresses, where each host has eth1, and the addresses above stand on eth0 in a segment
+ * `management`, which leads to the key server and to nothing else that is tested.
  */
 import type { TopologyInput } from '../../../scripts/laboratory/topology.js';
 
 export const SUBNET = 'lan';
 export const MEMBERS = ['alice', 'bob', 'carol'] as const;
 export type Member = (typeof MEMBERS)[number];
+/** Where sealed frames are. */
 export const SEGMENT = 'wire';
+/** Where the key server is, on the transport `ethernet`. */
+export const MANAGEMENT = 'management';
+export const ETHERNET = process.env.PAIRWIRE_LAB_TRANSPORT === 'ethernet';
+/** A host's interface on `wire`. */
+export const WIRE_INTERFACE = ETHERNET ? 'eth1' : 'eth0';
 export const DATA_PORT = 7000;
 export const SERVER_PORT = 7100;
 
@@ -47,38 +57,51 @@ export function threeHosts(
     readonly unnumbered?: readonly Member[];
     /** False: IPv4 only, and silence on every interface unless a test breaks it. */
     readonly ipv6?: boolean;
+    /** What carries the channel to the key server; TCP by default. */
+    readonly scheme?: 'udp' | 'http';
     /** More options for `pairwire init`. */
     readonly init?: readonly string[];
+    /** The transport; that of the environment, unless a test is about one. */
+    readonly ethernet?: boolean;
+    /** MTU of `wire`. */
+    readonly mtu?: number;
+    /** MAC addresses of interfaces on a `wire` without IP. */
+    readonly wireMacs?: Partial<Record<Member, string>>;
   } = {},
 ): TopologyInput {
   const offload = options.offload ?? 'on';
   if (process.env.PAIRWIRE_LAB_CONTROL === 'plain') return plainControl(options.unnumbered ?? []);
   const ipv6 = options.ipv6 ?? true;
   const both = (v4: string, v6: string) => (ipv6 ? [v4, v6] : [v4]);
-  const place = (host: number) => ({
+  const ethernet = options.ethernet ?? ETHERNET;
+  const place = (host: number, mac?: string) => ({
     ipv6,
     interfaces: [
       {
-        segment: SEGMENT,
+        segment: ethernet ? MANAGEMENT : SEGMENT,
         name: 'eth0',
         addresses: both(`192.0.2.${host}/24`, `2001:db8:2::${host}/64`),
         offload,
       },
+      ...(ethernet
+        ? [{ segment: SEGMENT, name: 'eth1', ...(mac === undefined ? {} : { mac }) }]
+        : []),
     ],
   });
+  const wire = { hub: ethernet, ...(options.mtu === undefined ? {} : { mtu: options.mtu }) };
   return {
-    segments: { [SEGMENT]: {} },
+    segments: { [SEGMENT]: wire, ...(ethernet ? { [MANAGEMENT]: {} } : {}) },
     hosts: {
-      alice: place(NUMBER.alice),
-      bob: place(NUMBER.bob),
-      carol: place(NUMBER.carol),
+      alice: place(NUMBER.alice, options.wireMacs?.alice),
+      bob: place(NUMBER.bob, options.wireMacs?.bob),
+      carol: place(NUMBER.carol, options.wireMacs?.carol),
       server: place(1),
       mallory: place(66),
     },
     keyServers: {
       [SUBNET]: {
         host: 'server',
-        listen: `192.0.2.1:${SERVER_PORT}`,
+        listen: `${options.scheme === undefined ? '' : `${options.scheme}://`}192.0.2.1:${SERVER_PORT}`,
         ...(options.hold === undefined ? {} : { hold: options.hold, logLevel: 'debug' as const }),
         init: [...(options.init ?? [])],
       },
@@ -87,6 +110,7 @@ export function threeHosts(
       host: member,
       subnet: SUBNET,
       port: DATA_PORT,
+      ...(ethernet ? { ethernet: 'eth1' } : {}),
       token: [...(options.token?.[member] ?? [])],
       addresses: options.unnumbered?.includes(member)
         ? []

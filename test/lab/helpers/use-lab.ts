@@ -50,14 +50,16 @@ async function expectWellBehaved(lab: Lab, restarts: boolean): Promise<void> {
   expect(lab.logTails(Number.POSITIVE_INFINITY)).not.toMatch(
     /(Address|Thread|Leak|UndefinedBehavior)Sanitizer|runtime error:/,
   );
-  for (const { host } of lab.topology.gateways) {
+  for (const { host, subnet } of lab.topology.gateways) {
+    const gateways = lab.topology.gateways.filter((one) => one.host === host);
     const programs = (await pidsIn(lab.namespace(host))).map((pid) => exeOf(pid));
     const dataPlanes = programs.filter((path) => path.includes('pairwire-dataplane'));
-    expect(dataPlanes, `data planes on ${host}`).toEqual([
-      expect.stringContaining(`/build/${preset}/`),
-    ]);
+    expect(dataPlanes, `data planes on ${host}`).toEqual(
+      gateways.map(() => expect.stringContaining(`/build/${preset}/`)),
+    );
     if (restarts) continue;
-    expect((await lab.status(host)).dataPlane.restarts, `restarts on ${host}`).toBe(0);
+    const { dataPlane } = await lab.status(`${host}/${subnet}`);
+    expect(dataPlane.restarts, `restarts on ${host}`).toBe(0);
   }
 }
 
@@ -70,7 +72,7 @@ function exeOf(pid: number): string {
 }
 
 /** With PAIRWIRE_NATIVE_PRESET=asan or tsan the gateways run that build of the data plane. */
-function nativePreset(): Record<string, string> {
+export function nativePreset(): Record<string, string> {
   const preset = process.env.PAIRWIRE_NATIVE_PRESET;
   if (preset === undefined) return {};
   return {

@@ -5,16 +5,26 @@ import {
   tcpStreams,
   transportOf,
 } from '../../../scripts/laboratory/pcap.js';
-import { FLAG_GROUP, FRAME_OVERHEAD, FrameKind } from '../../../src/protocol/constants.js';
+import {
+  ETHERTYPE_SEALED,
+  FLAG_GROUP,
+  FRAME_OVERHEAD,
+  FrameKind,
+  SUBNET_TAG_MASK,
+} from '../../../src/protocol/constants.js';
 import { decodeShim, type Shim } from '../../../src/protocol/frame.js';
+import { macFromBytes } from '../../../src/protocol/mac.js';
 import { DATA_PORT, SERVER_PORT } from './topologies.js';
 
 /** A sealed frame as it was seen. */
 export interface SeenFrame {
   readonly shim: Shim;
   readonly bytes: Buffer;
+  /** IP addresses, or on an Ethernet MAC addresses. */
   readonly source: string;
   readonly destination: string;
+  /** What stands behind the shim in the associated data. */
+  readonly aadTail: Buffer;
   readonly time: number;
 }
 
@@ -26,41 +36,79 @@ export function sealedFrames(packets: readonly CapturedPacket[]): {
   const frames: SeenFrame[] = [];
   const wrong: string[] = [];
   for (const packet of packets) {
-    const udp = transportOf(packet.bytes);
-    if (udp?.protocol !== 'udp' || udp.destinationPort !== DATA_PORT) continue;
-    const shim = decodeShim(udp.payload);
-    if (shim === undefined) wrong.push(udp.payload.toString('hex', 0, 40));
+    const carried = carriedIn(packet.bytes);
+    if (carried === undefined) continue;
+    const { bytes } = carried;
+    const shim = decodeShim(bytes);
+    if (shim === undefined) wrong.push(bytes.toString('hex', 0, 40));
     else {
-      const why = whyNotWellFormed(shim, udp.payload.length);
-      if (why !== undefined) wrong.push(`${why}: ${udp.payload.toString('hex', 0, 40)}`);
-      frames.push({
-        shim,
-        bytes: udp.payload,
-        source: udp.source,
-        destination: udp.destination,
-        time: packet.time,
-      });
+      const why = whyNotWellFormed(shim, carried);
+      if (why !== undefined) wrong.push(`${why}: ${bytes.toString('hex', 0, 40)}`);
+      frames.push({ ...carried, shim, time: packet.time });
     }
   }
   return { frames, wrong };
 }
 
-/** docs/protocol.md 2.1, for the `udp` transport as it is in this version. */
-function whyNotWellFormed(shim: Shim, length: number): string | undefined {
+type Carried = Pick<SeenFrame, 'bytes' | 'source' | 'destination' | 'aadTail'>;
+
+/** What an Ethernet frame carries where sealed frames are carried, by either transport. */
+function carriedIn(frame: Buffer): Carried | undefined {
+  if (etherTypeOf(frame) === ETHERTYPE_SEALED) {
+    return {
+      bytes: frame.subarray(14),
+      source: macFromBytes(frame.subarray(6, 12)),
+      destination: macFromBytes(frame.subarray(0, 6)),
+      aadTail: etherAddresses(frame),
+    };
+  }
+  const udp = transportOf(frame);
+  if (udp?.protocol !== 'udp' || udp.destinationPort !== DATA_PORT) return undefined;
+  const { source, destination, payload } = udp;
+  return { bytes: payload, source, destination, aadTail: Buffer.alloc(0) };
+}
+
+/** Outer destination and source, as they stand in the associated data of the transport `ethernet`. */
+export function etherAddresses(frame: Buffer): Buffer {
+  return frame.subarray(0, 12);
+}
+
+/** Frames seen twice under one (sender index, kid, counter) with different bytes. */
+export function reusedNonces(frames: readonly SeenFrame[]): string[] {
+  const seen = new Map<string, Buffer>();
+  const reused: string[] = [];
+  for (const { shim, bytes } of frames) {
+    const nonce = `index ${shim.index} kid ${shim.kid} counter ${shim.counter}`;
+    const before = seen.get(nonce);
+    // A group frame is sealed once and sent to each member: the same bytes again.
+    if (before !== undefined && !before.equals(bytes)) reused.push(nonce);
+    seen.set(nonce, bytes);
+  }
+  return reused;
+}
+
+/** docs/protocol.md 2.1, as it is in this version. */
+function whyNotWellFormed(shim: Shim, carried: Carried): string | undefined {
+  const { length } = carried.bytes;
+  const onEthernet = carried.aadTail.length > 0;
+  const tag = onEthernet ? SUBNET_TAG_MASK : 0;
   const { pair, group, path } = FrameKind;
   if (shim.kind !== pair && shim.kind !== group && shim.kind !== path) return 'kind';
-  if ((shim.flags & ~FLAG_GROUP) !== 0) return 'flags';
+  if ((shim.flags & ~(FLAG_GROUP | tag)) !== 0) return 'flags';
   if (shim.index === 0) return 'sender index';
-  if (length < FRAME_OVERHEAD) return 'length';
+  if (length < (onEthernet ? MIN_ON_ETHERNET : FRAME_OVERHEAD)) return 'length';
   return undefined;
 }
+
+/** Shorter ones are padded by network cards: 60 bytes less the outer header. */
+const MIN_ON_ETHERNET = 46;
 
 const ARP = 0x0806;
 const PROTOCOL_ICMPV6 = 58;
 const PROTOCOL_IGMP = 2;
 
 /**
- * Checks that nothing else is on the underlay: sealed frames on the data port, secure-channel
+ * Checks that nothing else is on the underlay: sealed frames on the data port or of our EtherType, secure-channel
  * records on the server's port, and what any host on an Ethernet says (ARP, ND, MLD, IGMP).
  * @returns one line for each packet that is none of these
  */
@@ -73,7 +121,7 @@ export function strangers(packets: readonly CapturedPacket[]): string[] {
       (type === 0x0800 && packet.bytes[23] === PROTOCOL_IGMP) ||
       (type === 0x86dd &&
         (packet.bytes[20] === PROTOCOL_ICMPV6 || packet.bytes[54] === PROTOCOL_ICMPV6));
-    if (isNeighbour) continue;
+    if (isNeighbour || type === ETHERTYPE_SEALED) continue;
     const transport = transportOf(packet.bytes);
     const ports = [transport?.sourcePort, transport?.destinationPort];
     if (transport?.protocol === 'udp' && ports.includes(DATA_PORT)) continue;

@@ -194,6 +194,41 @@ describe('the agent', () => {
     expect(await alice.plane.held()).toEqual(held);
   });
 
+  it('a fresh boot key: new index, both boot keys for a while, and a control plane that dies in between', async () => {
+    await bothUp();
+    await bothTalk('before');
+    const before = await portOf(alice);
+    expect(before).toMatchObject({ boot: 1, bootRenewals: 0 });
+    expect(await askGateway(alice.control, 'renew')).toMatchObject({ boot: 2 });
+    await expect(askGateway(alice.control, 'renew')).rejects.toMatchObject({ code: 'REFUSED' });
+    await until('bob is told', async () => {
+      const index = (await bob.plane.peer('alice'))?.index;
+      return index !== undefined && index !== before?.index;
+    });
+    await connected(alice);
+    const after = await portOf(alice);
+    expect(after).toMatchObject({ boot: 2, bootRenewals: 1 });
+    expect(after?.bootAgeMs).toBeTypeOf('number');
+    expect((await bob.plane.peer('alice'))?.index).toBe(after?.index);
+    const page = await renderedMetrics(await alice.status());
+    expect(page).toContain('pairwire_gateway_boot_key_renewals_total{port="host"} 1');
+    expect(page).toContain('pairwire_gateway_boot_key_age_seconds{port="host"} ');
+    await alice.stop();
+    const boots = async () => (await alice.plane.held()).ports[0]?.boots ?? [];
+    expect(await boots()).toMatchObject([{ index: before?.index }, { index: after?.index }]);
+    await bothTalk('without a control plane');
+    // Its times run without a control plane, too.
+    await until('it is sent with', async () => (await boots())[1]?.send === true);
+    await alice.start();
+    await connected(alice);
+    expect(await portOf(alice)).toMatchObject({ boot: 2, index: after?.index });
+    await bothTalk('after');
+    await alice.stop();
+    await until('the old one is gone', async () => (await boots()).length === 1, 20_000);
+    expect(await boots()).toMatchObject([{ boot: 2, index: after?.index, send: true }]);
+    await bothTalk('with nothing of the old one');
+  }, 60_000);
+
   it('the key server is away: traffic goes on; back again, it is found', async () => {
     await bothUp();
     await bothTalk('before');

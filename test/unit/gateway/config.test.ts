@@ -51,6 +51,42 @@ describe('gateway.yaml', () => {
     expect(config).toMatchObject({ subnet: 'office', member: 'alice', user: 'pairwire' });
   });
 
+  it('the example of the transport ethernet, which stands in it as a comment, loads too', () => {
+    const text = readFileSync(join(root, 'config/gateway.example.yaml'), 'utf8');
+    const shown = /^# transport:\n((?:# {3}.*\n)+)/m.exec(text)?.[0].replace(/^# /gm, '');
+    const { transport } = load(`${stringify(GOOD)}${shown}`);
+    expect(transport).toEqual({ kind: 'ethernet', device: 'eth1' });
+  });
+
+  it('the example of a plain port, which stands in it as a comment, loads too and shows the defaults', () => {
+    const text = readFileSync(join(root, 'config/gateway.example.yaml'), 'utf8');
+    const shown = /^# ports:\n((?:# {3}.*\n)+)/m.exec(text)?.[0].replace(/^# /gm, '');
+    const rest = { ...GOOD, ports: undefined };
+    const [port] = load(`${stringify(rest)}${shown}`).ports;
+    const least = { name: 'plain', kind: 'plain', interface: 'pw0', bridge: 'br0' };
+    const [plain] = load(stringify({ ...GOOD, ports: [least] })).ports;
+    expect(port).toEqual({ ...plain, bridgePorts: ['eth1'] });
+  });
+
+  it('a plain port has a bridge, and what carries the sealed frames is not in it', () => {
+    const least = { name: 'plain', kind: 'plain', interface: 'pw0', bridge: 'br0' };
+    const message = (port: object, transport: object = {}) =>
+      issuesOf(stringify({ ...GOOD, ports: [{ ...least, ...port }], transport })).message;
+    expect(message({ bridge: undefined })).toContain('bridge: is missing');
+    expect(message({ addresses: ['10.0.0.1/24'] })).toContain('addresses: is not a setting');
+    expect(message({ bridgePorts: Array.from({ length: 9 }, (_one, at) => `eth${at}`) })).toContain(
+      'bridgePorts',
+    );
+    const bad = { ...GOOD, ports: [{ ...least, bridgePorts: ['eth1'] }] };
+    const together = (transport: object) => () => load(stringify({ ...bad, transport }));
+    expect(together({ device: 'eth1' })).toThrow('carries the sealed frames');
+    expect(together({ kind: 'ethernet', device: 'eth1' })).toThrow('carries the sealed frames');
+    expect(together({ kind: 'ethernet', device: 'br0' })).toThrow('carries the sealed frames');
+    expect(together({ kind: 'ethernet', device: 'eth2' })).not.toThrow();
+    const self = { ...GOOD, ports: [{ ...least, bridgePorts: ['pw0'] }] };
+    expect(() => load(stringify(self))).toThrow('must differ');
+  });
+
   it('every default that the example shows as a comment is the default', () => {
     const text = readFileSync(join(root, 'config/gateway.example.yaml'), 'utf8');
     const config = load(stringify(GOOD));
@@ -59,7 +95,11 @@ describe('gateway.yaml', () => {
     expect(shown('dataplaneUser')).toBe(config.dataplaneUser);
     expect(shown('orphan')).toBe(String(config.orphan));
     expect(shown('storm')).toBe(String(config.ports[0]?.storm));
+    const [port] = config.ports;
+    if (port?.kind !== 'host') throw new Error('the default is not host');
+    expect(shown('forward')).toBe(String(port.forward));
     expect(shown('perPeer')).toBe(String(config.metrics.perPeer));
+    if (config.transport.kind !== 'udp') throw new Error('the default is not udp');
     expect(shown('loopback')).toBe(String(config.transport.loopback));
   });
 
@@ -68,6 +108,18 @@ describe('gateway.yaml', () => {
     expect(config.transport).toEqual({ kind: 'udp', port: 51_820, endpoints: [], loopback: false });
     expect(config.run).toBe(defaultRunDir(dir));
     expect(Object.isFrozen(config.transport)).toBe(true);
+  });
+
+  it('the transport ethernet has an interface and nothing of udp', () => {
+    const transport = { kind: 'ethernet', device: 'eth1' };
+    expect(load(stringify({ ...GOOD, transport })).transport).toEqual(transport);
+    const message = (changes: object) =>
+      issuesOf(stringify({ ...GOOD, transport: { ...transport, ...changes } })).message;
+    expect(message({ port: 51_820 })).toContain('transport.port: is not a setting');
+    expect(message({ device: undefined })).toContain('transport.device: is missing');
+    expect(message({ device: 'lo' })).toContain('lo is no Ethernet');
+    expect(message({ device: 'eth1;x' })).toContain('an interface name');
+    expect(message({ kind: 'pigeon' })).toContain('udp');
   });
 
   it('the run directory is absolute, one for each directory, and short enough for a socket', () => {
@@ -100,6 +152,11 @@ describe('gateway.yaml', () => {
       'an interface name for a shell',
       { ...GOOD, ports: [{ name: 'host', interface: 'a;b' }] },
       'the name of a TAP',
+    ],
+    [
+      'a library that nobody knows',
+      { ...GOOD, performance: { backend: 'rot13' } },
+      'must be one of: auto, ipsec-mb, libcrypto',
     ],
     ['an MTU below 1280', { ...GOOD, ports: [{ ...GOOD.ports[0], mtu: 500 }] }, '1280'],
   ])('%s is refused', (_what, config, message) => {

@@ -44,7 +44,7 @@ describe('join', () => {
     const paths = gatewayPaths(dir);
     const config = loadGatewayConfig(paths.config);
     expect(config.ports[0]).toMatchObject({ interface: 'pw0', addresses: ['10.7.0.1/24'] });
-    expect(config.transport.port).toBe(51_900);
+    expect(config.transport).toMatchObject({ kind: 'udp', port: 51_900 });
     const operator = Buffer.from(config.operator, 'base64url');
     expect(loadIdentity(paths, config.subnet, config.member, operator).member.id).toBe('alice');
     for (const file of readdirSync(dir)) {
@@ -117,6 +117,36 @@ describe('join', () => {
     }
     await expect(join(options(good, { token: 'pwt1_nonsense' }))).rejects.toMatchObject({
       code: 'TOKEN_MALFORMED',
+    });
+  });
+
+  it('on the transport ethernet an interface is named, and no UDP port', async () => {
+    const token = subnet.token({ id: 'judy' });
+    const lan = { transport: 'ethernet' as const, device: 'eth1' };
+    await expect(join(options(token, lan))).rejects.toMatchObject({ code: 'USAGE' });
+    await join(options(token, { ...lan, port: undefined }));
+    const { transport } = loadGatewayConfig(gatewayPaths(dir).config);
+    expect(transport).toEqual({ kind: 'ethernet', device: 'eth1' });
+  });
+
+  it('a token of the role plain gives a port in a bridge, and no other token does', async () => {
+    const token = subnet.token({ id: 'gate', role: 'plain' });
+    const plain = { addresses: [], bridge: 'br0', bridgePorts: ['eth1'] };
+    await expect(join(options(token))).rejects.toThrow('a plain port has a bridge');
+    await expect(join(options(token, { ...plain, addresses: ['10.7.0.1/24'] }))).rejects.toThrow(
+      'no addresses of its own',
+    );
+    await expect(join(options(subnet.token({ id: 'greta' }), plain))).rejects.toThrow(
+      'only plain has a bridge',
+    );
+    expect((await join(options(token, plain))).role).toBe('plain');
+    expect(loadGatewayConfig(gatewayPaths(dir).config).ports[0]).toMatchObject({
+      kind: 'plain',
+      bridge: 'br0',
+      bridgePorts: ['eth1'],
+      broadcast: 'all',
+      stp: 'drop',
+      learnSeconds: 300,
     });
   });
 

@@ -3,11 +3,12 @@ import { describe, expect, it } from 'vitest';
 import {
   endpointsOf,
   endpointText,
-  ipToBytes,
   isUsable,
   type LocalAddress,
   tapMtu,
+  tapMtuOnEthernet,
 } from '../../../gateway/underlay.js';
+import { ipToBytes } from '../../../src/protocol/ip.js';
 
 const address = (name: string, text: string): LocalAddress => ({
   interface: name,
@@ -85,6 +86,10 @@ describe('text and bytes', () => {
   ])('%s is %s', (text, expected) =>
     expect(endpointText({ ip: ipToBytes(text) ?? Buffer.alloc(0), port: 1 })).toBe(expected),
   );
+  it('on an Ethernet a member is at a MAC address', () => {
+    const ip = Buffer.from('02005e10000f', 'hex');
+    expect(endpointText({ ip, port: 0 })).toBe('02:00:5e:10:00:0f');
+  });
   it('what is no address has no bytes', () => {
     expect(ipToBytes('keys.example.net')).toBeUndefined();
     expect(endpointText({ ip: Buffer.alloc(0), port: 0 })).toBe('');
@@ -96,6 +101,11 @@ describe('the MTU of a TAP', () => {
     expect(tapMtu(1_500, 6)).toBe(1_398);
     expect(tapMtu(1_500, 4)).toBe(1_418);
     expect(tapMtu(9_000, 4)).toBe(8_918);
+  });
+  it('is 54 less on an Ethernet, where a group frame is sealed with its addresses', () => {
+    expect(tapMtuOnEthernet(1_500)).toBe(1_446);
+    expect(tapMtuOnEthernet(9_000)).toBe(8_946);
+    expect(tapMtuOnEthernet(1_300)).toBe(1_280);
   });
   it('is never below what IPv6 needs', () => expect(tapMtu(1_280, 6)).toBe(1_280));
 });

@@ -1,7 +1,7 @@
 /** Who may send what: every role with every message against a running server; what the table does not allow is refused and audited. */
 import { randomBytes } from 'node:crypto';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import type { ChannelClient } from '../../../src/net/channel-tcp.js';
+import type { ChannelClient } from '../../../src/net/channel-client.js';
 import { type Asker, MAY_SEND, maySend } from '../../../src/protocol/authorisation.js';
 import { type RequestType, requestSchema } from '../../../src/protocol/messages.js';
 import { ROLES } from '../../../src/protocol/records.js';
@@ -11,13 +11,36 @@ const TYPES = requestSchema.options.map((option) => option.shape.t.value);
 const ASKERS: readonly Asker[] = ['joining', ...ROLES];
 
 /** The rights as the design gives them, written out once more by hand. */
+const MEMBER: readonly RequestType[] = [
+  'ping',
+  'register',
+  'endpoints',
+  'key.mac',
+  'key.index',
+  'key.confirm',
+  'key.held',
+  'key.notice',
+  'sync',
+  'guarded',
+];
 const EXPECTED: Readonly<Record<Asker, readonly RequestType[]>> = {
   joining: ['ping', 'enrol'],
-  host: ['ping', 'register', 'endpoints', 'key.mac', 'key.index', 'sync'],
-  plain: ['ping', 'register', 'endpoints', 'key.mac', 'key.index', 'sync'],
-  link: ['ping', 'register', 'endpoints', 'key.mac', 'key.index', 'sync'],
+  host: [...MEMBER, 'bind'],
+  plain: [...MEMBER, 'learned'],
+  link: [...MEMBER, 'bind'],
   server: ['ping'],
-  operator: ['ping', 'list', 'settings.set'],
+  operator: [
+    'ping',
+    'list',
+    'settings.set',
+    'rekey',
+    'revoke',
+    'restore.confirm',
+    'mac.pin',
+    'mac.free',
+    'ip.pin',
+    'ip.free',
+  ],
   viewer: ['ping', 'list'],
 };
 
@@ -29,7 +52,20 @@ const FIELDS: Readonly<Record<RequestType, Record<string, unknown>>> = {
   endpoints: { endpoints: [] },
   'key.mac': { requester: 'x', mac: '02:00:00:00:00:01' },
   'key.index': { requester: 'x', index: 1, kid: 0, group: false },
+  'key.confirm': { pairs: [] },
+  'key.held': { pairs: [] },
+  'key.notice': { requester: 'x', index: 1, pwId: 1 },
+  rekey: { force: false },
+  revoke: { member: 'x' },
+  'restore.confirm': {},
   sync: { cursor: 0 },
+  learned: { entries: [], gone: [] },
+  'mac.pin': { vlan: 0, mac: '02:00:00:00:00:01', member: 'x' },
+  'mac.free': { mac: '02:00:00:00:00:01' },
+  bind: { entries: [] },
+  guarded: { entries: [] },
+  'ip.pin': { ip: '10.0.0.1', mac: '02:00:00:00:00:01' },
+  'ip.free': { ip: '10.0.0.1' },
   list: { what: 'members' },
   'settings.set': { settings: signed },
 };

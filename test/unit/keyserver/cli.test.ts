@@ -148,6 +148,25 @@ describe('key server commands', () => {
     expect(token.servers).toMatchObject([{ host: '127.0.0.1', port }]);
   });
 
+  it('init takes several addresses, and tokens name them with their scheme', async () => {
+    const east = join(dir, 'several');
+    const made = await pairwire(
+      ...['init', '--subnet', 'several', '--dir', east, '--listen', '127.0.0.1:7901'],
+      ...['--listen', 'udp://127.0.0.1:7901', '--listen', 'http://[::1]:7980'],
+    );
+    expect(made).toMatchObject({ code: 0, err: '' });
+    expect(readFileSync(join(east, 'keyserver.yaml'), 'utf8')).toContain('- udp://127.0.0.1:7901');
+    const check = await pairwire('keyserver', '--dir', east, '--check');
+    expect(check.out).toContain('127.0.0.1:7901, udp://127.0.0.1:7901, http://[::1]:7980');
+    const token = await pairwire('token', '--dir', east, '--id', 'alice');
+    const servers = parseToken(token.out).servers.map(({ key: _key, ...address }) => address);
+    expect(servers).toEqual([
+      { host: '127.0.0.1', port: 7901 },
+      { scheme: 'udp', host: '127.0.0.1', port: 7901 },
+      { scheme: 'http', host: '::1', port: 7980 },
+    ]);
+  });
+
   it.each([
     [['token', '--id', 'x'], "required option '--dir <dir>' not specified"],
     [['token', '--dir', 'DIR', '--id', 'UPPER'], 'id:'],
@@ -171,13 +190,17 @@ describe('key server commands', () => {
   it('every command has an example in its help', () => {
     const program = createProgram('pairwire', 'test');
     keyserverCommands(program);
-    expect(program.commands.length).toBe(8);
-    for (const command of program.commands) {
+    expect(program.commands.length).toBe(13);
+    // A command with commands of its own (`restore confirm`) is described by those.
+    const all = program.commands.flatMap((one) => (one.commands.length > 0 ? one.commands : [one]));
+    for (const command of all) {
+      const group = command.parent === program ? '' : `${command.parent?.name() ?? ''} `;
+      const name = `${group}${command.name()}`;
       let help = '';
       command.configureOutput({ writeOut: (text) => (help += text) });
       command.outputHelp();
-      expect(help, command.name()).toContain(`$ pairwire ${command.name()} --`);
-      expect(help, command.name()).toContain('--json');
+      expect(help, name).toContain(`$ pairwire ${name} --`);
+      expect(help, name).toContain('--json');
     }
   });
 
@@ -220,6 +243,52 @@ describe('key server commands', () => {
       expect(all).not.toMatch(/[A-Za-z0-9_-]{43}|[0-9a-f]{64}/);
     });
 
+    it('pins and frees addresses outside, of plain members that are there', async () => {
+      const free = await pairwire('mac', 'free', '--dir', dir, '02:aa:00:00:00:01');
+      expect(free.code).toBe(1);
+      expect(free.err).toContain('not_found');
+      const pin = await pairwire('mac', 'pin', '--dir', dir, '0', '02:aa:00:00:00:01', 'admin');
+      expect(pin.code).toBe(1);
+      for (const wrong of [
+        ['4095', '02:aa:00:00:00:01', 'gate'],
+        ['0', '02:aa', 'gate'],
+        ['0', '02:aa:00:00:00:01', 'No'],
+      ]) {
+        expect(await pairwire('mac', 'pin', '--dir', dir, ...wrong)).toMatchObject({ code: 2 });
+      }
+    });
+
+    it('pins, lists and frees IP addresses', async () => {
+      const at = ['--dir', dir];
+      const pin = await pairwire('ip', 'pin', ...at, '2001:DB8::1', '02-aa-00-00-00-01', '--json');
+      expect(JSON.parse(pin.out)).toEqual({
+        ip: '2001:db8::1',
+        mac: '02:aa:00:00:00:01',
+        state: 'pinned',
+      });
+      const [listed, text, wrong, group] = await Promise.all([
+        pairwire('ip', ...at, '--json'),
+        pairwire('ip', 'list', ...at),
+        pairwire('ip', 'pin', ...at, '10.0.0', '02:aa:00:00:00:01'),
+        pairwire('ip', 'pin', ...at, '224.0.0.1', '02:aa:00:00:00:01'),
+      ]);
+      expect(JSON.parse(listed.out)).toMatchObject([
+        { ip: '2001:db8::1', mac: '02:aa:00:00:00:01', member: null, kind: 'pinned' },
+      ]);
+      expect(text.out).toMatch(/^IP +MAC/);
+      expect([wrong.code, group.code]).toEqual([2, 1]);
+      const [free, none] = await Promise.all([
+        pairwire('ip', 'free', ...at, '2001:db8::1', '--json'),
+        pairwire('ip', 'free', ...at, '2001:db8::2'),
+      ]);
+      expect(JSON.parse(free.out)).toEqual({
+        ip: '2001:db8::1',
+        was: 'pinned',
+        mac: '02:aa:00:00:00:01',
+      });
+      expect(none.err).toContain('not_found');
+    });
+
     it('takes new settings over the channel, signs with the right key only, and keeps them', async () => {
       const set = await pairwire(
         'settings',
@@ -229,9 +298,19 @@ describe('key server commands', () => {
         '0',
         '--freshness',
         '10s',
+        '--unknown',
+        'plain',
+        '--default-plain',
+        'gate1',
         '--json',
       );
-      expect(JSON.parse(set.out)).toMatchObject({ version: 2, hold: 0, freshnessMs: 10_000 });
+      expect(JSON.parse(set.out)).toMatchObject({
+        version: 2,
+        hold: 0,
+        freshnessMs: 10_000,
+        unknown: 'plain',
+        plain: { default: 'gate1' },
+      });
       const audit = await pairwire('audit', '--dir', dir, '--json');
       expect(JSON.parse(audit.out)).toContainEqual(
         expect.objectContaining({ actor: 'admin', action: 'settings', detail: { version: 2 } }),
@@ -259,7 +338,7 @@ describe('key server commands', () => {
       const set = await pairwire('settings', '--dir', dir, '--lease', '12h', '--json');
       expect(JSON.parse(set.out)).toMatchObject({ version: 3, leaseSeconds: 43_200 });
       const checked = await pairwire('audit', '--dir', dir, '--verify', '--json');
-      expect(JSON.parse(checked.out)).toMatchObject({ entries: 3, intact: true });
+      expect(JSON.parse(checked.out)).toMatchObject({ entries: 6, intact: true });
     });
   });
 });

@@ -4,7 +4,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { canonicalPrefix } from '../../../keyserver/registry/enrol.js';
 import { TokenBuckets } from '../../../keyserver/registry/token-bucket.js';
 import { parseId } from '../../../src/protocol/ids.js';
-import { defaultMac, macSchema } from '../../../src/protocol/mac.js';
+import { defaultMac, macSchema, macToBytes } from '../../../src/protocol/mac.js';
 import { generateRawKeyPair } from '../../../src/protocol/public-keys.js';
 import { HOUR, SUBNET, TestMember, TestSubnet, until } from './support/subnet.js';
 
@@ -134,34 +134,24 @@ describe('enrolment', () => {
     expect(['r1', 'r2']).toContain((await alice.keyByMac(mac)).peer?.id);
   });
 
-  it('refuses a learned address unless the grant names it', async () => {
-    const learned = defaultMac(SUBNET, 'alice');
-    await subnet.enrolled('gate', { role: 'plain' });
-    await subnet.store.write(async (tx) =>
-      tx.putMac({
-        mac: learned,
-        shared: false,
-        member: parseId('gate'),
-        kind: 'learned',
-        serial: await tx.nextChange(),
-        seenAt: Date.now(),
-      }),
-    );
-    const alice = new TestMember(subnet, 'alice');
-    await expect(alice.enrol(subnet.token({ id: 'alice' }))).rejects.toMatchObject(refused);
+  it('takes a learned address that the grant names or that is made of the id, and nobody is led outside by it', async () => {
+    const made = defaultMac(SUBNET, 'bob');
     const named = macSchema.parse('02:00:00:00:00:09');
-    await subnet.store.write(async (tx) =>
-      tx.putMac({
-        mac: named,
-        shared: false,
-        member: parseId('gate'),
-        kind: 'learned',
-        serial: await tx.nextChange(),
-        seenAt: Date.now(),
-      }),
-    );
-    await alice.enrol(subnet.token({ id: 'alice', macs: [named] }));
-    expect(await subnet.store.memberByMac(named)).toMatchObject({ id: 'alice' });
+    const gate = await subnet.member('gate', { role: 'plain' });
+    await gate.client.request({
+      t: 'learned',
+      entries: [made, named].map((mac) => ({ vlan: 0, mac: macToBytes(mac), seq: 1, ago: 0 })),
+      gone: [],
+    });
+    await subnet.enrolled('alice', { macs: [named] });
+    await subnet.enrolled('bob');
+    for (const [mac, id] of [
+      [named, 'alice'],
+      [made, 'bob'],
+    ] as const) {
+      expect(await subnet.store.memberByMac(mac)).toMatchObject({ id });
+      expect(await subnet.store.learned(0, mac)).toMatchObject({ member: undefined });
+    }
   });
 
   it('refuses an IP address that is bound to another, however it is written', async () => {

@@ -2,22 +2,17 @@
 import { randomBytes } from 'node:crypto';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { AuditLog } from '../../../keyserver/audit.js';
-import { CurrentSettings } from '../../../keyserver/current-settings.js';
 import { choose } from '../../../keyserver/init.js';
 import { groupKeyFor } from '../../../keyserver/keys/group-key.js';
 import { pairKeyFor } from '../../../keyserver/keys/pair-key.js';
-import { keyServerMetrics } from '../../../keyserver/server-metrics.js';
 import type { Services } from '../../../keyserver/services.js';
 import { collect } from '../../../keyserver/sync/collect.js';
 import { LABEL } from '../../../src/protocol/constants.js';
 import { type Id, parseId } from '../../../src/protocol/ids.js';
 import { defaultMac } from '../../../src/protocol/mac.js';
 import type { Change } from '../../../src/protocol/messages.js';
-import { importPublic } from '../../../src/protocol/public-keys.js';
 import { signRecord } from '../../../src/protocol/signed.js';
-import { createLogger } from '../../../src/runtime/log.js';
-import { Metrics } from '../../../src/runtime/metrics.js';
+import { insertMember, servicesOf } from './support/services.js';
 import { TestSubnet, until } from './support/subnet.js';
 
 const IDS = ['a', 'b', 'c', 'd', 'e'].map(parseId);
@@ -105,29 +100,6 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   },
 );
 
-async function servicesOf(subnet: TestSubnet): Promise<Services> {
-  const { store } = subnet;
-  const operator = importPublic('ed25519', store.meta.operator);
-  const log = createLogger('test', { level: 'silent' });
-  return {
-    store,
-    subnet: store.meta.subnet,
-    server: store.meta.server,
-    operator,
-    settings: await CurrentSettings.load(store, operator),
-    audit: new AuditLog({
-      store,
-      server: store.meta.server,
-      key: subnet.auditKey,
-      now: Date.now,
-      log,
-    }),
-    metrics: keyServerMetrics(new Metrics()),
-    log,
-    now: Date.now,
-  };
-}
-
 async function run(services: Services, subnet: TestSubnet, one: Step): Promise<void> {
   const { store, settings } = services;
   if (one.kind === 'settings') {
@@ -142,21 +114,7 @@ async function run(services: Services, subnet: TestSubnet, one: Step): Promise<v
   const known = await store.member(id);
   if (one.kind === 'enrol') {
     if (known !== undefined) return;
-    await store.write(async (tx) => {
-      const number = await tx.nextChange();
-      await tx.insertMember({
-        id,
-        serial: number,
-        role: 'host',
-        channel: randomBytes(32),
-        membership: { b: randomBytes(8), s: randomBytes(64) },
-        identityDigest: randomBytes(32),
-        tokenId: randomBytes(16),
-        ips: [],
-        enrolledAt: 1,
-        changed: number,
-      });
-    });
+    await insertMember(store, id);
     return;
   }
   if (known === undefined) return;
@@ -169,7 +127,7 @@ async function run(services: Services, subnet: TestSubnet, one: Step): Promise<v
   } else if (one.kind === 'pair') {
     const peer = IDS[one.whom] as Id;
     if (peer === id || (await store.member(peer)) === undefined) return;
-    await pairKeyFor(services, id, peer, true);
+    await pairKeyFor(services, id, peer, true, () => 0);
   }
 }
 

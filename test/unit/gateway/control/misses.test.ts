@@ -50,7 +50,7 @@ describe('misses', () => {
   it('a frame for an unknown address asks once, however often it comes', async () => {
     bench.outcome = undefined;
     for (let i = 0; i < 100; i += 1) bench.misses.mac(mac(1));
-    expect(bench.asked).toEqual([{ kind: 'mac', mac: mac(1) }]);
+    expect(bench.asked).toEqual([{ kind: 'mac', mac: mac(1), vlan: 0 }]);
     expect(bench.misses.counters.coalesced).toBe(99);
     bench.answers[0]?.('installed');
     await settled();
@@ -77,12 +77,65 @@ describe('misses', () => {
     expect(bench.asked.length).toBe(3);
   });
 
+  it('the same address in two VLANs is two questions, and a change of it voids both', async () => {
+    bench.outcome = 'none';
+    bench.misses.mac(mac(1), 7);
+    bench.misses.mac(mac(1), 8);
+    bench.misses.mac(mac(1));
+    expect(bench.asked).toEqual([7, 8, 0].map((vlan) => ({ kind: 'mac', mac: mac(1), vlan })));
+    await settled();
+    bench.misses.mac(mac(1), 7);
+    expect(bench.asked.length).toBe(3);
+    bench.misses.appeared(mac(1));
+    expect(bench.refused.at(-1)).toEqual([mac(1), 0]);
+    bench.misses.mac(mac(1), 7);
+    bench.misses.mac(mac(1), 8);
+    expect(bench.asked.length).toBe(5);
+  });
+
+  it("an address is remembered to be nobody's in 64 VLANs; in one more it is asked about again", async () => {
+    bench.outcome = 'none';
+    const ask = async (vlan: number): Promise<boolean> => {
+      const before = bench.asked.length;
+      bench.misses.mac(mac(1), vlan);
+      await settled();
+      return bench.asked.length > before;
+    };
+    for (let vlan = 1; vlan <= 64; vlan += 1) expect(await ask(vlan)).toBe(true);
+    expect(await ask(64)).toBe(false);
+    expect(bench.misses.counters.forgotten).toBe(0);
+    expect(await ask(65)).toBe(true);
+    expect(bench.misses.counters.forgotten).toBe(1);
+    expect(await ask(65)).toBe(true);
+    // It appears: in none of them is it nobody's any more.
+    bench.misses.appeared(mac(1));
+    for (const vlan of [1, 64, 65]) expect(await ask(vlan)).toBe(true);
+  });
+
+  it("of more addresses in VLANs than are remembered none stays nobody's when it appears", async () => {
+    bench.outcome = 'none';
+    for (let n = 0; n <= 1_024; n += 1) {
+      bench.now += 30;
+      bench.misses.mac(mac(n), 7);
+      await settled();
+    }
+    expect(bench.misses.counters.forgotten).toBeGreaterThan(0);
+    bench.now += 1_000;
+    const before = bench.asked.length;
+    const lately = Array.from({ length: 24 }, (_, at) => mac(1_000 + at));
+    for (const address of lately) bench.misses.mac(address, 7);
+    expect(bench.asked.length).toBe(before);
+    for (const address of lately) bench.misses.appeared(address);
+    for (const address of lately) bench.misses.mac(address, 7);
+    expect(bench.asked.length).toBe(before + 24);
+  });
+
   it('the generation that we hold goes with the question', () => {
     bench.entry = { key: { pwId: 7, key: Buffer.alloc(32) } };
     bench.misses.mac(mac(1));
     bench.misses.index(5, 6, false, from(1));
     expect(bench.asked).toEqual([
-      { kind: 'mac', mac: mac(1), pwId: 7 },
+      { kind: 'mac', mac: mac(1), vlan: 0, pwId: 7 },
       { kind: 'index', index: 5, kid: 6, group: false, pwId: 7 },
     ]);
   });
@@ -94,6 +147,21 @@ describe('misses', () => {
     expect([bench.asked.length, bench.reinstalls]).toEqual([0, 1]);
     bench.misses.mac(mac(1));
     expect([bench.asked.length, bench.reinstalls]).toEqual([1, 1]);
+  });
+
+  it('a peer that sends slowly under a generation that we were not told of makes us ask', async () => {
+    bench.entry = { key: { pwId: 7, key: Buffer.alloc(32) } };
+    bench.canReinstall = true;
+    bench.misses.index(5, 60, false, from(1));
+    expect([bench.asked.length, bench.reinstalls]).toEqual([0, 1]);
+    bench.now += 3_000;
+    bench.misses.index(5, 60, false, from(1));
+    expect(bench.asked).toEqual([{ kind: 'index', index: 5, kid: 60, group: false, pwId: 7 }]);
+    // Another kid may be one of those that we should have.
+    await settled();
+    bench.now += 3_000;
+    bench.misses.index(5, 61, false, from(1));
+    expect(bench.reinstalls).toBe(2);
   });
 
   it('a group miss asks for the group key', () => {
@@ -143,7 +211,7 @@ describe('misses', () => {
     for (let i = 0; i < 100; i += 1) bench.misses.index(i + 1, 1, false, from(i));
     expect(bench.asked.length).toBe(16);
     bench.misses.mac(mac(1));
-    expect(bench.asked.at(-1)).toEqual({ kind: 'mac', mac: mac(1) });
+    expect(bench.asked.at(-1)).toEqual({ kind: 'mac', mac: mac(1), vlan: 0 });
   });
 
   it('both shares together stay below what the key server allows', async () => {
@@ -175,7 +243,10 @@ describe('misses', () => {
       bench.misses.worn(undefined);
       await settled();
     }
-    expect(bench.asked).toEqual([{ kind: 'mac', mac: mac(1) }, { kind: 'group' }]);
+    expect(bench.asked).toEqual([
+      { kind: 'mac', mac: mac(1), vlan: 0, worn: true },
+      { kind: 'group', worn: true },
+    ]);
     bench.now += 30_001;
     bench.misses.worn(mac(1));
     expect(bench.asked.length).toBe(3);

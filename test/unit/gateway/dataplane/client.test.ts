@@ -238,6 +238,11 @@ describe('the link', () => {
     expect(second?.epoch).toBeGreaterThan(first?.epoch ?? 0);
     expect(second?.instance).not.toBe(first?.instance);
     expect(link.restarts).toBe(1);
+    // The same one again is no restart: a change of the cipher does that.
+    link.reattach();
+    await until('attached once more', () => attached.length === 3);
+    expect(attached[2]?.instance).toBe(second?.instance);
+    expect(link.restarts).toBe(1);
     await link.stop();
     expect(link.state).toBe('stopped');
   });

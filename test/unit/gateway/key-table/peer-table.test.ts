@@ -12,6 +12,7 @@ import { defaultMac } from '../../../../src/protocol/mac.js';
 import { generateRawKeyPair, importPublic } from '../../../../src/protocol/public-keys.js';
 import type { PairwireError } from '../../../../src/runtime/errors.js';
 import { NOW, SUBNET, TestOperator, TestPeer } from '../support/records.js';
+import { until } from '../support/until.js';
 import { PORT, WatchedPort } from '../support/watched-port.js';
 
 const KEY = Buffer.alloc(32, 9);
@@ -38,6 +39,7 @@ class Bench extends Judge {
   readonly failed: string[] = [];
   readonly refused: { id: string; code: string }[] = [];
   readonly appeared: string[] = [];
+  readonly prepared: string[] = [];
   readonly table: PeerTable;
 
   constructor(dataPlane: WatchedPort) {
@@ -49,8 +51,11 @@ class Bench extends Judge {
       verifier: this.verifier,
       dataPlane,
       acceptsEndpoint: (endpoint) => isUsable(endpoint.ip, false),
+      isNear: (endpoint) => endpoint.ip[0] === 192,
       onRefused: (id, error: PairwireError) => this.refused.push({ id, code: error.code }),
       onCommandFailed: (error) => this.failed.push(error.message),
+      onPrepared: (peer) => this.prepared.push(peer),
+      onGroupPrepared: () => this.prepared.push('group'),
       onAddress: (mac) => this.appeared.push(mac),
     });
   }
@@ -131,9 +136,220 @@ describe('the peer table', () => {
     expect(dataPlane.told()).toEqual([]);
   });
 
+  it('a next generation is received under, confirmed once the data plane has it, and used when it is in force', async () => {
+    await both();
+    const next = { pwId: 2, key: Buffer.alloc(32, 1) };
+    bench.table.takePair(bob.id, { pwId: 1, key: KEY, next }, 20);
+    expect(dataPlane.told()).toEqual(['key.pair bob 2 to receive']);
+    expect(bench.table.prepared()).toEqual([]);
+    expect(await dataPlane.holds()).toContain('bob 2 1');
+    await until('it is prepared', () => bench.prepared.length === 1);
+    expect(bench.table.prepared()).toEqual([{ peer: 'bob', pwId: 2 }]);
+    // Told once more, it is confirmed once more, not installed.
+    bench.table.takePair(bob.id, { pwId: 1, key: KEY, next }, 20);
+    expect(bench.prepared).toEqual(['bob', 'bob']);
+    expect(dataPlane.told()).toEqual([]);
+    // An answer to a request says nothing of what is next.
+    bench.table.takePair(bob.id, { pwId: 1, key: KEY });
+    expect(bench.table.prepared()).toEqual([{ peer: 'bob', pwId: 2 }]);
+
+    bench.table.takePair(bob.id, next, 21);
+    expect(dataPlane.told()).toEqual(['key.pair bob 2', 'key.drop bob 1']);
+    expect(bench.table.prepared()).toEqual([]);
+    expect(await dataPlane.holds()).toContain('bob 2 2');
+  });
+
+  it('a frame under the next generation commits it, whatever became of the push', async () => {
+    await both();
+    const next = { pwId: 2, key: Buffer.alloc(32, 1) };
+    bench.table.takePair(bob.id, { pwId: 1, key: KEY, next }, 20);
+    await until('it is prepared', () => bench.prepared.length === 1);
+    dataPlane.told();
+    bench.table.committed(bob.id, 3);
+    bench.table.committed(carol.id, 2);
+    expect(dataPlane.told()).toEqual([]);
+    bench.table.committed(bob.id, 2);
+    expect(dataPlane.told()).toEqual(['key.pair bob 2', 'key.drop bob 1']);
+    bench.table.takePair(bob.id, next, 21);
+    expect(dataPlane.told()).toEqual([]);
+  });
+
+  it('a push that comes behind an answer does not take a pair back', async () => {
+    await both();
+    const newer = { pwId: 2, key: Buffer.alloc(32, 1) };
+    bench.table.takePair(bob.id, newer);
+    dataPlane.told();
+    bench.table.takePair(bob.id, { pwId: 1, key: KEY, next: newer }, 20);
+    expect(dataPlane.told()).toEqual([]);
+    bench.table.takePair(bob.id, newer, 21);
+    expect(await dataPlane.holds()).toContain('bob 2 2');
+  });
+
+  it('a new data plane gets the next generation too, and only then is it confirmed again', async () => {
+    await both();
+    const next = { pwId: 2, key: Buffer.alloc(32, 1) };
+    bench.table.takePair(bob.id, { pwId: 1, key: KEY, next }, 20);
+    await until('it is prepared', () => bench.prepared.length === 1);
+    bench.table.detached();
+    expect(bench.table.prepared()).toEqual([]);
+    dataPlane.told();
+    await bench.table.installAll(await dataPlane.newBoot());
+    expect(dataPlane.told()).toContain('key.pair bob 2 to receive');
+    await until('it is prepared again', () => bench.prepared.length === 2);
+    expect(bench.table.prepared()).toEqual([{ peer: 'bob', pwId: 2 }]);
+    bench.table.gone(bob.id);
+    expect(bench.table.prepared()).toEqual([]);
+  });
+
+  it('the group key: the next one is received under and confirmed, then used; the one before has a grace', async () => {
+    await both();
+    bench.table.takeGroup({ pwId: 1, key: KEY, oldest: 1 }, 10);
+    expect(dataPlane.told()).toEqual(['key.group 1']);
+    const next = { pwId: 2, key: Buffer.alloc(32, 1) };
+    bench.table.takeGroup({ pwId: 1, key: KEY, oldest: 1, next }, 20);
+    expect(bench.table.preparedGroup()).toBeUndefined();
+    await until('it is prepared', () => bench.prepared.length === 1);
+    expect(bench.table.preparedGroup()).toBe(2);
+    expect(dataPlane.told()).toContain('key.group 2 to receive');
+    // Commit by a frame that opened; the push behind it changes nothing.
+    bench.table.committedGroup(2);
+    expect(dataPlane.told()).toEqual(['key.group 2', 'key.drop group 1']);
+    expect(bench.table.preparedGroup()).toBeUndefined();
+    bench.table.takeGroup({ pwId: 1, key: KEY, oldest: 1, next }, 20);
+    expect(bench.table.group?.pwId).toBe(2);
+  });
+
+  it('an answer leaves the next generation of the group key as it is', async () => {
+    await both();
+    const next = { pwId: 2, key: Buffer.alloc(32, 1) };
+    bench.table.takeGroup({ pwId: 1, key: KEY, oldest: 1, next }, 20);
+    bench.table.takeGroup({ pwId: 1, key: KEY, oldest: 1 });
+    bench.table.committedGroup(2);
+    expect(Buffer.from(bench.table.group?.key ?? []).equals(next.key)).toBe(true);
+  });
+
+  it('what the server has as the next generation and we send with already is confirmed to it', async () => {
+    await both();
+    const newer = { pwId: 2, key: Buffer.alloc(32, 2) };
+    bench.table.takePair(bob.id, newer, 10);
+    bench.table.takeGroup({ ...newer, oldest: 1 }, 11);
+    // Its database was put back to when it had prepared that.
+    bench.table.beginFull();
+    bench.table.takeMember(bob.record(9, 101), 1);
+    bench.table.takeMember(carol.record(4, 101), 1);
+    bench.table.takePair(bob.id, { pwId: 1, key: KEY, next: newer }, 2);
+    bench.table.takeGroup({ pwId: 1, key: KEY, oldest: 1, next: newer }, 3);
+    bench.table.endFull();
+    expect(bench.table.prepared()).toEqual([{ peer: 'bob', pwId: 2 }]);
+    expect(bench.table.preparedGroup()).toBe(2);
+    expect(bench.table.get(bob.id)?.key?.pwId).toBe(2);
+    // In force there, too: there is nothing to confirm any more.
+    bench.table.takePair(bob.id, newer, 4);
+    bench.table.takeGroup({ ...newer, oldest: 1 }, 5);
+    expect(bench.table.prepared()).toEqual([]);
+    expect(bench.table.preparedGroup()).toBeUndefined();
+  });
+
+  it('what a data plane held before we came counts as ours, though we have no key of it', async () => {
+    await both();
+    bench.table.foundInDataPlane(
+      [
+        { peer: 'bob', pwId: 6 },
+        { peer: 'bob', pwId: 7 },
+        { peer: 'carol', pwId: 3 },
+      ],
+      [{ pwId: 4 }],
+    );
+    dataPlane.told();
+    bench.table.beginFull();
+    bench.table.takeMember(bob.record(9, 101), 1);
+    bench.table.takeMember(carol.record(4, 101), 1);
+    bench.table.takePair(bob.id, { pwId: 5, key: Buffer.alloc(32, 5) }, 2);
+    bench.table.takeGroup({ pwId: 3, key: Buffer.alloc(32, 3), oldest: 3 }, 3);
+    bench.table.endFull();
+    expect(bench.table.unknownToServer()).toEqual({
+      pairs: [
+        { peer: 'bob', pwId: 7 },
+        { peer: 'carol', pwId: 3 },
+      ],
+      group: 4,
+    });
+    // Nor by an answer or a push.
+    bench.table.takePair(bob.id, { pwId: 6, key: Buffer.alloc(32, 6) });
+    const told = dataPlane.told();
+    for (const older of ['key.pair bob 5', 'key.pair bob 6', 'key.group 3']) {
+      expect(told).not.toContain(older);
+    }
+    bench.table.takePair(bob.id, { pwId: 8, key: Buffer.alloc(32, 8) }, 4);
+    bench.table.takePair(carol.id, { pwId: 4, key: Buffer.alloc(32, 2) }, 5);
+    bench.table.takeGroup({ pwId: 5, key: Buffer.alloc(32, 6), oldest: 4 }, 6);
+    expect(bench.table.unknownToServer()).toEqual({ pairs: [], group: undefined });
+    expect(dataPlane.told()).toContain('key.pair bob 8');
+  });
+
+  it('a server that knows less than we do is told so, and what we hold stays', async () => {
+    await both();
+    const newer = { pwId: 5, key: Buffer.alloc(32, 5) };
+    bench.table.takePair(bob.id, newer, 10);
+    bench.table.takeGroup({ ...newer, oldest: 5 }, 11);
+    dataPlane.told();
+    // Late, or a key of another history with our number.
+    bench.table.takePair(bob.id, { pwId: 4, key: Buffer.alloc(32, 4) }, 12);
+    expect(bench.table.unknownToServer()).toEqual({ pairs: [], group: undefined });
+    bench.table.takePair(bob.id, { pwId: 5, key: Buffer.alloc(32, 55) }, 13);
+    expect(bench.table.unknownToServer().pairs).toEqual([{ peer: 'bob', pwId: 5 }]);
+    // It begins anew: with less, and without carol's key.
+    bench.table.beginFull();
+    bench.table.takeMember(bob.record(9, 101), 1);
+    bench.table.takeMember(carol.record(4, 101), 1);
+    bench.table.takePair(bob.id, { pwId: 3, key: Buffer.alloc(32, 3) }, 2);
+    bench.table.takeGroup({ pwId: 4, key: Buffer.alloc(32, 4), oldest: 4 }, 3);
+    bench.table.endFull();
+    expect(bench.table.unknownToServer()).toEqual({
+      pairs: [
+        { peer: 'bob', pwId: 5 },
+        { peer: 'carol', pwId: 1 },
+      ],
+      group: 5,
+    });
+    const told = dataPlane.told();
+    for (const older of ['key.pair bob 3', 'key.group 4']) expect(told).not.toContain(older);
+    // It makes others, above ours.
+    bench.table.takePair(bob.id, { pwId: 6, key: Buffer.alloc(32, 6) }, 4);
+    bench.table.takePair(carol.id, { pwId: 2, key: Buffer.alloc(32, 2) }, 5);
+    bench.table.takeGroup({ pwId: 6, key: Buffer.alloc(32, 6), oldest: 5 }, 6);
+    expect(bench.table.unknownToServer()).toEqual({ pairs: [], group: undefined });
+    expect(bench.table.get(bob.id)?.key?.pwId).toBe(6);
+  });
+
+  it('the group key after a revocation: nothing older is heard, also by a data plane that ran on', async () => {
+    await both();
+    bench.table.takeGroup({ pwId: 3, key: KEY, oldest: 3 });
+    expect(dataPlane.told()).toEqual(['key.group 3', 'key.drop group 2 now']);
+    bench.table.takeGroup({ pwId: 2, key: Buffer.alloc(32, 1), oldest: 1 });
+    expect(bench.table.group?.pwId).toBe(3);
+  });
+
+  it('a revoked member is gone at once, and no server brings it back', async () => {
+    await both();
+    bench.table.revoked(bob.id, 4);
+    expect(dataPlane.told()).toEqual(['peer.remove bob']);
+    expect(bench.table.get(bob.id)).toBeUndefined();
+    expect(bench.table.takeMember(bob.record(2, 999))).toBe(false);
+    expect(bench.refused).toEqual([{ id: 'bob', code: 'RECORD_ROLLBACK' }]);
+    bench.table.beginFull();
+    expect(bench.table.takeMember(bob.record(2, 999), 1)).toBe(false);
+    expect(bench.table.byMac(bob.mac)).toBeUndefined();
+    expect(bench.verifier.revocation).toBe(4);
+    // Its address may be another member's from now on.
+    const heir = new TestPeer(bench.operator, 'heir', [bob.mac]);
+    expect(bench.table.takeMember(heir.record(9, 1))).toBe(true);
+    expect(bench.table.byMac(bob.mac)?.id).toBe('heir');
+  });
+
   it('a new data plane gets everything again', async () => {
     await both();
-    bench.table.takeGroup({ pwId: 1, key: KEY });
+    bench.table.takeGroup({ pwId: 1, key: KEY, oldest: 1 });
     dataPlane.told();
     bench.table.detached();
     bench.table.takeMember(carol.record(4, 105));
@@ -324,6 +540,21 @@ describe('pins on the disk', () => {
       expect(() => again.peer(bench.peer('bob').record(2, 200))).toThrow('another identity');
       expect(() => again.settings(bench.operator.settings(4))).toThrow('older');
       expect(() => new Pins(path, generateRawKeyPair('ed25519').publicKey)).toThrow('operator key');
+
+      const crowd = new Pins(undefined, bench.operator.public);
+      const over: string[] = [];
+      crowd.onRevokedOver = (id) => over.push(id);
+      for (let n = 0; n < 100_000; n += 1) crowd.acceptRevocation(parseId(`n${n}`), 1);
+      crowd.acceptRevocation(parseId('n7'), 2);
+      expect(over).toEqual([]);
+      crowd.acceptRevocation(bob.id, 2);
+      expect(over).toEqual(['bob']);
+      expect(() => make(crowd).peer(bob.record(2, 100))).not.toThrow();
+      pins.acceptRevocation(bob.id, 3);
+      pins.flush();
+      const later = make(new Pins(path, bench.operator.public));
+      expect(later.revocation).toBe(3);
+      expect(() => later.peer(bob.record(2, 300))).toThrow('revoked');
     } finally {
       rmSync(dir, { recursive: true, force: true });
     }

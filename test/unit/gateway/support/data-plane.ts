@@ -33,6 +33,7 @@ interface Running {
 export class TestDataPlane {
   readonly #mac: MacAddress;
   #udpPort = 0;
+  #epoch = 0;
   #running: Running | undefined;
 
   private constructor(
@@ -145,7 +146,9 @@ export class TestDataPlane {
   async held(): Promise<AnswerTo<'attach'>> {
     const client = await DataPlaneClient.connect(this.path, { event: () => {}, close: () => {} });
     try {
-      return await client.request('attach', { epoch: Date.now() });
+      // Above that of the agent, and of a look within the same millisecond.
+      this.#epoch = Math.max(this.#epoch + 1, Date.now());
+      return await client.request('attach', { epoch: this.#epoch });
     } finally {
       client.close();
     }

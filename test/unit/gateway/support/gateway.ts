@@ -9,6 +9,7 @@ import { join } from '../../../../gateway/join.js';
 import { gatewayPaths } from '../../../../gateway/paths.js';
 import type { Status } from '../../../../gateway/status/snapshot.js';
 import { defaultMac, type MacAddress } from '../../../../src/protocol/mac.js';
+import type { Right } from '../../../../src/protocol/records.js';
 import { formatToken } from '../../../../src/protocol/token.js';
 import type { PairwireError } from '../../../../src/runtime/errors.js';
 import { createLogger } from '../../../../src/runtime/log.js';
@@ -54,13 +55,20 @@ export class TestGateway {
     this.paths = gatewayPaths(joinPath(folder, 'dir'));
   }
 
-  static async make(subnet: TestSubnet, id: string): Promise<TestGateway> {
+  /** @param role plain: its TAP is in a bridge that the test is */
+  static async make(
+    subnet: TestSubnet,
+    id: string,
+    role: 'host' | 'plain' = 'host',
+    rights: readonly Right[] = [],
+  ): Promise<TestGateway> {
     const folder = mkdtempSync(joinPath(tmpdir(), 'pw-gw-'));
     const plane = await TestDataPlane.make(joinPath(folder, 'dp.sock'), defaultMac(SUBNET, id));
     const gateway = new TestGateway(folder, id, plane);
     await join({
       dir: gateway.paths.dir,
-      token: formatToken(subnet.token({ id })),
+      token: formatToken(subnet.token({ id, role, rights: [...rights] })),
+      ...(role === 'plain' ? { bridge: 'br0' } : {}),
       interface: TAP_NAME,
       addresses: [],
       port: plane.udpPort,

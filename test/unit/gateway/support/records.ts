@@ -48,9 +48,12 @@ export class TestOperator {
       freshnessMs: 30_000,
       hold: 64,
       leaseSeconds: 86_400,
+      rekeySeconds: 3_600,
+      bootSeconds: 3_600,
       verify: 'verify',
-      group: { mode: 'shared', replicate: 256 },
+      group: { mode: 'shared', replicate: 256, rekey: 86_400 },
       unknown: 'refuse',
+      plain: {},
       ...more,
     };
     return signRecord(LABEL.settings, settings, this.key);

@@ -4,12 +4,19 @@
  */
 import { createSocket, type Socket } from 'node:dgram';
 import { once } from 'node:events';
-import { type MacAddress, macFromBytes, macToBytes } from '../../../../src/protocol/mac.js';
+import { ipToBytes } from '../../../../src/protocol/ip.js';
+import {
+  BROADCAST_MAC,
+  type MacAddress,
+  macFromBytes,
+  macToBytes,
+} from '../../../../src/protocol/mac.js';
 
 /** virtio_net_hdr: all zeroes says that there is nothing left to segment or to checksum. */
 const VNET_HEADER = 10;
 /** IEEE 802: the second for local experiments. The first is the transport's own. */
 const ETHERTYPE = 0x88b6;
+const ETHERTYPE_ARP = 0x0806;
 const ETHERNET_HEADER = 14;
 /** A frame without a key is held or dropped: an application sends again. */
 const AGAIN_MS = 25;
@@ -20,9 +27,26 @@ export interface EthernetFrame {
   readonly text: string;
 }
 
+/** An ARP packet: `ip` is the sender's address, `target` the one asked for. */
+export interface Arp {
+  readonly to?: MacAddress;
+  readonly from: MacAddress;
+  readonly ip: string;
+  readonly target: string;
+  /** 1: request, 2: reply. */
+  readonly operation?: 1 | 2;
+  /** The MAC address that the packet names, if it is another than the frame's. */
+  readonly sender?: MacAddress;
+}
+
+interface Received extends EthernetFrame {
+  readonly type: number;
+  readonly body: Buffer;
+}
+
 export class TestTap {
   readonly #socket: Socket;
-  readonly #received: EthernetFrame[] = [];
+  readonly #received: Received[] = [];
   #arrived: (() => void) | undefined;
   #plane = 0;
 
@@ -60,13 +84,39 @@ export class TestTap {
     this.#socket.send(packet, this.#plane, '127.0.0.1');
   }
 
+  /** An ARP packet as a machine sends it whose address this is. */
+  sendArp(arp: Arp): void {
+    const { to = BROADCAST_MAC, from, ip, target, operation = 1 } = arp;
+    const packet = Buffer.alloc(VNET_HEADER + 60);
+    const frame = packet.subarray(VNET_HEADER);
+    frame.set(macToBytes(to), 0);
+    frame.set(macToBytes(from), 6);
+    frame.writeUInt16BE(ETHERTYPE_ARP, 12);
+    frame.set(Buffer.from('000108000604', 'hex'), 14);
+    frame.writeUInt16BE(operation, 20);
+    frame.set(macToBytes(arp.sender ?? from), 22);
+    frame.set(ipBytes(ip), 28);
+    frame.set(ipBytes(target), 38);
+    this.#socket.send(packet, this.#plane, '127.0.0.1');
+  }
+
+  /** ARP packets that came out here, as `operation sender's address, its MAC address`. */
+  arps(): string[] {
+    return this.#received
+      .filter(({ type }) => type === ETHERTYPE_ARP)
+      .map(({ body }) => {
+        const mac = macFromBytes(body.subarray(8, 14));
+        return `${body.readUInt16BE(6)} ${body.subarray(14, 18).join('.')} ${mac}`;
+      });
+  }
+
   /** Sends a frame until it comes out at another TAP, which gives it as it came. */
   async reach(other: TestTap, frame: EthernetFrame, ms = 8_000): Promise<EthernetFrame> {
     const end = Date.now() + ms;
     for (;;) {
       this.send(frame);
       const got = await other.#next(frame.text, AGAIN_MS);
-      if (got !== undefined) return got;
+      if (got !== undefined) return { to: got.to, from: got.from, text: got.text };
       if (Date.now() > end) throw new Error(`nothing arrives: ${frame.text}`);
     }
   }
@@ -96,11 +146,17 @@ export class TestTap {
   }
 }
 
-function parseFrame(packet: Buffer): EthernetFrame {
+function ipBytes(ip: string): Buffer {
+  return ipToBytes(ip) ?? Buffer.alloc(4);
+}
+
+function parseFrame(packet: Buffer): Received {
   const frame = packet.subarray(VNET_HEADER);
   return {
     to: macFromBytes(frame.subarray(0, 6)),
     from: macFromBytes(frame.subarray(6, 12)),
     text: frame.subarray(ETHERNET_HEADER).toString(),
+    type: frame.readUInt16BE(12),
+    body: frame.subarray(ETHERNET_HEADER),
   };
 }

@@ -34,16 +34,27 @@ export class WatchedPort implements CommandPort {
       subnet: SUBNET,
       member,
       tap: TAP_NAME,
+      transport: 'udp',
       udpPort: plane.udpPort,
+      underlayMtu: 1_500,
+      device: '',
       macs: [macToBytes(mac)],
       suite: 'aes-256-gcm',
       backend: 'auto',
+      spinUs: 0,
+      helpers: 0,
       tag: 0,
       freshnessMs: 30_000,
       holdFrames: 64,
       holdMs: 1_000,
       holdBytes: 1_048_576,
       stormFrames: 1_000,
+      kind: 'host',
+      broadcast: 'all',
+      stp: 'drop',
+      learnSeconds: 300,
+      rights: 0,
+      answer: true,
       broadcasts: [],
     });
     const port = new WatchedPort(plane, client);
@@ -56,8 +67,15 @@ export class WatchedPort implements CommandPort {
     const former = this.boot;
     this.boot = (await this.#client.request('boot.make', { port: PORT })).boot;
     const index = OWN_INDEX + this.boot;
-    await this.#client.request('boot.index', { port: PORT, boot: this.boot, index });
-    if (former !== 0) await this.#client.request('boot.drop', { port: PORT, boot: former });
+    await this.#client.request('boot.index', {
+      port: PORT,
+      boot: this.boot,
+      index,
+      afterMs: 0,
+    });
+    if (former !== 0) {
+      await this.#client.request('boot.drop', { port: PORT, boot: former, graceMs: 0 });
+    }
     return this.boot;
   }
 
@@ -67,12 +85,14 @@ export class WatchedPort implements CommandPort {
     timeoutMs?: number,
   ): Promise<AnswerTo<T>> {
     const generation = 'pwId' in fields ? ` ${String(fields.pwId)}` : '';
-    const peer = 'peer' in fields ? ` ${String(fields.peer)}` : '';
-    this.#told.push(`${type}${peer}${generation}`);
+    const peer = 'peer' in fields ? ` ${String(fields.peer) || 'group'}` : '';
+    const waits = 'send' in fields && !fields.send ? ' to receive' : '';
+    const now = 'graceMs' in fields && fields.graceMs === 0 ? ' now' : '';
+    this.#told.push(`${type}${peer}${generation}${waits}${now}`);
     return this.#client.request(type, fields, timeoutMs);
   }
 
-  /** `peer.set alice`, `key.pair alice 3`, ... since the last call. */
+  /** `peer.set alice`, `key.pair alice 3`, `key.pair alice 4 to receive`, ... since the last call. */
   told(): string[] {
     return this.#told.splice(0);
   }

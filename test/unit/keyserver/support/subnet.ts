@@ -1,16 +1,16 @@
 /** A subnet in a temporary folder with a real key server on loopback, and members that talk to it by the real channel. */
-import { type KeyObject, randomBytes } from 'node:crypto';
+import { randomBytes } from 'node:crypto';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { KEY_KIND, pathsOf } from '../../../../keyserver/config.js';
+import { KEY_KIND } from '../../../../keyserver/config.js';
 import { initSubnet, type SettingsChoice } from '../../../../keyserver/init.js';
 import { KeyServer, type KeyServerOptions } from '../../../../keyserver/server.js';
 import { openStore } from '../../../../keyserver/storage/sql-store.js';
 import { SqliteDriver } from '../../../../keyserver/storage/sqlite.js';
 import type { Store } from '../../../../keyserver/storage/store.js';
-import { type GrantWish, makeToken } from '../../../../keyserver/tokens.js';
-import { ChannelClient } from '../../../../src/net/channel-tcp.js';
+import type { GrantWish } from '../../../../keyserver/tokens.js';
+import type { ChannelClient } from '../../../../src/net/channel-client.js';
 import type { Envelope } from '../../../../src/protocol/channel/codec.js';
 import { keyPairFromPrivate } from '../../../../src/protocol/channel/keys.js';
 import { LABEL } from '../../../../src/protocol/constants.js';
@@ -19,30 +19,24 @@ import { answerSchemas, type Change, pushSchema } from '../../../../src/protocol
 import { generateRawKeyPair, importPrivate } from '../../../../src/protocol/public-keys.js';
 import { type Grant, grantSchema } from '../../../../src/protocol/records.js';
 import { readUnverified, type Signed, signRecord } from '../../../../src/protocol/signed.js';
-import { parseToken, type Token } from '../../../../src/protocol/token.js';
+import type { Token } from '../../../../src/protocol/token.js';
 import type { Clock } from '../../../../src/runtime/clock.js';
 import { readKeyFile } from '../../../../src/runtime/files.js';
 import { createLogger, type Logger } from '../../../../src/runtime/log.js';
+import { HOUR, SUBNET, SubnetFolder } from './subnet-folder.js';
 
-export const SUBNET = parseId('east');
-export const HOUR = 3_600_000;
+export { HOUR, SUBNET };
 
 export interface SubnetOptions {
   readonly settings?: SettingsChoice;
   readonly tuning?: KeyServerOptions['tuning'];
+  readonly limits?: KeyServerOptions['limits'];
   readonly log?: Logger;
   readonly clock?: Clock;
 }
 
 /** A key server's folder, and the server while it runs. */
-export class TestSubnet {
-  readonly dir: string;
-  readonly operator: KeyObject;
-  readonly tokenKey: Buffer;
-  readonly auditKey: Buffer;
-  readonly serverPublic: Buffer;
-  readonly adminKey: Buffer;
-  readonly clients: ChannelClient[] = [];
+export class TestSubnet extends SubnetFolder {
   server!: KeyServer;
   store!: Store;
   driver!: SqliteDriver;
@@ -50,17 +44,8 @@ export class TestSubnet {
   #port = 0;
 
   private constructor(dir: string, options: SubnetOptions) {
-    this.dir = dir;
+    super(dir);
     this.#options = options;
-    const paths = this.paths;
-    this.operator = importPrivate(
-      'ed25519',
-      readKeyFile(paths.operatorKey, KEY_KIND.operatorPrivate),
-    );
-    this.tokenKey = readKeyFile(paths.tokenKey, KEY_KIND.token);
-    this.auditKey = readKeyFile(paths.auditKey, KEY_KIND.audit);
-    this.adminKey = readKeyFile(paths.adminKey, KEY_KIND.admin);
-    this.serverPublic = keyPairFromPrivate(readKeyFile(paths.serverKey, KEY_KIND.server)).publicKey;
   }
 
   /** Makes a subnet and starts its server. */
@@ -78,31 +63,27 @@ export class TestSubnet {
     return subnet;
   }
 
-  get paths(): ReturnType<typeof pathsOf> {
-    return pathsOf(this.dir, { database: 'keyserver.db', operatorKey: 'operator.key' });
-  }
-
   get port(): number {
     return this.#port;
   }
 
   async startServer(): Promise<void> {
-    const { tuning, log, clock } = this.#options;
+    const { tuning, limits, log, clock } = this.#options;
     this.driver = await SqliteDriver.open(this.paths.database);
     this.store = await openStore(this.driver, { onlyWriter: true });
     this.server = await KeyServer.start({
       store: this.store,
-      host: '127.0.0.1',
-      port: this.#port,
+      listen: [{ scheme: 'tcp', host: '127.0.0.1', port: this.#port }],
       staticKeys: keyPairFromPrivate(readKeyFile(this.paths.serverKey, KEY_KIND.server)),
       tokenKey: this.tokenKey,
       auditKey: this.auditKey,
       auditHeadFile: this.paths.auditHead,
       log: log ?? createLogger('test', { level: 'silent' }),
       ...(tuning === undefined ? {} : { tuning }),
+      ...(limits === undefined ? {} : { limits }),
       ...(clock === undefined ? {} : { clock }),
     });
-    this.#port = this.server.address.port;
+    this.#port = this.server.addresses[0]?.port ?? 0;
   }
 
   async stopServer(): Promise<void> {
@@ -111,26 +92,9 @@ export class TestSubnet {
   }
 
   async close(): Promise<void> {
-    for (const client of this.clients) client.stop();
+    this.stopClients();
     await this.stopServer();
     rmSync(this.dir, { recursive: true, force: true });
-  }
-
-  token(wish: Partial<GrantWish> & { id: string }): Token {
-    const { text } = makeToken(
-      { subnet: SUBNET, server: parseId('s1'), listen: `127.0.0.1:${this.#port}`, advertise: [] },
-      { operator: this.operator, tokenKey: this.tokenKey, serverPublic: this.serverPublic },
-      {
-        role: 'host',
-        macs: [],
-        ips: [],
-        rights: [],
-        uses: 1,
-        notAfter: Date.now() + HOUR,
-        ...wish,
-      },
-    );
-    return parseToken(text);
   }
 
   /** A member that is enrolled and connected, not registered. */
@@ -145,25 +109,6 @@ export class TestSubnet {
     const member = await this.enrolled(id, wish);
     await member.register();
     return member;
-  }
-
-  /** A client with the administrator's key. */
-  admin(): ChannelClient {
-    return this.client(this.adminKey);
-  }
-
-  client(
-    channelPrivate: Buffer,
-    more: Partial<ConstructorParameters<typeof ChannelClient>[0]> = {},
-  ): ChannelClient {
-    const client = new ChannelClient({
-      servers: [{ host: '127.0.0.1', port: this.#port, publicKey: this.serverPublic }],
-      staticKeys: keyPairFromPrivate(channelPrivate),
-      ...more,
-    });
-    this.clients.push(client);
-    client.start();
-    return client;
   }
 
   async audit(): Promise<
@@ -182,7 +127,7 @@ export class TestSubnet {
 /** One identity with its keys; speaks the protocol as a gateway would. */
 export class TestMember {
   readonly id: Id;
-  readonly subnet: TestSubnet;
+  readonly subnet: Pick<TestSubnet, 'client'>;
   readonly sign = generateRawKeyPair('ed25519');
   readonly box = generateRawKeyPair('x25519');
   channelKeys = generateRawKeyPair('x25519');
@@ -194,7 +139,7 @@ export class TestMember {
   onPush: (message: Envelope) => void = () => {};
   client!: ChannelClient;
 
-  constructor(subnet: TestSubnet, id: string) {
+  constructor(subnet: Pick<TestSubnet, 'client'>, id: string) {
     this.subnet = subnet;
     this.id = parseId(id);
   }
@@ -278,9 +223,9 @@ export class TestMember {
     );
   }
 
-  async sync(cursor = 0, epoch?: Uint8Array): Promise<SyncAnswer> {
+  async sync(cursor = 0, epoch?: Uint8Array, run?: Uint8Array): Promise<SyncAnswer> {
     return this.client.request(
-      { t: 'sync', cursor, epoch },
+      { t: 'sync', cursor, epoch, run },
       { parse: (answer) => answerSchemas.sync.parse(answer) },
     );
   }

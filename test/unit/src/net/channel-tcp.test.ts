@@ -4,18 +4,21 @@ import { connect, createServer, type Socket } from 'node:net';
 import { afterEach, describe, expect, it } from 'vitest';
 import { z } from 'zod';
 import {
-  ChannelClient,
-  type ChannelClientOptions,
-  ChannelServer,
   type ChannelServerOptions,
-  type ClientState,
   RequestError,
   type Session,
-} from '../../../../src/net/channel-tcp.js';
+} from '../../../../src/net/channel.js';
+import {
+  ChannelClient,
+  type ChannelClientOptions,
+  type ClientState,
+} from '../../../../src/net/channel-client.js';
+import { ChannelServer } from '../../../../src/net/channel-server.js';
 import type { Envelope } from '../../../../src/protocol/channel/codec.js';
 import type { FailureReason } from '../../../../src/protocol/channel/failures.js';
 import { generateKeyPair } from '../../../../src/protocol/channel/keys.js';
 import { tokenPsk } from '../../../../src/protocol/token.js';
+import { FakeClock } from '../../../../src/runtime/clock.js';
 
 const SERVER = generateKeyPair();
 const CLIENT = generateKeyPair();
@@ -35,12 +38,14 @@ async function until(condition: () => boolean, ms = 5_000): Promise<void> {
   }
 }
 
-async function serve(options: Partial<ChannelServerOptions<Request>> = {}) {
+async function serve({
+  port: wanted = 0,
+  ...options
+}: Partial<ChannelServerOptions<Request>> & { port?: number } = {}) {
   const ends: FailureReason[] = [];
   const sessions: Session[] = [];
   const server = new ChannelServer<Request>({
-    host: '127.0.0.1',
-    port: 0,
+    listen: [{ scheme: 'tcp', host: '127.0.0.1', port: wanted }],
     staticKeys: SERVER,
     authorise: () => true,
     psk: () => undefined,
@@ -51,7 +56,7 @@ async function serve(options: Partial<ChannelServerOptions<Request>> = {}) {
     onClose: (end) => ends.push(end.reason),
     ...options,
   });
-  const { port } = await server.listen();
+  const [{ port } = { port: 0 }] = await server.listen();
   cleanups.push(() => server.close());
   return { server, port, ends, sessions };
 }
@@ -345,6 +350,22 @@ describe('reconnect', () => {
     await until(() => c.states.filter((state) => state.kind === 'down').length >= 4);
     const delays = c.states.flatMap((state) => (state.kind === 'down' ? [state.retryInMs] : []));
     expect(delays.slice(0, 4)).toEqual([100, 200, 400, 800]);
+  });
+
+  it('stays quick at a server that is restarted again and again', async () => {
+    const clock = new FakeClock();
+    const s = await serve();
+    const c = client(s.port, { clock, random: () => 0.01 });
+    const rounds = 14;
+    for (let round = 1; round <= rounds; round += 1) {
+      await until(() => s.sessions.length === round && c.states.at(-1)?.kind === 'open');
+      clock.advance(3_000);
+      s.sessions.at(-1)?.close();
+    }
+    await until(() => c.states.filter((state) => state.kind === 'down').length === rounds);
+    const delays = c.states.flatMap((state) => (state.kind === 'down' ? [state.retryInMs] : []));
+    // A hundredth of a second at most, because random() is; the first delay would be 1 ms.
+    expect(Math.max(...delays)).toBeLessThanOrEqual(10);
   });
 
   it('happens when the server falls silent', async () => {

@@ -3,7 +3,12 @@ import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { z } from 'zod';
-import { FRAME_OVERHEAD, FrameKind, SUITES } from '../../../../src/protocol/constants.js';
+import {
+  FLAG_FRAGMENT,
+  FRAME_OVERHEAD,
+  FrameKind,
+  SUITES,
+} from '../../../../src/protocol/constants.js';
 import {
   decodeDescription,
   decodeShim,
@@ -65,6 +70,63 @@ describe('sealed frame vectors', () => {
       );
     },
   );
+});
+
+const fragmentSchema = z.array(
+  z.object({
+    suite: z.enum(SUITES),
+    key: z.string(),
+    counter: z.string(),
+    partialChecksum: z.boolean(),
+    aadTail: z.string(),
+    parts: z.array(z.string()),
+    frame: z.string(),
+  }),
+);
+
+describe('frames in parts', () => {
+  const cases = fragmentSchema.parse(
+    JSON.parse(readFileSync(new URL('../../../vectors/fragment.json', import.meta.url), 'utf8')),
+  );
+
+  it.each(cases.map((v) => [`${v.parts.length} parts, ${v.suite}`, v] as const))('%s', (_, v) => {
+    const opened = v.parts.map((part) =>
+      openFrame({ suite: v.suite, key: hex(v.key), frame: hex(part), aadTail: hex(v.aadTail) }),
+    );
+    for (const [number, part] of opened.entries()) {
+      expect(part?.shim.flags).toBe(FLAG_FRAGMENT);
+      // The counters are consecutive, so (key, counter) of part 0 names the set.
+      expect(part?.shim.counter).toBe(BigInt(v.counter) + BigInt(number));
+      expect(part?.description).toMatchObject({
+        part: number,
+        lastPart: number + 1 === v.parts.length,
+        partialChecksum: v.partialChecksum,
+      });
+    }
+    const payload = Buffer.concat(opened.map((part) => part?.payload ?? Buffer.alloc(0)));
+    expect(Buffer.concat([hex(v.aadTail), payload]).toString('hex')).toBe(v.frame);
+  });
+
+  it('a fourth part is not opened', () => {
+    const key = Buffer.alloc(32, 7);
+    const shim = {
+      kind: FrameKind.pair,
+      flags: FLAG_FRAGMENT,
+      kid: 1,
+      index: 1,
+      counter: 3n,
+    } as const;
+    const description = { ...PLAIN_DESCRIPTION, part: 3, lastPart: true };
+    const frame = sealFrame({
+      suite: 'aes-256-gcm',
+      key,
+      shim,
+      time: 1,
+      description,
+      payload: Buffer.alloc(9),
+    });
+    expect(openFrame({ suite: 'aes-256-gcm', key, frame })).toBeUndefined();
+  });
 });
 
 describe('what does not open', () => {

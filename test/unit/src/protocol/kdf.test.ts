@@ -11,6 +11,7 @@ import { describe, expect, it } from 'vitest';
 import { z } from 'zod';
 import { fields } from '../../../../src/protocol/fields.js';
 import { groupTrafficKey, pairTrafficKey } from '../../../../src/protocol/kdf.js';
+import { probeKey } from '../../../../src/protocol/probe.js';
 import {
   generateRawKeyPair,
   importPrivate,
@@ -169,4 +170,15 @@ describe('raw keys', () => {
       ).toBe(curve);
     },
   );
+});
+
+describe('keys of loop probes', () => {
+  it('are those of docs/protocol.md 8.5, others for each generation and subnet', () => {
+    const group = Buffer.alloc(32, 7);
+    const secret = createHmac('sha256', Buffer.alloc(32)).update(group).digest();
+    const info = fields('pairwire/1 loop probe', 'east', 3);
+    expect(probeKey(group, 'east', 3)).toEqual(expandOnce(secret, info, 32));
+    expect(probeKey(group, 'east', 4)).not.toEqual(probeKey(group, 'east', 3));
+    expect(probeKey(group, 'west', 3)).not.toEqual(probeKey(group, 'east', 3));
+  });
 });

@@ -12,6 +12,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import {
+  makeSecretFolder,
   readKeyFile,
   readSecretFile,
   writeFileAtomic,
@@ -51,6 +52,22 @@ describe('files', () => {
     chmodSync(path, 0o400);
     expect(readSecretFile(path).toString()).toBe('secret');
     expect(() => readSecretFile(join(dir, 'none'))).toThrow(failsWith('FILE_UNREADABLE'));
+  });
+
+  it('are in a folder that only its owner may enter, below folders that others may', () => {
+    const mask = process.umask(0o022);
+    try {
+      const folder = join(dir, 'etc', 'pairwire', 'office');
+      makeSecretFolder(folder);
+      makeSecretFolder(join(dir, 'etc', 'pairwire', 'server'));
+      const mode = (path: string) => statSync(path).mode & 0o777;
+      expect(mode(folder)).toBe(0o700);
+      expect(mode(join(dir, 'etc', 'pairwire', 'server'))).toBe(0o700);
+      expect(mode(join(dir, 'etc', 'pairwire'))).toBe(0o755);
+      expect(mode(join(dir, 'etc'))).toBe(0o755);
+    } finally {
+      process.umask(mask);
+    }
   });
 
   it('of keys say what they hold', () => {

@@ -95,11 +95,32 @@ describe('files', () => {
     expect(JSON.parse(schemaFile)).toEqual(keyServerJsonSchema());
   });
 
+  it('nesting that would use up the stack is refused where it begins to be too deep', () => {
+    const deep = 5_000;
+    for (const text of [
+      '['.repeat(deep) + ']'.repeat(deep),
+      '{a: '.repeat(deep),
+      '- '.repeat(deep),
+      '? '.repeat(deep),
+    ]) {
+      expect(issuesOf(`name: x\nlist: ${text}\n`)).toEqual(['f.yaml:2:1: is nested too deeply']);
+    }
+    expect(issuesOf(`name: x\n${' '.repeat(300)}a: 1\n`)).toEqual([
+      'f.yaml:2:1: is nested too deeply',
+    ]);
+  });
+
   it('metrics on a foreign address are refused', () => {
     const dir = mkdtempSync(join(tmpdir(), 'pairwire-config-'));
     try {
       writeFileSync(join(dir, 'keyserver.yaml'), 'subnet: east\nmetrics: {listen: 0.0.0.0:9465}\n');
       expect(() => loadKeyServerConfig(dir)).toThrow(/loopback/);
+      const relay = (addresses: number): string =>
+        `subnet: east\nrelay: {listen: '192.0.2.1:7901', advertise: [${"'192.0.2.1:7901', ".repeat(addresses)}]}\n`;
+      writeFileSync(join(dir, 'keyserver.yaml'), relay(4));
+      expect(loadKeyServerConfig(dir).relay?.advertise).toHaveLength(4);
+      writeFileSync(join(dir, 'keyserver.yaml'), relay(5));
+      expect(() => loadKeyServerConfig(dir)).toThrow(/relay\.advertise/);
       writeFileSync(join(dir, 'keyserver.yaml'), 'subnet: East!\nlisten: here\n');
       expect(() => loadKeyServerConfig(dir)).toThrow(
         /keyserver\.yaml:1:9: subnet: an id has[\s\S]*:2:9: listen: must be HOST:PORT/,

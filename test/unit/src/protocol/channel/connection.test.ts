@@ -8,8 +8,6 @@ import {
   encodeMessage,
 } from '../../../../../src/protocol/channel/codec.js';
 import {
-  type ChannelTerms,
-  type ChannelToken,
   ClientConnection,
   type Hello,
   ServerConnection,
@@ -20,6 +18,10 @@ import {
   failureError,
 } from '../../../../../src/protocol/channel/failures.js';
 import { encodeFrame, FrameType } from '../../../../../src/protocol/channel/framing.js';
+import type {
+  ChannelTerms,
+  ChannelToken,
+} from '../../../../../src/protocol/channel/handshake-payload.js';
 import { generateKeyPair } from '../../../../../src/protocol/channel/keys.js';
 import { HandshakeState } from '../../../../../src/protocol/channel/noise.js';
 import { OutputBuffer } from '../../../../../src/protocol/channel/output.js';

@@ -1,0 +1,16 @@
+/** Rights of a grant as the data plane takes them (port.set and peer.set of dataplane/schema.json). */
+import type { Right } from '../../src/protocol/records.js';
+
+const BITS: Readonly<Record<Right, number>> = {
+  /** Router advertisements and redirects. */
+  router: 1,
+  /** What a DHCP server says. */
+  dhcp: 2,
+  /** Nothing for the data plane. */
+  shared: 0,
+};
+
+/** The bits of these rights. */
+export function rightsBits(rights: readonly Right[]): number {
+  return rights.reduce((bits, right) => bits | BITS[right], 0);
+}

@@ -1,0 +1,43 @@
+// Associated data of a sealed frame: docs/protocol.md section 2.3.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "core/bytes.hpp"
+#include "core/endpoint.hpp"
+#include "core/frame.hpp"
+
+namespace pairwire {
+
+/// Which of an endpoint's two MAC addresses is the outer destination.
+enum class Way : std::uint8_t { kSending, kReceiving };
+
+/// `udp`: the shim, where it lies. `ethernet`: shim, outer destination, outer source.
+/// Threads: a plain value that points into itself, so it is not copied.
+class AssociatedData {
+ public:
+  AssociatedData(std::span<const std::uint8_t, kShimSize> shim, const Endpoint& other_end, Way way)
+      : bytes_(shim) {
+    if (!other_end.ethernet) return;
+    const MacAddress far = other_end.far_mac();
+    const MacAddress near = other_end.near_mac();
+    auto out = std::ranges::copy(shim, with_addresses_.begin()).out;
+    out = std::ranges::copy((way == Way::kSending ? far : near).bytes(), out).out;
+    std::ranges::copy((way == Way::kSending ? near : far).bytes(), out);
+    bytes_ = with_addresses_;
+  }
+  AssociatedData(const AssociatedData&) = delete;
+  AssociatedData& operator=(const AssociatedData&) = delete;
+
+  [[nodiscard]] ConstBytes bytes() const { return bytes_; }
+
+ private:
+  std::array<std::uint8_t, kShimSize + 2 * MacAddress::kSize> with_addresses_;
+  ConstBytes bytes_;
+};
+
+}  // namespace pairwire

@@ -1,0 +1,1 @@
+ƒ¡t©boot.make¢id¤port

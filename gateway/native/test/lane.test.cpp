@@ -1,0 +1,110 @@
+// Who serves which direction of a lane: two lanes with all their threads, each the other's far end.
+#include "core/lane.hpp"
+
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include "test/lab.hpp"
+
+using namespace pairwire;
+using namespace pairwire::test;
+
+namespace {
+
+/// Waits until `done`, far longer than it takes on any machine; false if it never is.
+template <typename Done>
+bool eventually(Done done) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  while (!done()) {
+    if (std::chrono::steady_clock::now() > end) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return true;
+}
+
+/// A super-frame as the TAP gives it.
+Frame super_packet(const Node& from, const Node& to) {
+  FrameSpec spec;
+  spec.payload = Random(5).bytes(30'000);
+  Frame frame = make_frame(spec, true);
+  std::ranges::copy(to.mac.bytes(), frame.begin());
+  std::ranges::copy(from.mac.bytes(), frame.begin() + MacAddress::kSize);
+  Frame packet(kVnetHeaderSize + frame.size());
+  write_vnet_header(std::span(packet).first<kVnetHeaderSize>(), gso_header(frame, 1'300));
+  std::ranges::copy(frame, packet.begin() + kVnetHeaderSize);
+  return packet;
+}
+
+bool write_to(const Node& node, const Frame& packet) {
+  return write(node.tap_far.get(), packet.data(), packet.size()) > 0;
+}
+
+/// A host that sends super-frames as fast as its TAP takes them, and drops what comes.
+class BusyHost {
+ public:
+  BusyHost(const Node& node, const Node& to) {
+    thread_ = std::thread([this, &node, packet = super_packet(node, to)] {
+      Frame buffer(70'000);
+      while (!stop_) {
+        const bool sent = write_to(node, packet);
+        const bool came = read(node.tap_far.get(), buffer.data(), buffer.size()) > 0;
+        if (!sent && !came) std::this_thread::yield();
+      }
+    });
+  }
+  ~BusyHost() {
+    stop_ = true;
+    thread_.join();
+  }
+
+ private:
+  std::atomic<bool> stop_{false};
+  std::thread thread_;
+};
+
+}  // namespace
+
+TEST_CASE("Lane: a second thread takes a busy direction over, gives it back, and takes it again") {
+  Pair pair;
+  pair.install_pair();
+  // Any work counts as busy: how long a batch takes is the machine's affair.
+  const auto alice =
+      start_lane(pair.alice, {.spin_us = 20, .helpers = 0, .busy_us = 0, .busy_percent = 0});
+  const auto bob = start_lane(pair.bob, {.spin_us = 20, .helpers = 0, .second_thread = false});
+  for (std::uint64_t turn = 1; turn <= 2; ++turn) {
+    {
+      const BusyHost one(pair.alice, pair.bob);
+      const BusyHost other(pair.bob, pair.alice);
+      CHECK(eventually([&] { return alice->gifts() >= turn; }));
+    }
+    CHECK(eventually([&] { return !alice->given(); }));
+  }
+  CHECK(bob->gifts() == 0);
+
+  {
+    // A direction that has little to do goes back while the other stays busy, and is still served.
+    const BusyHost other(pair.bob, pair.alice);
+    const Frame packet = super_packet(pair.alice, pair.bob);
+    for (std::uint64_t turn = 3; turn <= 6; ++turn) {
+      REQUIRE(eventually([&] { return write_to(pair.alice, packet); }));
+      REQUIRE(eventually([&] { return alice->gifts() >= turn; }));
+      REQUIRE(eventually([&] { return !alice->given(); }));
+    }
+  }
+
+  // With all quiet again, somebody still looks at the TAP: it holds far less than this.
+  const Frame packet = super_packet(pair.alice, pair.bob);
+  for (int i = 0; i < 500; ++i) {
+    REQUIRE(eventually([&] { return write_to(pair.alice, packet); }));
+  }
+  for (Lane* const lane : {alice.get(), bob.get()}) {
+    lane->ask_to_stop();
+    lane->join();
+    CHECK(lane->in().drops.get(DropReason::not_authentic) == 0);
+    CHECK(lane->in().drops.get(DropReason::malformed) == 0);
+    CHECK(lane->in().counters.frames > 0);
+  }
+}

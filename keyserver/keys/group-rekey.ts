@@ -1,0 +1,252 @@
+/**
+ * Generations of the group key (docs/protocol.md 3.6). All state but who confirmed is in the store.
+ *
+ *   in force: n --prepare--> in force: n, next: n+1 --all who are online confirm--> in force: n+1
+ *                                   \------------- force, or patience ends ------------/
+ *   revocation: in force: n (and perhaps next: n+1) --> in force: a new key, and nothing older is heard
+ *
+ * A member that is told late catches up by itself: by its sync, by the first group frame that it hears
+ * under the new generation, or by asking for a kid that it does not know.
+ */
+import { randomBytes } from 'node:crypto';
+import { KEY_SIZE } from '../../src/protocol/constants.js';
+import { GROUP_ID, type Id } from '../../src/protocol/ids.js';
+import { PairwireError } from '../../src/runtime/errors.js';
+import { groupInterval } from '../current-settings.js';
+import type { Services } from '../services.js';
+import type { GroupKey, StoreTransaction } from '../storage/store.js';
+import { AGAIN, dueAfter, MIN_AGE, noteCase1, Rounds } from './renewal.js';
+
+/** One member that never confirms must not keep an old key in force for everybody, ms. */
+const PATIENCE = 60_000;
+
+/** Why a generation was made, as the `keys` list shows it. */
+export type GroupRekeyReason = 'age' | 'limit' | 'operator' | 'revocation' | 'restored';
+
+/** What is wanted of the sessions. */
+export interface GroupRekeyDeps {
+  /** Members with a registered session, and how many. */
+  live(): Iterable<Id>;
+  liveCount(): number;
+  /** Tells everybody who holds the key of its state. */
+  tellAll(): void;
+  /** Tells one member. */
+  tell(to: Id): void;
+  readonly random?: () => number;
+}
+
+/** What is waited for while a generation is prepared. */
+interface Waiting {
+  readonly pwId: number;
+  readonly since: number;
+  /** It was prepared before this server started. */
+  readonly resumed: boolean;
+  toldAt: number;
+  readonly confirmed: Set<Id>;
+}
+
+/** Renews the group key. */
+export class GroupRekey {
+  readonly #services: Services;
+  readonly #deps: GroupRekeyDeps;
+  readonly #random: () => number;
+  readonly #rounds: Rounds;
+  #waiting: Waiting | undefined;
+
+  constructor(services: Services, deps: GroupRekeyDeps) {
+    this.#services = services;
+    this.#deps = deps;
+    this.#random = deps.random ?? Math.random;
+    this.#rounds = new Rounds(
+      () => this.#round(),
+      (err) => services.log.warn({ err }, 'the group key was not renewed'),
+    );
+  }
+
+  /** Takes up what was prepared before a restart; who had confirmed is asked once more. */
+  async resume(): Promise<void> {
+    const { next } = await this.#key(this.#services.store);
+    if (next !== undefined) this.#wait(next.pwId, true);
+  }
+
+  close(): void {
+    this.#rounds.close();
+  }
+
+  /** Prepares what is due, tells again who has not confirmed, commits when nobody is waited for. */
+  tick(): Promise<void> {
+    return this.#rounds.once();
+  }
+
+  /**
+   * Prepares the next generation, unless there is one already.
+   * @param force puts it in force without waiting for anybody
+   * @returns its number
+   */
+  async renew(reason: GroupRekeyReason, force: boolean): Promise<number> {
+    const { store, metrics } = this.#services;
+    const pwId = await store.write(async (tx) => {
+      const { pwId: number, next } = await this.#key(tx);
+      if (next === undefined) {
+        const change = await tx.nextChange();
+        const made = { key: randomBytes(KEY_SIZE), pwId: number + 1, reason, serial: change };
+        await tx.prepareGroup(GROUP_ID, made, change);
+      }
+      if (force) await this.#commit(tx);
+      return number + 1;
+    });
+    metrics.groupRekeys.inc({ reason, step: force ? 'forced' : 'prepared' });
+    if (force) this.#waiting = undefined;
+    else if (this.#waiting?.pwId !== pwId) this.#wait(pwId);
+    this.#deps.tellAll();
+    return pwId;
+  }
+
+  /** A member finds the group key nearly used up. */
+  async wornOut(held: number | undefined): Promise<void> {
+    const { pwId, createdAt, next } = await this.#key(this.#services.store);
+    const young = this.#services.now() - createdAt < MIN_AGE;
+    if (next === undefined && held === pwId && !young) await this.renew('limit', false);
+  }
+
+  /**
+   * Part of a revocation: a key that the revoked member never had is in force, and nothing older is to be
+   * heard, because he could forge as anybody in it (C6). Also what was prepared is not used: he may have it.
+   */
+  async revokeIn(tx: StoreTransaction): Promise<void> {
+    if (this.#services.settings.settings.group.rekey === 'never') return;
+    const before = await this.#key(tx);
+    const pwId = (before.next ?? before).pwId + 1;
+    await this.#replace(tx, pwId, 'revocation', pwId);
+  }
+
+  /** The transaction with `revokeIn` has committed. */
+  revoked(): void {
+    if (this.#services.settings.settings.group.rekey === 'never') return;
+    this.#waiting = undefined;
+    this.#services.metrics.groupRekeys.inc({ reason: 'revocation', step: 'forced' });
+    this.#deps.tellAll();
+  }
+
+  /**
+   * The database was put back, and a member holds this generation, made since then: one above it is in force at once.
+   * @returns false if that is so already, or the key is too young for it
+   */
+  async putAbove(held: number): Promise<boolean> {
+    const { store, metrics, now } = this.#services;
+    const done = await store.write(async (tx) => {
+      const { pwId, createdAt, next } = await this.#key(tx);
+      if (pwId > held || now() - createdAt < MIN_AGE) return false;
+      // Who holds what the server forgot is heard for the grace period.
+      await this.#replace(tx, Math.max(held, next?.pwId ?? 0) + 1, 'restored', held);
+      return true;
+    });
+    if (!done) return false;
+    this.#waiting = undefined;
+    metrics.groupRekeys.inc({ reason: 'restored', step: 'forced' });
+    this.#deps.tellAll();
+    return true;
+  }
+
+  /** A member can receive under a next generation. */
+  async confirm(id: Id, pwId: number): Promise<void> {
+    const waiting = this.#waiting;
+    if (waiting?.pwId !== pwId) return;
+    waiting.confirmed.add(id);
+    // A number is cheap, looking at everybody is not.
+    if (waiting.confirmed.size >= this.#deps.liveCount()) await this.#lookAfter(pwId);
+  }
+
+  /** A member asks with a generation that is not in force any more: case 1. */
+  askedWith(asker: Id, key: GroupKey, held: number | undefined): void {
+    noteCase1(this.#services, asker, 'group', key.pwId, held);
+  }
+
+  async #round(): Promise<void> {
+    const { store, now } = this.#services;
+    const { dueAt, next } = await this.#key(store);
+    if (next !== undefined) {
+      await this.#lookAfter(next.pwId);
+      return;
+    }
+    this.#waiting = undefined;
+    if (dueAt > 0 && dueAt <= now()) await this.renew('age', false);
+  }
+
+  async #lookAfter(pwId: number): Promise<void> {
+    const { now, metrics, store, log } = this.#services;
+    if (this.#waiting?.pwId !== pwId) this.#wait(pwId);
+    const waiting = this.#waiting;
+    if (waiting === undefined) return;
+    const missing: Id[] = [];
+    for (const id of this.#deps.live()) {
+      if (!waiting.confirmed.has(id) && (await this.#holds(id))) missing.push(id);
+    }
+    // After a restart of the server not everybody is here yet: who is, is not everybody's agreement.
+    const settled =
+      now() - waiting.since >= AGAIN || (!waiting.resumed && waiting.confirmed.size > 0);
+    const impatient = now() - waiting.since >= PATIENCE;
+    if ((missing.length === 0 && settled) || impatient) {
+      if (missing.length > 0) {
+        log.warn({ members: missing.slice(0, 20), pwId }, 'not waited for with the group key');
+      }
+      const reason = await store.write(async (tx) => {
+        const { next } = await this.#key(tx);
+        if (next?.pwId !== pwId) return undefined;
+        await this.#commit(tx);
+        return next.reason;
+      });
+      if (this.#waiting === waiting) this.#waiting = undefined;
+      if (reason === undefined) return;
+      metrics.groupRekeys.inc({ reason, step: 'committed' });
+      this.#deps.tellAll();
+      return;
+    }
+    if (now() - waiting.toldAt < AGAIN) return;
+    waiting.toldAt = now();
+    for (const id of missing) this.#deps.tell(id);
+  }
+
+  /** By the documents' own rule (hold = 0) a member has the key once it asked for it. */
+  async #holds(id: Id): Promise<boolean> {
+    if (this.#services.settings.settings.hold > 0) return true;
+    return ((await this.#services.store.member(id))?.groupAsked ?? 0) > 0;
+  }
+
+  #wait(pwId: number, resumed = false): void {
+    const now = this.#services.now();
+    this.#waiting = { pwId, since: now, resumed, toldAt: now, confirmed: new Set() };
+  }
+
+  async #replace(
+    tx: StoreTransaction,
+    pwId: number,
+    reason: GroupRekeyReason,
+    oldest: number,
+  ): Promise<void> {
+    const change = await tx.nextChange();
+    await tx.replaceGroup({
+      ...{ id: GROUP_ID, key: randomBytes(KEY_SIZE), pwId, reason, oldest },
+      ...{ createdAt: this.#services.now(), dueAt: this.#dueAt(), serial: change, changed: change },
+    });
+  }
+
+  async #commit(tx: StoreTransaction): Promise<void> {
+    // The former generation may be heard for the grace period that its holders count.
+    const { pwId } = await this.#key(tx);
+    const times = { createdAt: this.#services.now(), dueAt: this.#dueAt(), oldest: pwId };
+    await tx.commitGroup(GROUP_ID, times, await tx.nextChange());
+  }
+
+  /** When a key made now gets too old; 0: never. */
+  #dueAt(): number {
+    const { settings, now } = this.#services;
+    return dueAfter(groupInterval(settings.settings.group.rekey), now(), this.#random);
+  }
+
+  async #key(from: Pick<StoreTransaction, 'groupKey'>): Promise<GroupKey> {
+    const key = await from.groupKey(GROUP_ID);
+    if (key === undefined) throw new PairwireError('STORE_FAILED', 'there is no group key');
+    return key;
+  }
+}

@@ -1,0 +1,60 @@
+/**
+ * Revocation: a member is out, for ever. One transaction takes its keys, addresses and index and renews
+ * the group key; its sessions are ended before that, so that nothing made in it can reach the member.
+ */
+import type { Id } from '../../src/protocol/ids.js';
+import type { GroupRekey } from '../keys/group-rekey.js';
+import { NotFound, Refusal } from '../refusal.js';
+import type { Services } from '../services.js';
+import type { Learned } from '../storage/store.js';
+import { releaseAll } from './bindings.js';
+import { dropAllBehind } from './plain-side.js';
+
+/** What became of it; `fresh` is false if the member was revoked already. */
+export interface Revoked {
+  readonly number: number;
+  readonly fresh: boolean;
+  /** Addresses that were behind it. */
+  readonly behind: readonly Learned[];
+  /** IP addresses that anybody may announce from now on, or another. */
+  readonly bindings: readonly string[];
+}
+
+/**
+ * Revokes a member.
+ * @throws NotFound, or Refusal for one who would revoke himself
+ */
+export async function revoke(
+  services: Services,
+  groups: GroupRekey,
+  actor: Id,
+  id: Id,
+): Promise<Revoked> {
+  const { store, audit, now, log } = services;
+  if (actor === id) throw new Refusal('refused', 'revoke_self', 'you can not revoke yourself');
+  const revoked = await store.write(async (tx) => {
+    const member = await tx.member(id);
+    if (member === undefined) throw new NotFound();
+    const before = await tx.revocationOf(id);
+    if (before !== undefined) {
+      return { number: before.number, fresh: false, behind: [], bindings: [] };
+    }
+    const number = await tx.revoke(id, now(), await tx.nextChange());
+    await groups.revokeIn(tx);
+    const behind = await dropAllBehind(tx, id, now());
+    const bindings = await releaseAll(tx, id, now());
+    await audit.append(tx, {
+      actor,
+      action: 'revoke',
+      outcome: 'done',
+      detail: { member: id, number },
+    });
+    return { number, fresh: true, behind, bindings };
+  });
+  if (revoked.fresh) {
+    log.warn({ member: id, number: revoked.number }, 'a member was revoked');
+    services.metrics.revocations.inc();
+    groups.revoked();
+  }
+  return revoked;
+}

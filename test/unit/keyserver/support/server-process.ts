@@ -1,0 +1,78 @@
+/** A key server as a process of its own, so that it can be killed with -9 and started again on its folder. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { initSubnet, type SettingsChoice } from '../../../../keyserver/init.js';
+import { SUBNET, SubnetFolder } from './subnet-folder.js';
+
+const PROGRAM = new URL('program.ts', import.meta.url).pathname;
+
+export class ServerProcess extends SubnetFolder {
+  #child: ChildProcess | undefined;
+
+  private constructor(
+    dir: string,
+    readonly port: number,
+  ) {
+    super(dir);
+  }
+
+  /** Makes the folder; nothing runs yet. */
+  static async make(settings: SettingsChoice = {}): Promise<ServerProcess> {
+    const dir = mkdtempSync(join(tmpdir(), 'pairwire-kill-'));
+    const port = await freePort();
+    await initSubnet({
+      subnet: SUBNET,
+      dir,
+      listen: `127.0.0.1:${port}`,
+      advertise: [],
+      settings,
+    });
+    return new ServerProcess(dir, port);
+  }
+
+  /** Starts it; settles when it listens. */
+  async start(): Promise<void> {
+    const argv = ['--import', 'tsx', PROGRAM, 'keyserver', '--dir', this.dir];
+    const child = spawn(process.execPath, argv, { stdio: ['ignore', 'ignore', 'pipe'] });
+    this.#child = child;
+    let log = '';
+    await new Promise<void>((resolve, reject) => {
+      child.stderr.on('data', (chunk: Buffer) => {
+        log += chunk.toString();
+        if (log.includes('key server listens')) resolve();
+      });
+      child.once('exit', () => reject(new Error(`the server ended: ${log}`)));
+    });
+  }
+
+  /** kill -9. */
+  async kill(): Promise<void> {
+    const child = this.#child;
+    if (child === undefined) return;
+    this.#child = undefined;
+    const ended = once(child, 'exit');
+    child.kill('SIGKILL');
+    await ended;
+  }
+
+  /** Ends all clients, the process and its folder. */
+  async remove(): Promise<void> {
+    this.stopClients();
+    await this.kill();
+    rmSync(this.dir, { recursive: true, force: true });
+  }
+}
+
+function freePort(): Promise<number> {
+  return new Promise((resolve) => {
+    const server = createServer().listen(0, '127.0.0.1', () => {
+      const address = server.address();
+      const found = typeof address === 'object' && address !== null ? address.port : 0;
+      server.close(() => resolve(found));
+    });
+  });
+}
