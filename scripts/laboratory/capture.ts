@@ -38,6 +38,13 @@ export class Capture {
     return waitFor(() => this.packets().find(fits), { what, timeoutMs });
   }
 
+  /** Packets that came faster than tcpdump could take them, and are in no file. Known after `stop`. */
+  lost(): number {
+    const said = /^(\d+) packets? dropped by kernel/m.exec(readFileSync(this.log, 'utf8'));
+    if (said === null) throw new Error(`tcpdump has not said what it lost (${this.log})`);
+    return Number(said[1]);
+  }
+
   /** Ends the capture once nothing more comes in, and returns all of it. */
   async stop(): Promise<CapturedPacket[]> {
     if (!this.stopped) {

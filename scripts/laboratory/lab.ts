@@ -212,17 +212,26 @@ export class Lab {
 
   // ------------------------------------------------------------ captures
 
-  /** Captures on an interface of a host, or on a whole segment (`capture('wire')`). Returns when it listens. */
+  /**
+   * Captures on an interface of a host, or on a whole segment (`capture('wire')`). Returns when it
+   * listens. `bulk`: packets reach the file in blocks, somewhat later, so that hardly one is lost.
+   */
   async capture(
     place: string,
-    options: { readonly interface?: string; readonly filter?: string } = {},
+    options: {
+      readonly interface?: string;
+      readonly filter?: string;
+      readonly bulk?: boolean;
+    } = {},
   ): Promise<Capture> {
     this.captures += 1;
     const on = options.interface ?? (place in this.topology.segments ? BRIDGE : 'eth0');
     const file = join(stateDir(this.name), `${place}-${on}-${process.pid}-${this.captures}.pcap`);
-    const argv = ['tcpdump', '-i', on, '-n', '-U', '--immediate-mode', '-B', '32768', '-Z', 'root'];
+    const argv = ['tcpdump', '-i', on, '-n', '-Z', 'root', '-w', file];
+    const taking =
+      options.bulk === true ? ['-B', '131072'] : ['-U', '--immediate-mode', '-B', '32768'];
     const filter = options.filter === undefined ? [] : [options.filter];
-    const tcpdump = this.spawn(place, [...argv, '-w', file, ...filter], { label: 'tcpdump' });
+    const tcpdump = this.spawn(place, [...argv, ...taking, ...filter], { label: 'tcpdump' });
     return new Capture(file, tcpdump, tcpdump.log).ready();
   }
 

@@ -111,7 +111,7 @@ export async function listening(
   host: string,
   protocol: 'tcp' | 'udp',
   port: number,
-  timeoutMs = 10_000,
+  timeoutMs = 40_000,
 ): Promise<void> {
   const flags = protocol === 'tcp' ? '-Hltn' : '-Hlun';
   await waitFor(

@@ -72,8 +72,7 @@ export async function sendDatagrams(
     timeoutMs: PATIENCE_MS,
   });
   const send = async () => {
-    // An interpreter on a busy machine may take its time.
-    await listening(lab, way.to, 'udp', shape.port, 40_000);
+    await listening(lab, way.to, 'udp', shape.port);
     const numbers = [shape.port, shape.size, shape.count].map(String);
     const argv = ['python3', UDP_GSO, 'send', way.address, ...numbers];
     const { stdout } = await lab.exec(way.from, argv, { timeoutMs: PATIENCE_MS });

@@ -64,7 +64,7 @@ def send(address, port, size, count):
         for number in range(count):
             last = size - number % (size - HEAD.size)  # The last one may be shorter.
             parts = [datagram(number, i, datagrams, size if i + 1 < datagrams else last) for i in range(datagrams)]
-            for _ in range(5):
+            for _ in range(30):
                 sock.send(b"".join(parts))
                 try:
                     while struct.unpack("!I", sock.recv(4))[0] != number:
