@@ -12,8 +12,9 @@ export default defineConfig({
         test: {
           name: 'unit',
           include: ['test/unit/**/*.test.ts', 'test/style/**/*.test.ts'],
-          testTimeout: 30_000,
-          hookTimeout: 60_000,
+          // For what never ends: a busy machine may take long for what does.
+          testTimeout: 90_000,
+          hookTimeout: 90_000,
           // Most of them wait for a time-out or for another process: more at a time than there are processors.
           maxWorkers: 2 * availableParallelism(),
         },

@@ -12,7 +12,7 @@ import {
   printJson,
   printRows,
 } from '../src/cli/output.js';
-import { PairwireError } from '../src/runtime/errors.js';
+import { readTokenInput } from '../src/cli/token-input.js';
 import type { TransportKind } from './join.js';
 
 const WATCH_MS = 1_000;
@@ -167,19 +167,8 @@ async function runJoin(
   token: string | undefined,
   flags: JoinFlags,
 ): Promise<void> {
-  const { join, readTokenFile } = await import('./join.js');
-  if ((token === undefined) === (flags.tokenFile === undefined)) {
-    throw new PairwireError('USAGE', 'give one join token', {
-      hint: 'pairwire join --dir DIR -  (standard input), --token-file FILE, or the token itself',
-    });
-  }
-  const onCommandLine = token !== undefined && token !== '-';
-  if (onCommandLine) {
-    target.err(
-      'warning: every user of this machine can see a token on the command line; rather use --token-file or -\n',
-    );
-  }
-  const text = onCommandLine ? token : readTokenFile(flags.tokenFile ?? '-');
+  const { join } = await import('./join.js');
+  const text = readTokenInput(target, token, flags.tokenFile, 'pairwire join --dir DIR');
   const joined = await join({
     dir: flags.dir,
     token: text,

@@ -8,7 +8,7 @@ import { existsSync } from 'node:fs';
 import { encode } from '@msgpack/msgpack';
 import { decodeMessage } from '../src/protocol/channel/codec.js';
 import type { KeyPair } from '../src/protocol/channel/keys.js';
-import { KEY_SIZE, LABEL } from '../src/protocol/constants.js';
+import { KEY_SIZE } from '../src/protocol/constants.js';
 import type { Id } from '../src/protocol/ids.js';
 import {
   generateRawKeyPair,
@@ -17,12 +17,11 @@ import {
   publicOf,
 } from '../src/protocol/public-keys.js';
 import {
-  type Identity,
-  type Membership,
+  signMembership as signWith,
   type VerifiedMember,
   verifyMembership,
 } from '../src/protocol/records.js';
-import { type Signed, signedSchema, signRecord } from '../src/protocol/signed.js';
+import { type Signed, signedSchema } from '../src/protocol/signed.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import {
   readKeyFile,
@@ -84,13 +83,13 @@ export function readKeys(paths: GatewayPaths): GatewayKeys {
 
 /** Signs identity document and membership for a grant. */
 export function signMembership(subnet: Id, id: Id, grant: Signed, keys: GatewayKeys): Signed {
-  const identity: Identity = { subnet, id, sign: keys.signPublic, box: keys.boxPublic };
-  const membership: Membership = {
-    grant,
-    identity: signRecord(LABEL.identity, identity, keys.sign),
-    channel: keys.channel.publicKey,
-  };
-  return signRecord(LABEL.member, membership, keys.sign);
+  const { sign, signPublic, boxPublic, channel } = keys;
+  return signWith(subnet, id, grant, {
+    sign,
+    signPublic,
+    boxPublic,
+    channelPublic: channel.publicKey,
+  });
 }
 
 /** Stores a membership. */

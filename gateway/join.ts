@@ -7,7 +7,7 @@
  * The keys are on the disk before the key server hears of them, so a repetition enrols the same
  * identity, which the server takes for the same member.
  */
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { stringify } from 'yaml';
 import { formatChannelAddress } from '../src/net/address.js';
@@ -40,7 +40,6 @@ import { gatewayPaths } from './paths.js';
 import { chownToUser } from './users.js';
 
 const ENROL_TIMEOUT_MS = 20_000;
-const MAX_TOKEN_FILE = 16_384;
 
 export type TransportKind = GatewayConfig['transport']['kind'];
 
@@ -114,20 +113,6 @@ export async function join(options: JoinOptions): Promise<Joined> {
     configKept,
     servers: token.servers.map((server) => formatChannelAddress(server)),
   };
-}
-
-/** Reads a token from a file, or from standard input for `-`. */
-export function readTokenFile(path: string): string {
-  try {
-    const text = readFileSync(path === '-' ? 0 : path, 'utf8');
-    if (text.length > MAX_TOKEN_FILE) throw new Error('the file is too long for a token');
-    return text;
-  } catch (cause) {
-    throw new PairwireError('FILE_UNREADABLE', 'the token could not be read', {
-      where: path === '-' ? 'standard input' : path,
-      cause,
-    });
-  }
 }
 
 /** The grant, signed by the operator whose key the token names: that key is pinned from now on. */

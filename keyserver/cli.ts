@@ -5,28 +5,33 @@
 import { type Command, Option } from 'commander';
 import {
   action,
-  type Column,
   collectOption,
   type OutputTarget,
   parseDuration,
   parseInteger,
   printFields,
-  printJson,
-  printRows,
 } from '../src/cli/output.js';
-import { keyPairFromPrivate } from '../src/protocol/channel/keys.js';
 import { LABEL, SUITES, type Suite } from '../src/protocol/constants.js';
-import { idSchema, type parseId } from '../src/protocol/ids.js';
 import { ipSchema } from '../src/protocol/ip.js';
 import { type MacAddress, macSchema } from '../src/protocol/mac.js';
-import type { ListName } from '../src/protocol/messages.js';
-import { importPrivate, importPublic, publicOf } from '../src/protocol/public-keys.js';
+import { importPublic } from '../src/protocol/public-keys.js';
 import { RIGHTS, type Right, ROLES, type Role, type Settings } from '../src/protocol/records.js';
 import { type Signed, signRecord } from '../src/protocol/signed.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
 import { createLogger } from '../src/runtime/log.js';
 import { AuditLog, readAuditHead, verifyAudit } from './audit.js';
+import {
+  asOperator,
+  columns,
+  example,
+  type ListCommand,
+  printList,
+  printToken,
+  readOperator,
+  readTokenKeys,
+  usable,
+} from './command-tools.js';
 import {
   DEFAULT_PORT,
   KEY_KIND,
@@ -39,12 +44,12 @@ import {
 } from './config.js';
 import { CurrentSettings } from './current-settings.js';
 import { choose, DEFAULT_SERVER, initSubnet, type SettingsChoice } from './init.js';
-import { type ListRow, OperatorClient } from './operator-client.js';
+import { OperatorClient } from './operator-client.js';
+import { peerCommands } from './peer-commands.js';
 import { runKeyServer } from './run.js';
 import { openStore } from './storage/sql-store.js';
 import { SqliteDriver } from './storage/sqlite.js';
 import type { Store } from './storage/store.js';
-import { makeToken } from './tokens.js';
 
 /** Adds the key server's commands to a program. */
 export function keyserverCommands(program: Command): void {
@@ -57,6 +62,7 @@ export function keyserverCommands(program: Command): void {
   restoreCommand(program);
   macCommand(program);
   ipCommand(program);
+  peerCommands(program);
   listCommands(program);
 }
 
@@ -84,6 +90,8 @@ interface InitFlags extends SettingsFlags {
   readonly operatorKey?: string;
   readonly metrics?: string;
   readonly relay?: string;
+  readonly net?: string;
+  readonly prefix: readonly string[];
 }
 
 function initCommand(program: Command): void {
@@ -102,7 +110,9 @@ function initCommand(program: Command): void {
     .option('--advertise <address>', 'address that join tokens name; repeatable', collectOption, [])
     .option('--operator-key <file>', 'operator key, used if it exists; best off this machine')
     .option('--relay <ip:port>', 'run a relay for members behind NAT boxes at this UDP address')
-    .option('--metrics <host:port>', 'serve /metrics here (loopback)');
+    .option('--metrics <host:port>', 'serve /metrics here (loopback)')
+    .option('--net <net>', 'net id by which other subnets know this one; default: its name')
+    .option('--prefix <prefix>', 'IP prefix of this subnet; repeatable', collectOption, []);
   settingsOptions(command)
     .option('--json', 'print JSON')
     .addHelpText(
@@ -126,6 +136,8 @@ function initCommand(program: Command): void {
           ...(flags.operatorKey === undefined ? {} : { operatorKey: flags.operatorKey }),
           ...(flags.metrics === undefined ? {} : { metrics: flags.metrics }),
           ...(flags.relay === undefined ? {} : { relay: flags.relay }),
+          ...(flags.net === undefined ? {} : { net: usable(flags.net, '--net') }),
+          prefixes: flags.prefix,
         });
         const operator = readKeyFile(paths.operatorPublic, KEY_KIND.operatorPublic, {
           public: true,
@@ -233,30 +245,15 @@ function tokenCommand(program: Command): void {
         const macs = flags.mac.map((text) => macAddress(text, '--mac'));
         const uses = parseInteger(flags.uses, '--uses', 1, 1_000_000);
         const notAfter = Date.now() + parseDuration(flags.ttl, '--ttl');
-        const server = keyPairFromPrivate(readKeyFile(paths.serverKey, KEY_KIND.server));
-        const { text, grant } = makeToken(
-          config,
-          {
-            operator: readOperator(paths, flags.operatorKey),
-            tokenKey: readKeyFile(paths.tokenKey, KEY_KIND.token),
-            serverPublic: server.publicKey,
-          },
-          {
-            id: flags.id,
-            role: flags.role,
-            macs,
-            ips: [...flags.ip],
-            rights: rights as Right[],
-            uses,
-            notAfter,
-          },
-        );
-        if (target.json) {
-          const { id, role } = grant;
-          printJson(target, { token: text, id, role, uses, notAfter: isoTime(notAfter) });
-        } else {
-          target.out(`${text}\n`);
-        }
+        printToken(target, config, readTokenKeys(paths, flags.operatorKey), {
+          id: flags.id,
+          role: flags.role,
+          macs,
+          ips: [...flags.ip],
+          rights: rights as Right[],
+          uses,
+          notAfter,
+        });
       }),
     );
 }
@@ -350,26 +347,42 @@ function printSettings(target: OutputTarget, settings: Settings): void {
 interface RekeyFlags {
   readonly dir: string;
   readonly group?: boolean;
+  readonly net?: string | true;
   readonly force?: boolean;
 }
 
 function rekeyCommand(program: Command): void {
   program
     .command('rekey [id] [id2]')
-    .description('renew the key of a pair, of all pairs of a member, of all pairs, or of the group')
+    .description(
+      'renew the key of a pair, of all pairs of a member, of all pairs, of the group, or with other subnets',
+    )
     .requiredOption('--dir <dir>', 'folder of the key server')
     .option('--group', 'the group key')
+    .option('--net [net]', 'the net key with another subnet, or with all')
     .option('--force', 'do not wait until its holders can receive under the new key')
     .option('--json', 'print JSON')
     .addHelpText('after', example('pairwire rekey --dir /etc/pairwire/east alice bob'))
     .action(
       action(async (target, a: string | undefined, b: string | undefined, flags: RekeyFlags) => {
-        if (flags.group === true && a !== undefined) {
-          throw new PairwireError('USAGE', '--group is about everybody: name no member');
+        const { group, net } = flags;
+        if ((group === true || net !== undefined) && a !== undefined) {
+          throw new PairwireError('USAGE', '--group and --net are about everybody: name no member');
+        }
+        if (group === true && net !== undefined) {
+          throw new PairwireError('USAGE', 'either --group or --net');
         }
         const state = flags.force === true ? 'in force' : 'prepared';
         await asOperator(flags.dir, async (client) => {
-          if (flags.group === true) {
+          if (net !== undefined) {
+            const which = net === true ? net : usable(net, '--net');
+            printFields(target, {
+              nets: await client.rekeyNets(which, flags.force === true),
+              state,
+            });
+            return;
+          }
+          if (group === true) {
             printFields(target, { group: await client.rekeyGroup(flags.force === true), state });
             return;
           }
@@ -423,19 +436,6 @@ function restoreCommand(program: Command): void {
         });
       }),
     );
-}
-
-/** Speaks with the key server of a folder as its operator; the channel ends with `use`. */
-async function asOperator(
-  dir: string,
-  use: (client: OperatorClient) => Promise<void>,
-): Promise<void> {
-  const client = new OperatorClient(dir, loadKeyServerConfig(dir));
-  try {
-    await use(client);
-  } finally {
-    client.close();
-  }
 }
 
 // ------------------------------------------------------------------------------- mac
@@ -537,12 +537,6 @@ function ipCommand(program: Command): void {
 
 // ----------------------------------------------------------------------------- lists
 
-interface ListCommand {
-  readonly name: ListName;
-  readonly about: string;
-  readonly columns: readonly Column<ListRow>[];
-}
-
 const IP_LIST: ListCommand = {
   name: 'ips',
   about: 'list IP addresses: which MAC address announces them, and why',
@@ -583,37 +577,25 @@ function listCommands(program: Command): void {
 /** Adds a command that prints a list. */
 function listCommand(
   parent: Command,
-  { name, about, columns: shown }: ListCommand,
+  list: ListCommand,
   word: string,
   options: { readonly isDefault?: boolean } = {},
 ): Command {
   const path = parent.parent === null ? word : `${parent.name()} ${word}`;
   return parent
     .command(word, options)
-    .description(about)
+    .description(list.about)
     .requiredOption('--dir <dir>', 'folder of the key server')
     .option('--limit <n>', 'most rows')
     .option('--json', 'print JSON')
     .addHelpText('after', example(`pairwire ${path} --dir /etc/pairwire/east`))
     .action(
       action(async (target, flags: { dir: string; limit?: string; verify?: true }) => {
-        const config = loadKeyServerConfig(flags.dir);
         if (flags.verify === true) {
-          await checkAudit(target, pathsOf(flags.dir, config));
+          await checkAudit(target, pathsOf(flags.dir, loadKeyServerConfig(flags.dir)));
           return;
         }
-        const limit =
-          flags.limit === undefined
-            ? undefined
-            : parseInteger(flags.limit, '--limit', 1, 100_000_000);
-        const client = new OperatorClient(flags.dir, config);
-        try {
-          const rows: ListRow[] = [];
-          for await (const row of client.list(name, limit)) rows.push(row);
-          printRows(target, shown, rows);
-        } finally {
-          client.close();
-        }
+        await printList(target, flags.dir, list, flags.limit);
       }),
     );
 }
@@ -712,12 +694,6 @@ function inRange(value: number, option: string, min: number, max: number): numbe
   throw new PairwireError('USAGE', `${option} is out of range`);
 }
 
-function usable(text: string, option: string): ReturnType<typeof parseId> {
-  const parsed = idSchema.safeParse(text);
-  if (parsed.success) return parsed.data;
-  throw new PairwireError('USAGE', `${option}: ${parsed.error.issues[0]?.message ?? 'wrong'}`);
-}
-
 function macAddress(text: string, option: string): MacAddress {
   const parsed = macSchema.safeParse(text);
   if (parsed.success) return parsed.data;
@@ -734,24 +710,6 @@ function ipAddress(text: string, option: string): string {
   });
 }
 
-/** The operator's private key, checked against the public half that the folder pins. */
-function readOperator(
-  paths: KeyServerPaths,
-  file: string | undefined,
-): ReturnType<typeof importPrivate> {
-  const path = file ?? paths.operatorKey;
-  const raw = readKeyFile(path, KEY_KIND.operatorPrivate);
-  const key = importPrivate('ed25519', raw);
-  raw.fill(0);
-  const pinned = readKeyFile(paths.operatorPublic, KEY_KIND.operatorPublic, { public: true });
-  if (!publicOf(key).equals(pinned)) {
-    throw new PairwireError('PIN_MISMATCH', "this is not the operator key of the folder's subnet", {
-      where: path,
-    });
-  }
-  return key;
-}
-
 async function withStore(
   paths: KeyServerPaths,
   fn: (store: Store) => Promise<void>,
@@ -762,16 +720,4 @@ async function withStore(
   } finally {
     await store.close();
   }
-}
-
-function columns(...fields: readonly string[]): Column<ListRow>[] {
-  return fields.map((field) => ({ field, title: field.toUpperCase() }));
-}
-
-function example(text: string): string {
-  return `\nExample:\n  $ ${text}\n`;
-}
-
-function isoTime(ms: number): string {
-  return new Date(ms).toISOString();
 }

@@ -7,8 +7,10 @@ import { dirname, join, resolve } from 'node:path';
 import { z } from 'zod';
 import { type ChannelAddress, parseChannelAddress } from '../src/net/address.js';
 import { MAX_CONNECTIONS, MAX_HALF_OPEN, MAX_PER_KEY } from '../src/net/channel.js';
-import { idSchema } from '../src/protocol/ids.js';
-import { MAX_RELAY_ADDRESSES } from '../src/protocol/messages.js';
+import { type Id, idSchema } from '../src/protocol/ids.js';
+import { MAX_NET_PREFIXES, MAX_RELAY_ADDRESSES } from '../src/protocol/messages.js';
+import { networkOf } from '../src/protocol/prefixes.js';
+import { prefixSchema } from '../src/protocol/records.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import { LOG_LEVELS } from '../src/runtime/log.js';
 import { isLoopback } from '../src/runtime/metrics.js';
@@ -48,6 +50,10 @@ export const keyServerConfigSchema = z.strictObject({
   listen: z
     .union([channelAddressSchema, z.array(channelAddressSchema).min(1).max(16)], NOT_AN_ADDRESS)
     .default(`0.0.0.0:${DEFAULT_PORT}`),
+  /** The net id by which other subnets know this one; without it, the subnet's name. */
+  net: idSchema.optional(),
+  /** IP prefixes of this subnet, as other subnets are told of them. */
+  prefixes: z.array(prefixSchema).max(MAX_NET_PREFIXES).default([]),
   /** What join tokens name as its address; without it, `listen`. */
   advertise: z.array(channelAddressSchema).max(16).default([]),
   /** The relay beside it, for members behind NAT boxes; without it there is none. */
@@ -95,6 +101,12 @@ export type KeyServerConfigInput = z.input<typeof keyServerConfigSchema>;
 /** keyserver.yaml with defaults. */
 export type KeyServerConfig = z.output<typeof keyServerConfigSchema>;
 
+/** A subnet's net id and its IP prefixes, each in the spelling of `networkOf`. */
+export interface OwnNet {
+  readonly id: Id;
+  readonly prefixes: readonly string[];
+}
+
 /** The files of a key server's folder. */
 export interface KeyServerPaths {
   readonly config: string;
@@ -120,6 +132,11 @@ export function loadKeyServerConfig(dir: string): KeyServerConfig {
     });
   }
   return config;
+}
+
+/** What this subnet is to others. */
+export function ownNet(config: Pick<KeyServerConfig, 'subnet' | 'net' | 'prefixes'>): OwnNet {
+  return { id: config.net ?? config.subnet, prefixes: config.prefixes.map(networkOf) };
 }
 
 /** The JSON Schema that editors use: config/schema/keyserver.json. */

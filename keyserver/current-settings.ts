@@ -130,6 +130,7 @@ export async function installSettings(
     if (before.hold === 0 && next.hold > 0) await tx.renumberKeys();
     if (before.rekeySeconds !== next.rekeySeconds) {
       await tx.redatePairs(next.rekeySeconds * 1_000);
+      await tx.redateNets(next.rekeySeconds * 1_000);
     }
     if (before.group.rekey !== next.group.rekey) {
       await tx.redateGroup(groupInterval(next.group.rekey));

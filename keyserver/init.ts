@@ -18,7 +18,7 @@ import {
   importPublic,
   publicOf,
 } from '../src/protocol/public-keys.js';
-import { type Settings, verifyMembership } from '../src/protocol/records.js';
+import { type Settings, signMembership, verifyMembership } from '../src/protocol/records.js';
 import { signRecord } from '../src/protocol/signed.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import {
@@ -70,6 +70,10 @@ export interface InitOptions {
   readonly metrics?: string;
   /** IP:PORT where members reach the relay; none without it. */
   readonly relay?: string;
+  /** Its net id; its name without it. */
+  readonly net?: Id;
+  /** IP prefixes of the subnet, as others are told of them. */
+  readonly prefixes?: readonly string[];
   readonly settings: SettingsChoice;
 }
 
@@ -132,6 +136,8 @@ export async function initSubnet(options: InitOptions): Promise<KeyServerPaths> 
     ...(options.advertise.length === 0 ? {} : { advertise: [...options.advertise] }),
     ...(options.operatorKey === undefined ? {} : { operatorKey: resolve(options.operatorKey) }),
     ...(options.relay === undefined ? {} : { relay: { listen: options.relay } }),
+    ...(options.net === undefined ? {} : { net: options.net }),
+    ...((options.prefixes ?? []).length === 0 ? {} : { prefixes: [...(options.prefixes ?? [])] }),
     ...(options.metrics === undefined ? {} : { metrics: { listen: options.metrics } }),
   };
   const config = keyServerConfigSchema.parse(input);
@@ -266,12 +272,12 @@ function adminMembership(
     },
     operator,
   );
-  const identity = signRecord(
-    LABEL.identity,
-    { subnet, id: ADMIN_ID, sign: sign.publicKey, box: box.publicKey },
-    signKey,
-  );
-  return signRecord(LABEL.member, { grant, identity, channel }, signKey);
+  return signMembership(subnet, ADMIN_ID, grant, {
+    sign: signKey,
+    signPublic: sign.publicKey,
+    boxPublic: box.publicKey,
+    channelPublic: channel,
+  });
 }
 
 function configText(config: KeyServerConfigInput): string {

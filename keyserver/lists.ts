@@ -1,7 +1,10 @@
 /** The key server's lists as operators and viewers see them: rows without any secret. */
+import type { Id } from '../src/protocol/ids.js';
 import { type Endpoint, type ListName, MAX_ROWS } from '../src/protocol/messages.js';
+import { prefixesOf } from './nets/net-change.js';
+import type { NetLinkState } from './nets/net-links.js';
 import type { Services } from './services.js';
-import type { Binding, Learned, MacEntry } from './storage/store.js';
+import type { Binding, Learned, MacEntry, Net } from './storage/store.js';
 
 const DEFAULT_ROWS = 100;
 
@@ -11,14 +14,21 @@ export interface ListPage {
   readonly next?: number;
 }
 
-/**
- * Reads a page.
- * @param isLive whether a member has a session now
- */
+/** What is not in the store. */
+export interface ListView {
+  /** A member has a registered session. */
+  isLive(id: string): boolean;
+  /** A member has a session, registered or not. */
+  isConnected(id: string): boolean;
+  /** How the channel to a net's key server is, if we ask it. */
+  link(net: Id): NetLinkState | undefined;
+}
+
+/** Reads a page. */
 export async function readList(
   services: Services,
   what: ListName,
-  isLive: (id: string) => boolean,
+  view: ListView,
   page: { readonly after?: number | undefined; readonly limit?: number | undefined },
 ): Promise<ListPage> {
   const { store, server } = services;
@@ -35,7 +45,7 @@ export async function readList(
           id: member.id,
           role: member.role,
           state: member.state,
-          online: isLive(member.id),
+          online: view.isLive(member.id),
           index: member.boot?.index ?? null,
           sequence: member.boot?.sequence ?? null,
           registeredAt: isoTime(member.boot?.registeredAt),
@@ -67,6 +77,15 @@ export async function readList(
       const next = bindings.length < limit ? undefined : bindings.at(-1)?.serial;
       return next === undefined ? { rows } : { rows, next };
     }
+    case 'nets': {
+      const nets = (await store.nets()).filter(({ serial }) => serial > after).slice(0, limit);
+      return paged(
+        limit,
+        nets,
+        ({ serial }) => serial,
+        (net) => netRow(net, view),
+      );
+    }
     case 'audit':
       return paged(
         limit,
@@ -83,6 +102,27 @@ export async function readList(
         }),
       );
   }
+}
+
+/** Another subnet: who asks whom for the key, and whether they hear each other. */
+function netRow(entry: Net, view: ListView): Readonly<Record<string, unknown>> {
+  const { net, member, contact, key, pwId, next, reason, createdAt } = entry;
+  const link = view.link(net);
+  const asked = member !== undefined && view.isConnected(member);
+  const linked = member !== undefined || contact !== undefined;
+  return {
+    net,
+    peer: member ?? contact?.subnet ?? null,
+    key: member !== undefined ? 'made here' : contact !== undefined ? 'made there' : null,
+    state: !linked ? 'ended' : asked || link?.connected === true ? 'connected' : 'away',
+    problem: link?.problem ?? null,
+    skewMs: link?.skewMs ?? null,
+    prefixes: prefixesOf(entry),
+    pwId: key === undefined ? null : pwId,
+    next: next?.pwId ?? null,
+    reason: key === undefined ? null : reason,
+    createdAt: key === undefined ? null : isoTime(createdAt),
+  };
 }
 
 /** An own address, a tombstone, or an address outside with the port that it is behind. */

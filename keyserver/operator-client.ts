@@ -98,6 +98,32 @@ export class OperatorClient {
     return answer.group ?? 0;
   }
 
+  /** Renews the net key with a subnet, or with all. @returns how many */
+  async rekeyNets(net: Id | true, force: boolean): Promise<number> {
+    const answer = await this.#ask({ t: 'rekey', net, force }, (value) =>
+      answerSchemas.rekey.parse(value),
+    );
+    return answer.nets ?? 0;
+  }
+
+  /** Peers with the key server that made a token. @returns its net id, and our id there */
+  async addPeer(
+    token: string,
+    prefixes: readonly string[],
+  ): Promise<{ readonly net: Id; readonly member: Id }> {
+    const { net, member } = await this.#ask({ t: 'peer.add', token, prefixes }, (value) =>
+      answerSchemas['peer.add'].parse(value),
+    );
+    return { net, member };
+  }
+
+  /** Ends what `addPeer` began. */
+  async removePeer(net: Id): Promise<void> {
+    await this.#ask({ t: 'peer.remove', net }, (value) =>
+      answerSchemas['peer.remove'].parse(value),
+    );
+  }
+
   /** Takes a member out, for ever. */
   async revoke(member: Id): Promise<{ readonly number: number; readonly fresh: boolean }> {
     const { number, fresh } = await this.#ask({ t: 'revoke', member }, (value) =>

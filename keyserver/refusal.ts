@@ -28,6 +28,13 @@ export const REFUSAL_KINDS = [
   'notice_rate',
   'held_rate',
   'settings_record',
+  /** A key server speaks for a net that is not its own, or of prefixes that can't be behind it. */
+  'net_foreign',
+  'net_prefix',
+  /** Two key servers for one net, or one whose net makes the key itself. */
+  'net_taken',
+  'net_rate',
+  'peer_token',
   'revoke_self',
   /** A plain port reports an address that is or was a member's own: somebody outside pretends. */
   'learned_own',

@@ -10,6 +10,7 @@ import {
   type KeyServerConfig,
   listenAddresses,
   loadKeyServerConfig,
+  ownNet,
   pathsOf,
   requireHostPort,
 } from './config.js';
@@ -73,6 +74,7 @@ async function startParts(
     staticKeys,
     tokenKey,
     auditKey,
+    net: ownNet(config),
     ...(config.relay === undefined ? {} : { relay: config.relay }),
     auditHeadFile: paths.auditHead,
     log,

@@ -13,6 +13,7 @@ export interface KeyServerMetrics {
   readonly hints: Counter<never>;
   readonly rekeys: Counter<'reason' | 'step'>;
   readonly groupRekeys: Counter<'reason' | 'step'>;
+  readonly netRekeys: Counter<'reason' | 'step'>;
   readonly revocations: Counter<never>;
   readonly rekeyCases: Counter<'case'>;
   readonly auditDropped: Counter<never>;
@@ -53,6 +54,11 @@ export function keyServerMetrics(metrics: Metrics): KeyServerMetrics {
     groupRekeys: metrics.counter(
       'keyserver_group_rekeys_total',
       'Generations of the group key by reason and step (prepared, committed, forced)',
+      ['reason', 'step'],
+    ),
+    netRekeys: metrics.counter(
+      'keyserver_net_rekeys_total',
+      'Generations of net keys by reason and step (made, prepared, committed, forced; learned: from the server that makes them)',
       ['reason', 'step'],
     ),
     revocations: metrics.counter('keyserver_revocations_total', 'Members revoked'),

@@ -13,7 +13,7 @@ import { ChannelServer } from '../src/net/channel-server.js';
 import { type Asker, maySend } from '../src/protocol/authorisation.js';
 import type { KeyPair } from '../src/protocol/channel/keys.js';
 import { GROUP_ID, type Id } from '../src/protocol/ids.js';
-import { MAX_ROWS, type Request, requestSchema } from '../src/protocol/messages.js';
+import { type Change, MAX_ROWS, type Request, requestSchema } from '../src/protocol/messages.js';
 import { importPublic } from '../src/protocol/public-keys.js';
 import { TALKER_ROLES, type VerifiedMember } from '../src/protocol/records.js';
 import { tokenPsk } from '../src/protocol/token.js';
@@ -22,13 +22,15 @@ import { PairwireError } from '../src/runtime/errors.js';
 import type { Logger } from '../src/runtime/log.js';
 import { Metrics } from '../src/runtime/metrics.js';
 import { AuditLog } from './audit.js';
-import type { KeyServerConfig } from './config.js';
+import type { KeyServerConfig, OwnNet } from './config.js';
 import { CurrentSettings } from './current-settings.js';
 import { GroupRekey } from './keys/group-rekey.js';
 import { KeyRequests, requireOwn } from './keys/key-requests.js';
 import { PutBack } from './keys/put-back.js';
 import { Rekey } from './keys/rekey.js';
-import { readList } from './lists.js';
+import { type ListView, readList } from './lists.js';
+import { NetKeys } from './nets/net-keys.js';
+import { NetLinks } from './nets/net-links.js';
 import { NotFound, NotYet, Refusal } from './refusal.js';
 import { Bindings } from './registry/bindings.js';
 import { enrol, verifyStored } from './registry/enrol.js';
@@ -66,6 +68,8 @@ export interface KeyServerOptions {
   /** Key from which the secrets of join tokens are derived. */
   readonly tokenKey: Buffer;
   readonly auditKey: Buffer;
+  /** What this subnet is to others; without it, its name and no prefixes. */
+  readonly net?: OwnNet;
   /** The relay that members are told of. */
   readonly relay?: { readonly listen: string; readonly advertise: readonly string[] };
   /** Where the newest audit entry is noted. */
@@ -125,6 +129,8 @@ export class KeyServer {
   /** The highest revocation that a member knew and this server does not. */
   #ahead = 0;
   readonly #groups: GroupRekey;
+  readonly #netKeys: NetKeys;
+  readonly #netLinks: NetLinks;
   readonly #putBack: PutBack;
   readonly #sweeper: NodeJS.Timeout;
   #addresses: readonly ListenAddress[] = [];
@@ -146,7 +152,8 @@ export class KeyServer {
       ...(options.auditHeadFile === undefined ? {} : { headFile: options.auditHeadFile }),
     });
     const { subnet, server } = store.meta;
-    this.#services = { store, subnet, server, operator, settings, audit, metrics, log, now };
+    const net = options.net ?? { id: subnet, prefixes: [] };
+    this.#services = { store, subnet, server, net, operator, settings, audit, metrics, log, now };
     this.#relay =
       options.relay === undefined
         ? undefined
@@ -163,6 +170,18 @@ export class KeyServer {
       liveCount: () => this.#live.size,
       tellAll: () => this.#hints.groupChanged(),
       tell: (to) => this.#hints.groupChanged(to),
+    });
+    this.#netLinks = new NetLinks(this.#services, {
+      secret: options.tokenKey,
+      clock,
+      learn: (from, answer) => this.#netKeys.learn(from, answer),
+      changed: (entry) => this.#netKeys.changed(entry),
+    });
+    this.#netKeys = new NetKeys(this.#services, {
+      links: () => this.#liveLinks(),
+      tellLinks: (change) => this.#tellLinks(change),
+      tellServer: (id) => this.#tellServer(id),
+      confirmToMaker: (to, pwId) => this.#netLinks.confirm(to, pwId),
     });
     this.#putBack = new PutBack(this.#services, this.#rekey, this.#groups);
     this.#keys = new KeyRequests(
@@ -236,6 +255,7 @@ export class KeyServer {
     await server.#rekey.resume();
     await server.#groups.resume();
     server.#addresses = await server.#channels.listen();
+    await server.#netLinks.resume();
     const { subnet, server: id } = server.#services;
     const addresses = server.#addresses.map(formatChannelAddress);
     options.log.info({ subnet, server: id, addresses }, 'key server listens');
@@ -257,6 +277,8 @@ export class KeyServer {
     clearInterval(this.#sweeper);
     this.#rekey.close();
     this.#groups.close();
+    this.#netKeys.close();
+    this.#netLinks.close();
     this.#hints.close();
     this.#presence.close();
     await this.#channels.close();
@@ -341,11 +363,26 @@ export class KeyServer {
       case 'key.confirm':
         await this.#rekey.confirm(memberOf(peer), request.pairs);
         if (request.group !== undefined) await this.#groups.confirm(memberOf(peer), request.group);
+        await this.#netKeys.confirmedByLink(memberOf(peer), request.nets ?? []);
         return {};
       case 'key.notice':
         return this.#notice(memberOf(peer), request);
       case 'key.held':
         await this.#putBack.held(memberOf(peer), request);
+        return {};
+      case 'net.sync':
+        return { ...(await this.#netKeys.sync(memberOf(peer), request)) };
+      case 'net.confirm':
+        await this.#netKeys.confirmedByServer(memberOf(peer), request.net, request.pwId);
+        return {};
+      case 'net.rekey':
+        return {
+          pwId: await this.#netKeys.renewForServer(memberOf(peer), request.net, request.force),
+        };
+      case 'peer.add':
+        return { ...(await this.#netLinks.add(memberOf(peer), request.token, request.prefixes)) };
+      case 'peer.remove':
+        await this.#netLinks.remove(memberOf(peer), request.net);
         return {};
       case 'rekey':
         return this.#renew(memberOf(peer), request);
@@ -378,8 +415,7 @@ export class KeyServer {
       case 'ip.free':
         return this.#bindings.free(memberOf(peer), request.ip);
       case 'list': {
-        const isLive = (id: string): boolean => this.#live.get(id) !== undefined;
-        return { ...(await readList(this.#services, request.what, isLive, request)) };
+        return { ...(await readList(this.#services, request.what, this.#view(), request)) };
       }
       case 'settings.set': {
         const actor = memberOf(peer);
@@ -434,7 +470,11 @@ export class KeyServer {
 
   async #renew(actor: Id, request: Extract<Request, { t: 'rekey' }>): Promise<Answer> {
     const { store, audit } = this.#services;
-    const { a, b, force, group } = request;
+    const { a, b, force, group, net } = request;
+    if (net !== undefined) {
+      if (a !== undefined || b !== undefined || group === true) throw new RequestError('malformed');
+      return { pairs: 0, nets: await this.#renewNets(actor, net, force) };
+    }
     if (group === true) {
       if (a !== undefined || b !== undefined) throw new RequestError('malformed');
       await store.write((tx) =>
@@ -456,12 +496,30 @@ export class KeyServer {
     return { pairs: await this.#rekey.renew(pairs, 'operator', force) };
   }
 
+  /** Net keys made here are renewed, the makers of others are asked. @returns how many */
+  async #renewNets(actor: Id, which: Id | true, force: boolean): Promise<number> {
+    const { store, audit } = this.#services;
+    const nets = (await store.nets()).filter(
+      ({ net, key }) => key !== undefined && (which === true || which === net),
+    );
+    if (nets.length === 0) throw new NotFound();
+    const detail = { nets: nets.map(({ net }) => net), force };
+    await store.write((tx) =>
+      audit.append(tx, { actor, action: 'rekey', outcome: 'done', detail }),
+    );
+    for (const { net, member } of nets) {
+      if (member === undefined) await this.#netLinks.rekey(net, force);
+      else await this.#netKeys.renew(net, 'operator', force);
+    }
+    return nets.length;
+  }
+
   /** The member's sessions end first, so that no answer or push that was made after it gets out. */
   async #revoke(actor: Id, id: Id): Promise<Answer> {
     this.#revoking.add(id);
     try {
       if (actor !== id) this.#endSessions(id);
-      const { number, fresh, behind, bindings } = await revoke(
+      const { number, fresh, behind, bindings, nets } = await revoke(
         this.#services,
         this.#groups,
         actor,
@@ -470,6 +528,7 @@ export class KeyServer {
       if (fresh) this.#hints.revoked(id);
       for (const { vlan, mac } of behind) this.#hints.behindChanged(vlan, mac);
       for (const ip of bindings) this.#hints.bindingChanged(ip);
+      for (const net of nets) this.#netKeys.changed(net);
       return { number, fresh };
     } finally {
       this.#revoking.delete(id);
@@ -522,6 +581,32 @@ export class KeyServer {
     for (const [name] of this.#live.all()) yield name as Id;
   }
 
+  /** What lists show of the moment. */
+  #view(): ListView {
+    return {
+      isLive: (id) => this.#live.get(id) !== undefined,
+      isConnected: (id) => [...this.#peers.values()].some((peer) => peer.member === id),
+      link: (net) => this.#netLinks.state(net),
+    };
+  }
+
+  *#liveLinks(): Iterable<Id> {
+    for (const [name, peer] of this.#live.all()) if (peer.asker === 'link') yield name as Id;
+  }
+
+  /** A hint: who misses it has the same by its next sync. */
+  #tellLinks(change: Change): void {
+    const { epoch } = this.#services.store.meta;
+    for (const [, peer] of this.#live.all()) {
+      if (peer.asker === 'link' && peer.synced)
+        peer.push({ t: 'changes', epoch, changes: [change] });
+    }
+  }
+
+  #tellServer(id: Id): void {
+    for (const peer of this.#peers.values()) if (peer.member === id) peer.push({ t: 'net' }, 'net');
+  }
+
   #endSessions(id: Id, except?: Peer): void {
     for (const peer of this.#peers.values()) {
       if (peer !== except && peer.member === id) peer.session.close();
@@ -567,7 +652,7 @@ export class KeyServer {
 
   async #enrol(peer: Peer, request: Extract<Request, { t: 'enrol' }>): Promise<Answer> {
     const { log, store } = this.#services;
-    const { verified, fresh, bindings, behind } = await enrol(
+    const { verified, fresh, bindings, behind, nets } = await enrol(
       this.#services,
       peer.session,
       request.membership,
@@ -586,6 +671,7 @@ export class KeyServer {
         }
       }
       for (const ip of bindings) this.#hints.bindingChanged(ip);
+      for (const net of nets) this.#netKeys.changed(net);
       // Channel key, role and addresses may be others now: sessions that began under the old grant end.
       this.#endSessions(verified.id, peer);
     }

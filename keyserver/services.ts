@@ -3,6 +3,7 @@ import type { KeyObject } from 'node:crypto';
 import type { Id } from '../src/protocol/ids.js';
 import type { Logger } from '../src/runtime/log.js';
 import type { AuditLog } from './audit.js';
+import type { OwnNet } from './config.js';
 import type { CurrentSettings } from './current-settings.js';
 import type { KeyServerMetrics } from './server-metrics.js';
 import type { Store } from './storage/store.js';
@@ -12,6 +13,8 @@ export interface Services {
   readonly store: Store;
   readonly subnet: Id;
   readonly server: Id;
+  /** What this subnet is to others. */
+  readonly net: OwnNet;
   /** The operator's public key. */
   readonly operator: KeyObject;
   readonly settings: CurrentSettings;

@@ -32,7 +32,9 @@ export interface MadeToken {
 
 /** Makes a join token. @throws PairwireError USAGE, RECORD_MISMATCH for an address that can't be granted */
 export function makeToken(
-  config: Pick<KeyServerConfig, 'subnet' | 'server' | 'listen' | 'advertise'>,
+  config: Pick<KeyServerConfig, 'subnet' | 'server' | 'listen' | 'advertise'> & {
+    readonly net?: Id | undefined;
+  },
   keys: TokenKeys,
   wish: GrantWish,
 ): MadeToken {
@@ -60,6 +62,7 @@ export function makeToken(
       psk: tokenPsk(keys.tokenKey, tokenId),
       operator: publicOf(keys.operator),
       servers: serversOf(config, keys.serverPublic),
+      ...(grant.net === undefined ? {} : { net: config.net ?? config.subnet }),
     }),
   };
 }

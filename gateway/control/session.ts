@@ -632,6 +632,10 @@ export class Session {
       case 'ip.freed':
         bindings.take(change.ip, undefined, change.seq);
         break;
+      case 'net':
+      case 'net.gone':
+        // For link ports, which this gateway has not.
+        break;
     }
   }
 

@@ -25,7 +25,7 @@ const UNKNOWN_FOR_MS = 30_000;
  * machine's first frame may reach the asker before its port's report reaches us, and what the asker then sends would
  * go to the wrong port; its frames wait meanwhile.
  */
-const REPORT_WAIT_MS = 100;
+export const REPORT_WAIT_MS = 100;
 const REPORT_LOOK_MS = 10;
 
 /** Where frames for an address go. */

@@ -12,9 +12,10 @@ import {
   verifyMembership,
 } from '../../src/protocol/records.js';
 import type { Signed } from '../../src/protocol/signed.js';
+import { claimNet, dropNetsOf } from '../nets/net-members.js';
 import { Refusal, refusing } from '../refusal.js';
 import type { Services } from '../services.js';
-import type { Learned, Member, StoreTransaction } from '../storage/store.js';
+import type { Learned, Member, Net, StoreTransaction } from '../storage/store.js';
 import { grantBindings } from './bindings.js';
 import { dropAllBehind, dropLearned } from './plain-side.js';
 
@@ -32,6 +33,8 @@ export interface Enrolled {
   readonly bindings: readonly string[];
   /** Addresses that were behind it, when it was a plain port's member. */
   readonly behind: readonly Learned[];
+  /** Nets that it speaks for from now on, or no more. */
+  readonly nets: readonly Net[];
 }
 
 /**
@@ -69,7 +72,7 @@ export async function enrol(
     }
     const sameGrant = known?.tokenId.equals(grant.tokenId) === true;
     if (known !== undefined && sameGrant && known.channel.equals(verified.channel)) {
-      return { verified, fresh: false, bindings: [], behind: [] };
+      return { verified, fresh: false, bindings: [], behind: [], nets: [] };
     }
     const time = now();
     refusing('enrol_expired', () => requireGrantValid(grant, time));
@@ -104,6 +107,9 @@ export async function enrol(
     const bindings = talks ? await claimAddresses(tx, verified, time) : [];
     const wasPlain = known?.role === 'plain' && verified.role !== 'plain';
     const behind = wasPlain ? await dropAllBehind(tx, id, time) : [];
+    const dropped = await dropNetsOf(tx, id, verified.role === 'server' ? grant.net : undefined);
+    const claimed = await claimNet(tx, services, verified);
+    const nets = claimed === undefined ? dropped : [...dropped, claimed];
     await audit.append(tx, {
       actor: id,
       action: known === undefined ? 'enrol' : 'enrol_again',
@@ -112,9 +118,10 @@ export async function enrol(
         role: verified.role,
         token: Buffer.from(grant.tokenId).toString('hex'),
         macs: verified.macs,
+        ...(claimed === undefined ? {} : { net: claimed.net }),
       },
     });
-    return { verified, fresh: true, bindings, behind };
+    return { verified, fresh: true, bindings, behind, nets };
   });
 }
 

@@ -4,9 +4,10 @@
  */
 import type { Id } from '../../src/protocol/ids.js';
 import type { GroupRekey } from '../keys/group-rekey.js';
+import { dropNetsOf } from '../nets/net-members.js';
 import { NotFound, Refusal } from '../refusal.js';
 import type { Services } from '../services.js';
-import type { Learned } from '../storage/store.js';
+import type { Learned, Net } from '../storage/store.js';
 import { releaseAll } from './bindings.js';
 import { dropAllBehind } from './plain-side.js';
 
@@ -18,6 +19,8 @@ export interface Revoked {
   readonly behind: readonly Learned[];
   /** IP addresses that anybody may announce from now on, or another. */
   readonly bindings: readonly string[];
+  /** Nets that it spoke for. */
+  readonly nets: readonly Net[];
 }
 
 /**
@@ -37,19 +40,20 @@ export async function revoke(
     if (member === undefined) throw new NotFound();
     const before = await tx.revocationOf(id);
     if (before !== undefined) {
-      return { number: before.number, fresh: false, behind: [], bindings: [] };
+      return { number: before.number, fresh: false, behind: [], bindings: [], nets: [] };
     }
     const number = await tx.revoke(id, now(), await tx.nextChange());
     await groups.revokeIn(tx);
     const behind = await dropAllBehind(tx, id, now());
     const bindings = await releaseAll(tx, id, now());
+    const nets = await dropNetsOf(tx, id);
     await audit.append(tx, {
       actor,
       action: 'revoke',
       outcome: 'done',
       detail: { member: id, number },
     });
-    return { number, fresh: true, behind, bindings };
+    return { number, fresh: true, behind, bindings, nets };
   });
   if (revoked.fresh) {
     log.warn({ member: id, number: revoked.number }, 'a member was revoked');

@@ -5,10 +5,13 @@
 import { encode } from '@msgpack/msgpack';
 import { z } from 'zod';
 import { decodeMessage } from '../../src/protocol/channel/codec.js';
-import { type Id, orderedPair } from '../../src/protocol/ids.js';
+import { KEY_SIZE } from '../../src/protocol/constants.js';
+import { type Id, idSchema, orderedPair } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
 import { type Endpoint, endpointSchema } from '../../src/protocol/messages.js';
 import { type Role, TALKER_ROLES } from '../../src/protocol/records.js';
+import { bytesSchema } from '../../src/protocol/signed.js';
+import { serverAddressSchema } from '../../src/protocol/token.js';
 import { PairwireError } from '../../src/runtime/errors.js';
 import { MemberCache, pairName, Touched } from './member-cache.js';
 import {
@@ -36,6 +39,8 @@ import type {
   MacEntry,
   MacKind,
   Member,
+  Net,
+  NetContact,
   NewMember,
   NextGeneration,
   NextGroup,
@@ -65,6 +70,7 @@ const RUN_ID_SIZE = 8;
 const RUN_SIZE = RUN_ID_SIZE + 8;
 
 const EMPTY_LIST = Buffer.from([0x90]);
+const NOTHING = Buffer.alloc(0);
 
 /** Up to so many changes, going through the changed members costs less than through all pairs of one. */
 const FEW_CHANGES = 1_000;
@@ -199,6 +205,14 @@ class SqlReads implements StoreReads {
     const row = rows.find((one) => integer(one, 'in_force') === 1);
     const next = rows.find((one) => integer(one, 'in_force') === 0);
     return row === undefined ? undefined : toGroup(row, next);
+  }
+
+  async net(id: Id): Promise<Net | undefined> {
+    return optional(await this.sql.get('SELECT * FROM nets WHERE net = ?', [id]), toNet);
+  }
+
+  async nets(): Promise<readonly Net[]> {
+    return (await this.sql.all('SELECT * FROM nets ORDER BY serial', [])).map(toNet);
   }
 
   async revocations({ after, upTo, limit }: ChangeWindow): Promise<readonly Revocation[]> {
@@ -487,11 +501,14 @@ class SqlReads implements StoreReads {
        UNION ALL
        SELECT 'group' AS kind, id AS a, NULL AS b, pw_id, reason, created_at, serial
          FROM group_keys WHERE serial > ? AND in_force = 1
+       UNION ALL
+       SELECT 'net' AS kind, net AS a, NULL AS b, pw_id, reason, created_at, serial
+         FROM nets WHERE serial > ? AND length(key) > 0
        ORDER BY serial LIMIT ?`,
-      [after, after, limit],
+      [after, after, after, limit],
     );
     return rows.map((row) => ({
-      kind: text(row, 'kind') as 'pair' | 'group',
+      kind: text(row, 'kind') as KeyListEntry['kind'],
       a: text(row, 'a') as Id,
       b: isNull(row, 'b') ? undefined : (text(row, 'b') as Id),
       pwId: integer(row, 'pw_id'),
@@ -973,6 +990,41 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     else await this.sql.run('UPDATE group_keys SET due_at = created_at + ?', [intervalMs]);
   }
 
+  async putNet(net: Net): Promise<void> {
+    const { contact, next } = net;
+    await this.sql.run('DELETE FROM nets WHERE net = ?', [net.net]);
+    await this.sql.run(
+      `INSERT INTO nets (net, member, contact, local, told, key, pw_id, oldest, reason, created_at,
+         due_at, next_key, next_pw_id, next_reason, serial, changed)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+      [
+        net.net,
+        net.member ?? '',
+        contact === undefined ? NOTHING : Buffer.from(encode(contact)),
+        JSON.stringify(net.local),
+        JSON.stringify(net.told),
+        net.key ?? NOTHING,
+        net.pwId,
+        net.oldest,
+        net.reason,
+        net.createdAt,
+        net.dueAt,
+        next?.key ?? NOTHING,
+        next?.pwId ?? 0,
+        next?.reason ?? '',
+        net.serial,
+        net.changed,
+      ],
+    );
+  }
+
+  async redateNets(intervalMs: number): Promise<void> {
+    await this.sql.run(
+      "UPDATE nets SET due_at = CASE WHEN ? = 0 THEN 0 ELSE created_at + ? END WHERE member <> ''",
+      [intervalMs, intervalMs],
+    );
+  }
+
   async revoke(id: Id, at: number, changed: number): Promise<number> {
     this.touched.all = true;
     const member = await this.member(id);
@@ -1309,6 +1361,43 @@ function toGroup(row: Row, next: Row | undefined): GroupKey {
       next === undefined
         ? undefined
         : { key: blob(next, 'key'), pwId: integer(next, 'pw_id'), reason: text(next, 'reason') },
+  };
+}
+
+const contactSchema: z.ZodType<NetContact> = z.object({
+  subnet: idSchema,
+  member: idSchema,
+  servers: z.array(serverAddressSchema),
+  operator: bytesSchema(KEY_SIZE),
+});
+
+function toNet(row: Row): Net {
+  const member = text(row, 'member');
+  const contact = blob(row, 'contact');
+  const key = blob(row, 'key');
+  const nextKey = blob(row, 'next_key');
+  const list = (name: string) => column(name, ipsSchema, () => JSON.parse(text(row, name)));
+  return {
+    net: text(row, 'net') as Id,
+    member: member === '' ? undefined : (member as Id),
+    contact:
+      contact.length === 0
+        ? undefined
+        : column('contact', contactSchema, () => decodeMessage(contact)),
+    local: list('local'),
+    told: list('told'),
+    key: key.length === 0 ? undefined : key,
+    pwId: integer(row, 'pw_id'),
+    oldest: integer(row, 'oldest'),
+    reason: text(row, 'reason'),
+    createdAt: integer(row, 'created_at'),
+    dueAt: integer(row, 'due_at'),
+    next:
+      nextKey.length === 0
+        ? undefined
+        : { key: nextKey, pwId: integer(row, 'next_pw_id'), reason: text(row, 'next_reason') },
+    serial: integer(row, 'serial'),
+    changed: integer(row, 'changed'),
   };
 }
 

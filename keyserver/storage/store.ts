@@ -14,6 +14,7 @@ import type { MacAddress } from '../../src/protocol/mac.js';
 import type { Endpoint } from '../../src/protocol/messages.js';
 import type { Role } from '../../src/protocol/records.js';
 import type { Signed } from '../../src/protocol/signed.js';
+import type { ServerAddress } from '../../src/protocol/token.js';
 
 /** What a store is, drawn once by `init`. */
 export interface StoreMeta {
@@ -184,6 +185,41 @@ export interface NextGroup {
   readonly reason: string;
 }
 
+/** How a key server of another subnet is reached, and as whom. */
+export interface NetContact {
+  readonly subnet: Id;
+  /** Our id there. */
+  readonly member: Id;
+  readonly servers: readonly ServerAddress[];
+  /** The operator's public key there. */
+  readonly operator: Uint8Array;
+}
+
+/** Another subnet that this one is linked with, and the net key with it. */
+export interface Net {
+  readonly net: Id;
+  /** The far key server's member id here, if it asks us: then we make the key. */
+  readonly member: Id | undefined;
+  /** How we ask it, if it makes the key. */
+  readonly contact: NetContact | undefined;
+  /** Prefixes that may be behind it, as the operator here has named them. */
+  readonly local: readonly string[];
+  /** Those that its key server names. */
+  readonly told: readonly string[];
+  /** Undefined: none yet, or the link has ended. */
+  readonly key: Buffer | undefined;
+  /** Number of the key, or of the last one there was; 0 before the first. */
+  readonly pwId: number;
+  readonly oldest: number;
+  readonly reason: string;
+  readonly createdAt: number;
+  /** When it gets too old, key-server time; 0: never, or not for us to say. */
+  readonly dueAt: number;
+  readonly next: NextGroup | undefined;
+  readonly serial: number;
+  readonly changed: number;
+}
+
 /** A start of a server on this database, and the last change number before it. */
 export interface Run {
   readonly id: Buffer;
@@ -235,9 +271,9 @@ export interface ChangeWindow {
   readonly limit: number;
 }
 
-/** A row of the ID-ID-KEY list without its key. Of a group, `b` is undefined. */
+/** A row of the ID-ID-KEY list without its key. Of a group and of a net, `b` is undefined. */
 export interface KeyListEntry {
-  readonly kind: 'pair' | 'group';
+  readonly kind: 'pair' | 'group' | 'net';
   readonly a: Id;
   readonly b: Id | undefined;
   readonly pwId: number;
@@ -281,6 +317,10 @@ export interface StoreReads {
   pairsOf(id: Id): Promise<readonly PairKey[]>;
   /** What is in force and what is prepared. */
   groupKey(id: Id): Promise<GroupKey | undefined>;
+  /** One linked subnet; also one whose link has ended. */
+  net(id: Id): Promise<Net | undefined>;
+  /** All of them, by serial number. */
+  nets(): Promise<readonly Net[]>;
   settings(): Promise<StoredSettings | undefined>;
   /** Revocations by rising change number. */
   revocations(window: ChangeWindow): Promise<readonly Revocation[]>;
@@ -430,6 +470,10 @@ export interface StoreTransaction extends StoreReads {
   ): Promise<void>;
   /** Another interval holds from now on, 0: never by age. */
   redateGroup(intervalMs: number): Promise<void>;
+  /** Replaces what is known of a linked subnet. */
+  putNet(net: Net): Promise<void>;
+  /** Another interval holds from now on for net keys that are made here, 0: never by age. */
+  redateNets(intervalMs: number): Promise<void>;
   /**
    * Revokes an active member: its keys, addresses and index are gone, its id stays taken. @returns the
    * revocation's number

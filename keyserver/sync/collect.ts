@@ -8,6 +8,7 @@
  *               hold = 0: those whose key A asked for itself)
  *   pair keys   its own; with hold = 0 (the documents' rule) only those it asked for itself
  *   group key   with hold = 0 only once it has asked
+ *   net keys    with the role link
  *   settings, revocations, IP addresses    always
  *
  * A member's record never comes after the pair key with it. Addresses that concern plain ports have a
@@ -15,6 +16,7 @@
  */
 import { GROUP_ID, type Id } from '../../src/protocol/ids.js';
 import { type Change, MAX_ROWS } from '../../src/protocol/messages.js';
+import { NET_BYTES, netChange } from '../nets/net-change.js';
 import { peerRecordSize, toPeerRecord } from '../registry/peer-record.js';
 import type { Services } from '../services.js';
 import type { GroupKey, Member, Revocation, SeenPair, ToldPair } from '../storage/store.js';
@@ -90,6 +92,10 @@ export async function collect(
       bytes: 128,
       changes: [groupChange(group, groupSeq)],
     });
+  }
+  for (const net of self.role === 'link' ? await store.nets() : []) {
+    if (net.changed <= after || net.changed > upTo) continue;
+    groups.push({ seq: net.changed, bytes: NET_BYTES, changes: [netChange(net)] });
   }
   for (const revocation of revocations) {
     groups.push({ seq: revocation.changed, bytes: 64, changes: [revokedChange(revocation)] });

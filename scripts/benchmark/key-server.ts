@@ -125,6 +125,7 @@ class Bench {
       store,
       subnet,
       server,
+      net: { id: subnet, prefixes: [] },
       operator,
       settings: await CurrentSettings.load(store, operator),
       audit: new AuditLog({ store, server, key: randomBytes(32), now: Date.now, log }),

@@ -26,7 +26,7 @@ export const MAY_SEND: Readonly<Record<Asker, readonly RequestType[]>> = {
   host: [...MEMBER, 'bind'],
   plain: [...MEMBER, 'learned'],
   link: [...MEMBER, 'bind'],
-  server: ['ping'],
+  server: ['ping', 'net.sync', 'net.confirm', 'net.rekey'],
   operator: [
     'ping',
     'list',
@@ -34,6 +34,8 @@ export const MAY_SEND: Readonly<Record<Asker, readonly RequestType[]>> = {
     'rekey',
     'revoke',
     'restore.confirm',
+    'peer.add',
+    'peer.remove',
     'mac.pin',
     'mac.free',
     'ip.pin',

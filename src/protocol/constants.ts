@@ -56,7 +56,12 @@ export const LABEL = {
   audit: 'pairwire/1 audit',
   channel: 'pairwire/1 channel',
   probe: 'pairwire/1 loop probe',
+  peering: 'pairwire/1 peering',
+  netMark: 'pairwire/1 net mark',
 } as const;
+
+/** What tells two net keys of one number apart, docs/protocol.md 9.2. */
+export const NET_MARK_SIZE = 16;
 
 /** The relay's protocol, docs/protocol.md section 2.6: key shared with the key server, receipt. */
 export const RELAY_KEY_SIZE = 32;

@@ -5,7 +5,7 @@
  */
 import { z } from 'zod';
 import { PEER_CODES } from '../runtime/errors.js';
-import { KEY_SIZE, MAC_SIZE, RECEIPT_SIZE, RELAY_KEY_SIZE } from './constants.js';
+import { KEY_SIZE, MAC_SIZE, NET_MARK_SIZE, RECEIPT_SIZE, RELAY_KEY_SIZE } from './constants.js';
 import { idSchema } from './ids.js';
 import { ipSchema } from './ip.js';
 import { macSchema } from './mac.js';
@@ -23,6 +23,10 @@ const nextGeneration = z.strictObject({ key: bytesSchema(KEY_SIZE), pwId }).opti
 /** Number of a revocation; 0 before the first one. */
 const revocation = z.int().min(0).max(Number.MAX_SAFE_INTEGER);
 const cursor = z.int().min(0).max(Number.MAX_SAFE_INTEGER);
+/** Most subnets that one subnet is linked with, and most prefixes of one. */
+export const MAX_NETS = 64;
+export const MAX_NET_PREFIXES = 64;
+const prefixes = z.array(prefixSchema).max(MAX_NET_PREFIXES);
 const index = z.int().min(1).max(0xffff_ffff);
 /** VLAN id of a frame's outermost tag, 0 without one. */
 export const vlanSchema = z.int().min(0).max(4_094);
@@ -128,6 +132,21 @@ export const changeSchema = z.discriminatedUnion('kind', [
     /** To be received under already, and to be confirmed; not to be sent with yet. */
     next: nextGeneration,
   }),
+  /** For link ports: the key with another subnet, and which prefixes may be behind it. */
+  z.strictObject({
+    kind: z.literal('net'),
+    seq: cursor,
+    net: idSchema,
+    prefixes,
+    key: bytesSchema(KEY_SIZE),
+    pwId,
+    /** The oldest generation that may still be heard. */
+    oldest: pwId,
+    /** To be received under already, and to be confirmed; not to be sent with yet. */
+    next: nextGeneration,
+  }),
+  /** There is no link with that subnet any more. */
+  z.strictObject({ kind: z.literal('net.gone'), seq: cursor, net: idSchema }),
   /** A member that is out for ever; numbers rise by one. */
   z.strictObject({ kind: z.literal('revoked'), seq: cursor, number: revocation, id: idSchema }),
   z.strictObject({ kind: z.literal('settings'), seq: cursor, settings: signedSchema }),
@@ -149,7 +168,7 @@ export const changeSchema = z.discriminatedUnion('kind', [
 ]);
 export type Change = z.infer<typeof changeSchema>;
 
-export const LISTS = ['members', 'keys', 'macs', 'ips', 'audit'] as const;
+export const LISTS = ['members', 'keys', 'macs', 'ips', 'nets', 'audit'] as const;
 export type ListName = (typeof LISTS)[number];
 
 /** Requests. `id` pairs a request with its answer. */
@@ -205,7 +224,28 @@ export const requestSchema = z.discriminatedUnion('t', [
     pairs: z.array(z.strictObject({ peer: idSchema, pwId })).max(MAX_ROWS),
     /** The same of the group key. */
     group: pwId.optional(),
+    /** The same of net keys. */
+    nets: z
+      .array(z.strictObject({ net: idSchema, pwId }))
+      .max(MAX_NETS)
+      .optional(),
   }),
+  /**
+   * A key server speaks for another subnet: what is behind it, and the newest generation that it holds (0: none)
+   * with a mark of its key. The answer is the net key of the two subnets as it stands.
+   */
+  z.strictObject({
+    t: z.literal('net.sync'),
+    id: requestId,
+    net: idSchema,
+    prefixes,
+    held: z.union([z.literal(0), pwId]),
+    mark: bytesSchema(NET_MARK_SIZE).optional(),
+  }),
+  /** All link ports of the asker's subnet that are there can receive under this next generation. */
+  z.strictObject({ t: z.literal('net.confirm'), id: requestId, net: idSchema, pwId }),
+  /** The operator of the asker's subnet wants another net key. */
+  z.strictObject({ t: z.literal('net.rekey'), id: requestId, net: idSchema, force: z.boolean() }),
   /**
    * Generations that the asker holds and that the server can't have made after those it names: its database was
    * put back. It makes others above them.
@@ -224,17 +264,27 @@ export const requestSchema = z.discriminatedUnion('t', [
     index,
     pwId,
   }),
-  /** Renews the key of a pair, of all pairs of a member, of all pairs, or of the group. */
+  /** Renews the key of a pair, of all pairs of a member, of all pairs, of the group, or with one other subnet or all. */
   z.strictObject({
     t: z.literal('rekey'),
     id: requestId,
     a: idSchema.optional(),
     b: idSchema.optional(),
     group: z.boolean().optional(),
+    net: z.union([idSchema, z.literal(true)]).optional(),
     force: z.boolean(),
   }),
   /** Takes a member out, for ever. */
   z.strictObject({ t: z.literal('revoke'), id: requestId, member: idSchema }),
+  /** Peers with the key server that made this token; `prefixes` are what may be behind its net. */
+  z.strictObject({
+    t: z.literal('peer.add'),
+    id: requestId,
+    token: z.string().max(16_384),
+    prefixes: prefixes.min(1),
+  }),
+  /** Ends what `peer.add` began. */
+  z.strictObject({ t: z.literal('peer.remove'), id: requestId, net: idSchema }),
   /** The operator knows that the database was put back and has revoked again whom it forgot. */
   z.strictObject({ t: z.literal('restore.confirm'), id: requestId }),
   /** What changed since the cursor; also renews the lease. `epoch` and `run` are those of the cursors. */
@@ -355,6 +405,21 @@ export const answerSchemas = {
   ]),
   'key.confirm': z.object({ t: z.literal('ok'), id: requestId }),
   'key.notice': z.object({ t: z.literal('ok'), id: requestId }),
+  'net.sync': z.object({
+    t: z.literal('ok'),
+    id: requestId,
+    /** The net id of the subnet that answers. */
+    net: idSchema,
+    prefixes,
+    key: bytesSchema(KEY_SIZE),
+    pwId,
+    oldest: pwId,
+    next: nextGeneration,
+  }),
+  'net.confirm': z.object({ t: z.literal('ok'), id: requestId }),
+  'net.rekey': z.object({ t: z.literal('ok'), id: requestId, pwId }),
+  'peer.add': z.object({ t: z.literal('ok'), id: requestId, net: idSchema, member: idSchema }),
+  'peer.remove': z.object({ t: z.literal('ok'), id: requestId }),
   'key.held': z.object({ t: z.literal('ok'), id: requestId }),
   rekey: z.object({
     t: z.literal('ok'),
@@ -362,6 +427,8 @@ export const answerSchemas = {
     pairs: z.int().nonnegative(),
     /** Number of the group's generation. */
     group: pwId.optional(),
+    /** Net keys that are renewed, or whose maker was asked. */
+    nets: z.int().nonnegative().optional(),
   }),
   revoke: z.object({
     t: z.literal('ok'),
@@ -425,6 +492,7 @@ export const answerSchemas = {
   }),
 } as const;
 export type RelayOffer = NonNullable<z.infer<(typeof answerSchemas)['endpoints']>['relay']>;
+export type NetSyncAnswer = z.infer<(typeof answerSchemas)['net.sync']>;
 export type KeyAnswer = z.infer<(typeof answerSchemas)['key.mac']>;
 export type SyncAnswer = z.infer<(typeof answerSchemas)['sync']>;
 export type RegisterAnswer = z.infer<(typeof answerSchemas)['register']>;
@@ -439,5 +507,7 @@ export const pushSchema = z.discriminatedUnion('t', [
   }),
   /** Another live session of this id exists (a cloned disk): stop, do not retry. */
   z.strictObject({ t: z.literal('duplicate') }),
+  /** To a key server of another subnet: something about the net key has changed; ask. */
+  z.strictObject({ t: z.literal('net') }),
 ]);
 export type Push = z.infer<typeof pushSchema>;

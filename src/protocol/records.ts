@@ -15,7 +15,14 @@ import {
   whyNotOwnable,
 } from './mac.js';
 import { importPublic } from './public-keys.js';
-import { bytesSchema, openSigned, readUnverified, type Signed, signedSchema } from './signed.js';
+import {
+  bytesSchema,
+  openSigned,
+  readUnverified,
+  type Signed,
+  signedSchema,
+  signRecord,
+} from './signed.js';
 
 export const ROLES = ['host', 'plain', 'link', 'server', 'operator', 'viewer'] as const;
 export type Role = (typeof ROLES)[number];
@@ -44,6 +51,8 @@ export const grantSchema = z.strictObject({
   macs: z.array(macSchema).max(MAX_MACS),
   ips: z.array(prefixSchema).max(MAX_IPS),
   rights: z.array(z.enum(RIGHTS)),
+  /** Of a key server of another subnet (role server): the net id that it speaks for; `ips` are that net's prefixes. */
+  net: idSchema.optional(),
   uses: z.int().min(1).max(1_000_000),
   notAfter: timeSchema,
 });
@@ -173,6 +182,25 @@ export function verifyMembership(subnet: Id, record: Signed, operator: KeyObject
       .update(membership.identity.s)
       .digest(),
   };
+}
+
+/** Who signs a membership: the identity's keys and the channel's. */
+export interface MembershipKeys {
+  readonly sign: KeyObject;
+  readonly signPublic: Uint8Array;
+  readonly boxPublic: Uint8Array;
+  readonly channelPublic: Uint8Array;
+}
+
+/** Signs identity document and membership for a grant. */
+export function signMembership(subnet: Id, id: Id, grant: Signed, keys: MembershipKeys): Signed {
+  const identity: Identity = { subnet, id, sign: keys.signPublic, box: keys.boxPublic };
+  const membership: Membership = {
+    grant,
+    identity: signRecord(LABEL.identity, identity, keys.sign),
+    channel: keys.channelPublic,
+  };
+  return signRecord(LABEL.member, membership, keys.sign);
 }
 
 /** True if the grant is for this id. */

@@ -6,6 +6,7 @@ import { groupAndRevocations } from './0003-group-and-revocations.js';
 import { plainSide } from './0004-plain-side.js';
 import { bindings } from './0005-bindings.js';
 import { putBack } from './0006-put-back.js';
+import { nets } from './0007-nets.js';
 import type { Migration } from './migration.js';
 
 export const MIGRATIONS: readonly Migration[] = [
@@ -15,6 +16,7 @@ export const MIGRATIONS: readonly Migration[] = [
   plainSide,
   bindings,
   putBack,
+  nets,
 ];
 
 /** What the runner needs of a database. `atomically` is one transaction. */

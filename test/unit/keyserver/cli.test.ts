@@ -1,5 +1,5 @@
 /** The commands as a user runs them: what they print, what they refuse, and with which exit code. */
-import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
   chmodSync,
@@ -20,26 +20,11 @@ import { LABEL } from '../../../src/protocol/constants.js';
 import { grantSchema } from '../../../src/protocol/records.js';
 import { readUnverified } from '../../../src/protocol/signed.js';
 import { parseToken } from '../../../src/protocol/token.js';
+import { type CommandResult, pairwire as run } from './support/commands.js';
 
 const PROGRAM = new URL('support/program.ts', import.meta.url).pathname;
 
-interface Result {
-  readonly code: number;
-  readonly out: string;
-  readonly err: string;
-}
-
-function pairwire(...args: string[]): Promise<Result> {
-  return new Promise((resolve) => {
-    execFile(process.execPath, ['--import', 'tsx', PROGRAM, ...args], (error, out, err) => {
-      resolve({
-        code: typeof error?.code === 'number' ? error.code : error === null ? 0 : 1,
-        out,
-        err,
-      });
-    });
-  });
-}
+const pairwire = (...args: string[]): Promise<CommandResult> => run(args);
 
 describe('key server commands', () => {
   let root: string;
@@ -190,7 +175,7 @@ describe('key server commands', () => {
   it('every command has an example in its help', () => {
     const program = createProgram('pairwire', 'test');
     keyserverCommands(program);
-    expect(program.commands.length).toBe(13);
+    expect(program.commands.length).toBe(14);
     // A command with commands of its own (`restore confirm`) is described by those.
     const all = program.commands.flatMap((one) => (one.commands.length > 0 ? one.commands : [one]));
     for (const command of all) {

@@ -6,6 +6,7 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { initSubnet, type SettingsChoice } from '../../../../keyserver/init.js';
+import type { Id } from '../../../../src/protocol/ids.js';
 import { SUBNET, SubnetFolder } from './subnet-folder.js';
 
 const PROGRAM = new URL('program.ts', import.meta.url).pathname;
@@ -16,22 +17,28 @@ export class ServerProcess extends SubnetFolder {
   private constructor(
     dir: string,
     readonly port: number,
+    subnet: Id = SUBNET,
   ) {
-    super(dir);
+    super(dir, subnet);
   }
 
   /** Makes the folder; nothing runs yet. */
-  static async make(settings: SettingsChoice = {}): Promise<ServerProcess> {
+  static async make(
+    settings: SettingsChoice = {},
+    other: { readonly subnet?: Id; readonly prefixes?: readonly string[] } = {},
+  ): Promise<ServerProcess> {
+    const { subnet = SUBNET, prefixes = [] } = other;
     const dir = mkdtempSync(join(tmpdir(), 'pairwire-kill-'));
     const port = await freePort();
     await initSubnet({
-      subnet: SUBNET,
+      subnet,
+      prefixes,
       dir,
       listen: `127.0.0.1:${port}`,
       advertise: [],
       settings,
     });
-    return new ServerProcess(dir, port);
+    return new ServerProcess(dir, port, subnet);
   }
 
   /** Starts it; settles when it listens. */

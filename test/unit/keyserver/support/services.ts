@@ -44,6 +44,7 @@ export async function servicesOf(
     store,
     subnet: store.meta.subnet,
     server,
+    net: { id: store.meta.subnet, prefixes: [] },
     operator,
     settings: await CurrentSettings.load(store, operator),
     audit: new AuditLog({ store, server, key: subnet.auditKey, now, log }),

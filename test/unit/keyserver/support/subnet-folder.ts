@@ -4,7 +4,7 @@ import { KEY_KIND, pathsOf } from '../../../../keyserver/config.js';
 import { type GrantWish, makeToken } from '../../../../keyserver/tokens.js';
 import { ChannelClient, type ChannelClientOptions } from '../../../../src/net/channel-client.js';
 import { keyPairFromPrivate } from '../../../../src/protocol/channel/keys.js';
-import { parseId } from '../../../../src/protocol/ids.js';
+import { type Id, parseId } from '../../../../src/protocol/ids.js';
 import { importPrivate } from '../../../../src/protocol/public-keys.js';
 import { parseToken, type Token } from '../../../../src/protocol/token.js';
 import { readKeyFile } from '../../../../src/runtime/files.js';
@@ -21,7 +21,10 @@ export abstract class SubnetFolder {
   readonly adminKey: Buffer;
   readonly #clients: ChannelClient[] = [];
 
-  protected constructor(readonly dir: string) {
+  protected constructor(
+    readonly dir: string,
+    readonly subnet: Id = SUBNET,
+  ) {
     const { paths } = this;
     this.operator = importPrivate(
       'ed25519',
@@ -42,7 +45,12 @@ export abstract class SubnetFolder {
 
   token(wish: Partial<GrantWish> & { id: string }): Token {
     const { text } = makeToken(
-      { subnet: SUBNET, server: parseId('s1'), listen: `127.0.0.1:${this.port}`, advertise: [] },
+      {
+        subnet: this.subnet,
+        server: parseId('s1'),
+        listen: `127.0.0.1:${this.port}`,
+        advertise: [],
+      },
       { operator: this.operator, tokenKey: this.tokenKey, serverPublic: this.serverPublic },
       {
         role: 'host',

@@ -28,6 +28,10 @@ import { HOUR, SUBNET, SubnetFolder } from './subnet-folder.js';
 export { HOUR, SUBNET };
 
 export interface SubnetOptions {
+  /** Its name; `east` without it. */
+  readonly subnet?: Id;
+  /** Its IP prefixes. */
+  readonly prefixes?: readonly string[];
   readonly settings?: SettingsChoice;
   readonly tuning?: KeyServerOptions['tuning'];
   readonly limits?: KeyServerOptions['limits'];
@@ -44,7 +48,7 @@ export class TestSubnet extends SubnetFolder {
   #port = 0;
 
   private constructor(dir: string, options: SubnetOptions) {
-    super(dir);
+    super(dir, options.subnet);
     this.#options = options;
   }
 
@@ -52,7 +56,7 @@ export class TestSubnet extends SubnetFolder {
   static async start(options: SubnetOptions = {}): Promise<TestSubnet> {
     const dir = mkdtempSync(join(tmpdir(), 'pairwire-keyserver-'));
     await initSubnet({
-      subnet: SUBNET,
+      subnet: options.subnet ?? SUBNET,
       dir,
       listen: '127.0.0.1:7900',
       advertise: [],
@@ -77,6 +81,7 @@ export class TestSubnet extends SubnetFolder {
       staticKeys: keyPairFromPrivate(readKeyFile(this.paths.serverKey, KEY_KIND.server)),
       tokenKey: this.tokenKey,
       auditKey: this.auditKey,
+      net: { id: this.subnet, prefixes: this.#options.prefixes ?? [] },
       auditHeadFile: this.paths.auditHead,
       log: log ?? createLogger('test', { level: 'silent' }),
       ...(tuning === undefined ? {} : { tuning }),
@@ -127,7 +132,7 @@ export class TestSubnet extends SubnetFolder {
 /** One identity with its keys; speaks the protocol as a gateway would. */
 export class TestMember {
   readonly id: Id;
-  readonly subnet: Pick<TestSubnet, 'client'>;
+  readonly subnet: Pick<TestSubnet, 'client' | 'subnet'>;
   readonly sign = generateRawKeyPair('ed25519');
   readonly box = generateRawKeyPair('x25519');
   channelKeys = generateRawKeyPair('x25519');
@@ -139,7 +144,7 @@ export class TestMember {
   onPush: (message: Envelope) => void = () => {};
   client!: ChannelClient;
 
-  constructor(subnet: Pick<TestSubnet, 'client'>, id: string) {
+  constructor(subnet: Pick<TestSubnet, 'client' | 'subnet'>, id: string) {
     this.subnet = subnet;
     this.id = parseId(id);
   }
@@ -148,7 +153,12 @@ export class TestMember {
     const key = importPrivate('ed25519', this.sign.privateKey);
     const identity = signRecord(
       LABEL.identity,
-      { subnet: SUBNET, id: this.id, sign: this.sign.publicKey, box: this.box.publicKey },
+      {
+        subnet: this.subnet.subnet,
+        id: this.id,
+        sign: this.sign.publicKey,
+        box: this.box.publicKey,
+      },
       key,
     );
     return signRecord(LABEL.member, { grant: token.grant, identity, channel }, key);
@@ -183,7 +193,7 @@ export class TestMember {
     return signRecord(
       LABEL.boot,
       {
-        subnet: SUBNET,
+        subnet: this.subnet.subnet,
         id: this.id,
         boot: this.bootKey,
         sequence: this.sequence,
@@ -254,8 +264,12 @@ export type KeyAnswer = ReturnType<(typeof answerSchemas)['key.mac']['parse']>;
 export type SyncAnswer = ReturnType<(typeof answerSchemas)['sync']['parse']>;
 
 /** Waits until something holds. */
-export async function until(holds: () => boolean | Promise<boolean>, what: string): Promise<void> {
-  const end = Date.now() + 10_000;
+export async function until(
+  holds: () => boolean | Promise<boolean>,
+  what: string,
+  patienceMs = 10_000,
+): Promise<void> {
+  const end = Date.now() + patienceMs;
   while (!(await holds())) {
     if (Date.now() > end) throw new Error(`waited in vain for ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 10));

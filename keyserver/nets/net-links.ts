@@ -1,0 +1,401 @@
+/**
+ * The key servers of other subnets that this one asks: those of smaller net ids, which make the net key
+ * (docs/protocol.md 9). One channel to each; a question when it opens, at each push and
+ * every 30 s. What comes in is the business of net-keys.ts.
+ */
+import { createHmac, type KeyObject } from 'node:crypto';
+import { RequestError } from '../../src/net/channel.js';
+import { ChannelClient, type ChannelClientOptions } from '../../src/net/channel-client.js';
+import { type KeyPair, keyPairFromPrivate } from '../../src/protocol/channel/keys.js';
+import { LABEL } from '../../src/protocol/constants.js';
+import { fields } from '../../src/protocol/fields.js';
+import { type Id, parseId } from '../../src/protocol/ids.js';
+import { answerSchemas, MAX_NETS, type NetSyncAnswer } from '../../src/protocol/messages.js';
+import { networkOf, overlap } from '../../src/protocol/prefixes.js';
+import { importPrivate, importPublic, publicOf } from '../../src/protocol/public-keys.js';
+import { type Grant, grantSchema, signMembership } from '../../src/protocol/records.js';
+import { openSigned, type Signed } from '../../src/protocol/signed.js';
+import { parseToken, type ServerAddress, type Token } from '../../src/protocol/token.js';
+import type { Clock } from '../../src/runtime/clock.js';
+import { PairwireError } from '../../src/runtime/errors.js';
+import { NotFound, Refusal } from '../refusal.js';
+import type { Services } from '../services.js';
+import type { Net, NetContact } from '../storage/store.js';
+import { netMark } from './net-change.js';
+
+const SYNC_INTERVAL = 30_000;
+const REQUEST_TIMEOUT = 15_000;
+const ENROL_TIMEOUT = 10_000;
+/** A difference between the two servers' clocks above this is an alarm, ms. */
+export const SKEW_ALARM = 2_000;
+
+export interface NetLinksDeps {
+  /** From which the keys by which other servers know us are derived. */
+  readonly secret: Buffer;
+  readonly clock: Clock;
+  learn(net: Id, answer: NetSyncAnswer): Promise<void>;
+  /** There is a net, or none any more. */
+  changed(entry: Net): void;
+}
+
+/** How a link is. */
+export interface NetLinkState {
+  readonly connected: boolean;
+  /** Why there is no answer. */
+  readonly problem: string | undefined;
+  /** How far the other clock is ahead of ours, ms. */
+  readonly skewMs: number | undefined;
+}
+
+/** What makes a peering one of its own. */
+type Peering = Pick<NetContact, 'subnet' | 'operator' | 'member'>;
+
+interface PeeringKeys {
+  readonly sign: KeyObject;
+  readonly boxPublic: Buffer;
+  readonly channel: KeyPair;
+}
+
+/** One far server that we ask. */
+interface Link {
+  readonly net: Id;
+  readonly client: ChannelClient;
+  readonly timer: NodeJS.Timeout;
+  problem: string | undefined;
+  asking: boolean;
+  askAgain: boolean;
+  alarmed: boolean;
+}
+
+/** The channels to key servers of other subnets. */
+export class NetLinks {
+  readonly #services: Services;
+  readonly #deps: NetLinksDeps;
+  readonly #links = new Map<Id, Link>();
+
+  constructor(services: Services, deps: NetLinksDeps) {
+    this.#services = services;
+    this.#deps = deps;
+  }
+
+  /** Takes up the links that the store knows. */
+  async resume(): Promise<void> {
+    for (const { net, contact } of await this.#services.store.nets()) {
+      if (contact !== undefined) this.#open(net, contact);
+    }
+  }
+
+  close(): void {
+    for (const net of [...this.#links.keys()]) this.#end(net);
+  }
+
+  /** How the link to a net's server is; undefined if we do not ask it. */
+  state(net: Id): NetLinkState | undefined {
+    const link = this.#links.get(net);
+    if (link === undefined) return undefined;
+    return {
+      connected: link.client.state.kind === 'open',
+      problem: link.problem,
+      skewMs: this.#skew(link),
+    };
+  }
+
+  /** Looks at once whether something has changed. */
+  syncNow(net: Id): void {
+    const link = this.#links.get(net);
+    if (link !== undefined) void this.#ask(link);
+  }
+
+  /** Tells the maker that our link ports can receive under a next generation. */
+  confirm(net: Id, pwId: number): void {
+    const link = this.#links.get(net);
+    if (link === undefined || link.client.state.kind !== 'open') return;
+    link.client
+      .request(
+        { t: 'net.confirm', net: this.#services.net.id, pwId },
+        { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas['net.confirm'].parse(value) },
+      )
+      // Said again after a while, as long as the generation is not in force.
+      .catch((thrown: unknown) => this.#failed(link, thrown));
+  }
+
+  /** Asks the maker for another key. @throws RequestError, PairwireError */
+  async rekey(net: Id, force: boolean): Promise<number> {
+    const link = this.#links.get(net);
+    if (link === undefined) throw new NotFound();
+    const { pwId } = await link.client.request(
+      { t: 'net.rekey', net: this.#services.net.id, force },
+      { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas['net.rekey'].parse(value) },
+    );
+    return pwId;
+  }
+
+  /**
+   * Peers with the key server that made a token: enrols there under the token's grant, and asks it from now on.
+   * @param prefixes what may be behind its net
+   * @throws Refusal that says what is wrong with the token, PairwireError if its server can't be reached
+   */
+  async add(
+    actor: Id,
+    text: string,
+    prefixes: readonly string[],
+  ): Promise<{ readonly net: Id; readonly member: Id }> {
+    const { store, audit, net: own, log } = this.#services;
+    const token = readToken(text);
+    const { net, grant, member } = this.#judge(token);
+    const local = [...new Set(prefixes.map(networkOf))];
+    const ours = local.find((one) => own.prefixes.some((mine) => overlap(mine, one)));
+    if (ours !== undefined) {
+      throw new Refusal('malformed', 'peer_token', `${ours} is this subnet's own`, { net });
+    }
+    const known = await store.net(net);
+    if (known?.contact === undefined && (await store.nets()).length >= MAX_NETS) {
+      throw new Refusal('limit', 'peer_token', `there are ${MAX_NETS} nets already`, { net });
+    }
+    const { subnet, servers, operator } = token;
+    const contact: NetContact = { subnet, member, servers, operator: Buffer.from(operator) };
+    await this.#enrol(token, grant, contact);
+    const entry = await store.write(async (tx) => {
+      const row = await tx.net(net);
+      const changed = await tx.nextChange();
+      const added: Net = {
+        ...blank(net, changed),
+        ...row,
+        member: undefined,
+        contact,
+        local,
+        changed,
+      };
+      await tx.putNet(added);
+      await audit.append(tx, {
+        actor,
+        action: 'peer_add',
+        outcome: 'done',
+        detail: { net, member, prefixes: local },
+      });
+      return added;
+    });
+    log.info({ net, subnet: token.subnet }, 'peered with the key server of another subnet');
+    this.#end(net);
+    this.#open(net, contact);
+    if (entry.key !== undefined) this.#deps.changed(entry);
+    return { net, member };
+  }
+
+  /** Asks a net's server no more; link ports forget its key. @throws NotFound */
+  async remove(actor: Id, net: Id): Promise<void> {
+    const { store, audit } = this.#services;
+    const entry = await store.write(async (tx) => {
+      const row = await tx.net(net);
+      if (row?.contact === undefined) throw new NotFound();
+      const changed = await tx.nextChange();
+      const gone = { ...row, contact: undefined, key: undefined, next: undefined, changed };
+      await tx.putNet(gone);
+      await audit.append(tx, { actor, action: 'peer_remove', outcome: 'done', detail: { net } });
+      return gone;
+    });
+    this.#end(net);
+    this.#deps.changed(entry);
+  }
+
+  /** What a token must be for us to peer by it. */
+  #judge(token: Token): { readonly net: Id; readonly grant: Grant; readonly member: Id } {
+    const own = this.#services.net;
+    const wrong = (why: string): Refusal => new Refusal('malformed', 'peer_token', why);
+    const { net } = token;
+    let grant: Grant;
+    try {
+      const operator = importPublic('ed25519', token.operator);
+      grant = openSigned(LABEL.grant, token.grant, operator, grantSchema);
+    } catch {
+      throw wrong('the grant in the token is not signed by its operator');
+    }
+    if (grant.role !== 'server' || net === undefined || grant.net === undefined) {
+      throw wrong('this token is for a member: make one with `pairwire peer token`');
+    }
+    if (grant.net !== own.id) {
+      throw wrong(`the token is for the net ${grant.net}, and this one is ${own.id}`);
+    }
+    if (net >= own.id) {
+      throw wrong(`${own.id} makes the key with ${net}: make the token here, and add it there`);
+    }
+    if (own.prefixes.length === 0) {
+      throw wrong('keyserver.yaml names no `prefixes` of this subnet');
+    }
+    if (grant.id.endsWith('*')) throw wrong('a key server has an id of its own');
+    return { net, grant, member: parseId(grant.id) };
+  }
+
+  async #enrol(token: Token, grant: Grant, contact: NetContact): Promise<void> {
+    const keys = this.#keysOf(contact);
+    const membership = this.#membership(token, contact.member, keys);
+    let problem: PairwireError | undefined;
+    const client = new ChannelClient({
+      servers: endpoints(contact.servers),
+      staticKeys: keys.channel,
+      clock: this.#deps.clock,
+      token: { id: Buffer.from(grant.tokenId), psk: Buffer.from(token.psk) },
+      onState: (state) => {
+        if (state.kind === 'down') problem = state.error;
+      },
+    });
+    client.start();
+    try {
+      await client.request(
+        { t: 'enrol', membership },
+        { timeoutMs: ENROL_TIMEOUT, parse: (value) => answerSchemas.enrol.parse(value) },
+      );
+    } catch (thrown) {
+      if (thrown instanceof RequestError) {
+        const why = `the other key server refused: ${thrown.detail ?? thrown.code}`;
+        throw new Refusal('refused', 'peer_token', why.slice(0, 200));
+      }
+      const why = problem?.message ?? 'no answer';
+      throw new Refusal('unavailable', 'peer_token', `the other key server: ${why}`.slice(0, 200));
+    } finally {
+      client.stop();
+    }
+  }
+
+  /**
+   * The keys of a peering are derived, so that nothing is stored and a second token for one id is taken; each id has
+   * others, for a key server that was revoked under one id may be let in under another.
+   */
+  #keysOf(peering: Peering): PeeringKeys {
+    const derive = (what: string): Buffer =>
+      createHmac('sha256', this.#deps.secret)
+        .update(fields(LABEL.peering, what, peering.subnet, peering.operator, peering.member))
+        .digest();
+    const [signSeed, boxSeed, channelSeed] = [derive('sign'), derive('box'), derive('channel')];
+    const sign = importPrivate('ed25519', signSeed);
+    const boxPublic = publicOf(importPrivate('x25519', boxSeed));
+    const channel = keyPairFromPrivate(channelSeed);
+    for (const seed of [signSeed, boxSeed, channelSeed]) seed.fill(0);
+    return { sign, boxPublic, channel };
+  }
+
+  #membership(token: Token, member: Id, { sign, boxPublic, channel }: PeeringKeys): Signed {
+    return signMembership(token.subnet, member, token.grant, {
+      sign,
+      signPublic: publicOf(sign),
+      boxPublic,
+      channelPublic: channel.publicKey,
+    });
+  }
+
+  #open(net: Id, contact: NetContact): void {
+    const client = new ChannelClient({
+      servers: endpoints(contact.servers),
+      staticKeys: this.#keysOf(contact).channel,
+      clock: this.#deps.clock,
+      onPush: (message) => {
+        if (message.t === 'net') void this.#ask(link);
+      },
+      onState: (state) => {
+        if (state.kind === 'open' && !state.renewed) void this.#ask(link);
+        if (state.kind === 'down') link.problem = state.error.message;
+      },
+    });
+    const timer = setInterval(() => void this.#ask(link), SYNC_INTERVAL);
+    timer.unref();
+    const state = { problem: undefined, asking: false, askAgain: false, alarmed: false };
+    const link: Link = { net, client, timer, ...state };
+    this.#links.set(net, link);
+    client.start();
+  }
+
+  #end(net: Id): void {
+    const link = this.#links.get(net);
+    if (link === undefined) return;
+    this.#links.delete(net);
+    clearInterval(link.timer);
+    link.client.stop();
+  }
+
+  /** One question at a time; what becomes known meanwhile is asked for after it. */
+  async #ask(link: Link): Promise<void> {
+    if (link.asking) {
+      link.askAgain = true;
+      return;
+    }
+    link.asking = true;
+    try {
+      do {
+        link.askAgain = false;
+        await this.#askOnce(link);
+      } while (link.askAgain && this.#links.get(link.net) === link);
+    } catch (thrown) {
+      this.#failed(link, thrown);
+    } finally {
+      link.asking = false;
+    }
+  }
+
+  async #askOnce(link: Link): Promise<void> {
+    const { net: own, store } = this.#services;
+    const row = await store.net(link.net);
+    if (row?.contact === undefined || link.client.state.kind !== 'open') return;
+    const newest =
+      row.next ?? (row.key === undefined ? undefined : { key: row.key, pwId: row.pwId });
+    const held =
+      newest === undefined ? { held: 0 } : { held: newest.pwId, mark: netMark(newest.key) };
+    const answer = await link.client.request(
+      { t: 'net.sync', net: own.id, prefixes: [...own.prefixes], ...held },
+      { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas['net.sync'].parse(value) },
+    );
+    if (this.#links.get(link.net) !== link) return;
+    if (answer.net !== link.net) {
+      throw new PairwireError('REFUSED', `it speaks for ${answer.net} now`, { where: link.net });
+    }
+    await this.#deps.learn(link.net, answer);
+    link.problem = undefined;
+    this.#compareClocks(link);
+  }
+
+  #compareClocks(link: Link): void {
+    const skewMs = this.#skew(link) ?? 0;
+    const alarm = Math.abs(skewMs) > SKEW_ALARM;
+    if (alarm && !link.alarmed) {
+      this.#services.log.error(
+        { net: link.net, skewMs },
+        'the clocks of two key servers differ: frames between the subnets may be refused as late',
+      );
+    }
+    link.alarmed = alarm;
+  }
+
+  #skew({ client }: Link): number | undefined {
+    return client.time.known ? client.time.now() - this.#services.now() : undefined;
+  }
+
+  #failed(link: Link, thrown: unknown): void {
+    link.problem = thrown instanceof Error ? thrown.message : 'failed';
+    this.#services.log.warn({ net: link.net, err: thrown }, 'a key server did not answer');
+  }
+}
+
+/** @throws Refusal */
+function readToken(text: string): Token {
+  try {
+    return parseToken(text);
+  } catch {
+    throw new Refusal('malformed', 'peer_token', 'this is not a whole token');
+  }
+}
+
+function blank(net: Id, serial: number): Net {
+  return {
+    ...{ net, member: undefined, contact: undefined, local: [], told: [], key: undefined },
+    ...{ pwId: 0, oldest: 1, reason: '', createdAt: 0, dueAt: 0, next: undefined },
+    ...{ serial, changed: serial },
+  };
+}
+
+function endpoints(servers: readonly ServerAddress[]): ChannelClientOptions['servers'] {
+  const [first, ...others] = servers.map(({ scheme, host, port, key }) => ({
+    scheme: scheme ?? 'tcp',
+    ...{ host, port, publicKey: Buffer.from(key) },
+  }));
+  if (first === undefined) throw new PairwireError('TOKEN_MALFORMED', 'no server is named');
+  return [first, ...others];
+}

@@ -1,0 +1,475 @@
+/**
+ * Two subnets whose key servers are peered: `east` makes the net key, `west` asks for it. Real servers and the
+ * real channel; link ports are members that speak the protocol.
+ */
+import { randomBytes } from 'node:crypto';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { makeToken } from '../../../keyserver/tokens.js';
+import { type Id, parseId } from '../../../src/protocol/ids.js';
+import { answerSchemas, type Change, MAX_NETS } from '../../../src/protocol/messages.js';
+import { SystemClock } from '../../../src/runtime/clock.js';
+import { createLogger } from '../../../src/runtime/log.js';
+import { HOUR, sleep, type TestMember, TestSubnet, until } from './support/subnet.js';
+
+const EAST = { subnet: parseId('east'), prefixes: ['198.51.100.0/24', '2001:db8:e::/48'] };
+const WEST = { subnet: parseId('west'), prefixes: ['203.0.113.0/24'] };
+
+type NetChange = Extract<Change, { kind: 'net' | 'net.gone' }>;
+
+function netsOf(changes: readonly Change[]): NetChange[] {
+  return changes.filter((one): one is NetChange => one.kind === 'net' || one.kind === 'net.gone');
+}
+
+/** What a link port was last told of the net. */
+const told = (link: TestMember): NetChange | undefined => netsOf(link.pushed()).at(-1);
+
+describe('peered key servers', () => {
+  let east: TestSubnet;
+  let west: TestSubnet;
+
+  beforeEach(async () => {
+    east = await TestSubnet.start(EAST);
+    west = await TestSubnet.start(WEST);
+  });
+  afterEach(async () => {
+    await west.close();
+    await east.close();
+  });
+
+  function peerToken(
+    wish: { id?: string; net?: string; ips?: string[]; notAfter?: number } = {},
+  ): string {
+    const { id = 'west', net = 'west', ips = WEST.prefixes, notAfter = Date.now() + HOUR } = wish;
+    return makeToken(
+      {
+        ...{ subnet: east.subnet, server: parseId('s1') },
+        listen: `127.0.0.1:${east.port}`,
+        advertise: [],
+      },
+      { operator: east.operator, tokenKey: east.tokenKey, serverPublic: east.serverPublic },
+      { ...{ id, role: 'server', net: net as Id, ips, notAfter }, macs: [], rights: [], uses: 1 },
+    ).text;
+  }
+
+  function add(token: string, prefixes: readonly string[] = EAST.prefixes, at = west) {
+    return at
+      .admin()
+      .request(
+        { t: 'peer.add', token, prefixes },
+        { parse: (it) => answerSchemas['peer.add'].parse(it) },
+      );
+  }
+
+  const atEast = () => east.store.net(parseId('west'));
+  const atWest = () => west.store.net(parseId('east'));
+
+  async function peered(): Promise<void> {
+    await add(peerToken());
+    await until(async () => (await atWest())?.key !== undefined, 'the key at the far server');
+  }
+
+  /** A link port that is registered and has synchronised. */
+  async function link(subnet: TestSubnet, id: string): Promise<TestMember> {
+    const member = await subnet.member(id, { role: 'link' });
+    await member.syncAll();
+    return member;
+  }
+
+  const confirm = (member: TestMember, net: string, pwId: number) =>
+    member.client.request({ t: 'key.confirm', pairs: [], nets: [{ net, pwId }] });
+
+  function rekey(subnet: TestSubnet, net: string | true, force = false) {
+    return subnet
+      .admin()
+      .request({ t: 'rekey', net, force }, { parse: (it) => answerSchemas.rekey.parse(it) });
+  }
+
+  it('have one key, which link ports get with what may be behind it, and nobody else', async () => {
+    await peered();
+    const [made, learned] = [await atEast(), await atWest()];
+    expect(made).toMatchObject({ pwId: 1, member: 'west', contact: undefined });
+    expect(learned).toMatchObject({ pwId: 1, member: undefined });
+    expect(learned?.key?.equals(made?.key ?? Buffer.alloc(0))).toBe(true);
+
+    const gate = await west.member('gate', { role: 'link' });
+    const { changes } = await gate.syncAll();
+    const [net] = netsOf(changes);
+    expect(net).toMatchObject({
+      kind: 'net',
+      net: 'east',
+      pwId: 1,
+      prefixes: [...EAST.prefixes].sort(),
+    });
+    expect(made?.key?.equals((net?.kind === 'net' ? net.key : undefined) ?? Buffer.alloc(0))).toBe(
+      true,
+    );
+    const far = await east.member('gate', { role: 'link' });
+    const [other] = netsOf((await far.syncAll()).changes);
+    expect(other).toMatchObject({ net: 'west', pwId: 1, prefixes: WEST.prefixes });
+
+    const alice = await west.member('alice');
+    expect(netsOf((await alice.syncAll()).changes)).toEqual([]);
+    await rekey(east, 'west', true);
+    await until(
+      () => told(gate)?.kind === 'net' && (told(gate) as { pwId: number }).pwId === 2,
+      'the next key',
+    );
+    expect(netsOf(alice.pushed())).toEqual([]);
+  });
+
+  it('change the key only when link ports on both sides can receive under it', async () => {
+    await peered();
+    const [here, there] = [await link(east, 'gate'), await link(west, 'gate')];
+    expect(await rekey(east, 'west')).toMatchObject({ nets: 1 });
+    const prepared = (one: TestMember): boolean => {
+      const net = told(one);
+      return net?.kind === 'net' && net.pwId === 1 && net.next?.pwId === 2;
+    };
+    await until(() => prepared(here) && prepared(there), 'the next key on both sides');
+    await confirm(here, 'west', 2);
+    await sleep(150);
+    expect((await atEast())?.pwId).toBe(1);
+    await confirm(there, 'east', 3); // Of something else.
+    await sleep(150);
+    expect((await atEast())?.pwId).toBe(1);
+    await confirm(there, 'east', 2);
+    const inForce = (one: TestMember): boolean => {
+      const net = told(one);
+      return net?.kind === 'net' && net.pwId === 2 && net.next === undefined && net.oldest === 1;
+    };
+    await until(() => inForce(here) && inForce(there), 'the key in force on both sides');
+    const [made, learned] = [await atEast(), await atWest()];
+    expect(made).toMatchObject({ pwId: 2, reason: 'operator', next: undefined });
+    expect(learned?.key?.equals(made?.key ?? Buffer.alloc(0))).toBe(true);
+  });
+
+  it('stay at the key while the other server is away, and change when it is back', async () => {
+    await peered();
+    await west.stopServer();
+    await rekey(east, 'west');
+    await sleep(1_500);
+    expect(await atEast()).toMatchObject({ pwId: 1, next: { pwId: 2 } });
+    await west.startServer();
+    await until(async () => (await atWest())?.pwId === 2, 'the next key at the far server');
+    const [made, learned] = [await atEast(), await atWest()];
+    expect(made).toMatchObject({ pwId: 2, next: undefined });
+    expect(learned?.key?.equals(made?.key ?? Buffer.alloc(0))).toBe(true);
+  });
+
+  it('serve link ports from their own store while the maker is away', async () => {
+    await peered();
+    const { key } = (await atEast()) ?? {};
+    await east.stopServer();
+    try {
+      const gate = await west.member('gate', { role: 'link' });
+      const [net] = netsOf((await gate.syncAll()).changes);
+      expect(key?.equals((net?.kind === 'net' ? net.key : undefined) ?? Buffer.alloc(0))).toBe(
+        true,
+      );
+    } finally {
+      await east.startServer();
+    }
+  });
+
+  it('renew it when the far operator says so, and by age', async () => {
+    await peered();
+    // Young keys are not renewed for another's asking.
+    await expect(rekey(west, 'east')).rejects.toThrow();
+    const row = await atEast();
+    if (row === undefined) throw new Error('there is no net');
+    await east.store.write((tx) => tx.putNet({ ...row, createdAt: row.createdAt - 60_000 }));
+    expect(await rekey(west, true)).toMatchObject({ nets: 1 });
+    await until(async () => (await atWest())?.pwId === 2, 'the key that the far side asked for');
+
+    const second = await atEast();
+    if (second === undefined) throw new Error('there is no net');
+    await east.store.write((tx) => tx.putNet({ ...second, dueAt: 1 }));
+    await until(async () => (await atWest())?.pwId === 3, 'the key that was due');
+    expect(await atEast()).toMatchObject({ pwId: 3, reason: 'age' });
+    expect((await atEast())?.dueAt).toBeGreaterThan(Date.now());
+  });
+
+  it('refuse who speaks for a net that is not its own, and note it', async () => {
+    await peered();
+    const north = await east.enrolled('north', {
+      role: 'server',
+      net: parseId('north'),
+      ips: ['192.0.2.0/24'],
+    });
+    const ask = (net: string) =>
+      north.client.request({ t: 'net.sync', net, prefixes: [], held: 0 });
+    await expect(ask('west')).rejects.toMatchObject({ code: 'refused' });
+    await expect(
+      north.client.request({ t: 'net.confirm', net: 'west', pwId: 2 }),
+    ).rejects.toMatchObject({ code: 'refused' });
+    await expect(
+      north.client.request({ t: 'net.rekey', net: 'west', force: true }),
+    ).rejects.toMatchObject({ code: 'refused' });
+    expect(await ask('north')).toMatchObject({ pwId: 1 });
+    // A server that speaks for no net at all.
+    const plain = await east.enrolled('cascade', { role: 'server' });
+    await expect(
+      plain.client.request({ t: 'net.sync', net: 'west', prefixes: [], held: 0 }),
+    ).rejects.toMatchObject({ code: 'refused' });
+    await until(
+      async () =>
+        (await east.audit()).some(
+          ({ action, actor }) => action === 'net_foreign' && actor === 'north',
+        ),
+      'the audit entry',
+    );
+    expect((await atEast())?.pwId).toBe(1);
+  });
+
+  it('let only one server speak for a net, and none for our own or a smaller one', async () => {
+    await peered();
+    const enrol = (id: string, net: string) =>
+      east.enrolled(id, { role: 'server', net: parseId(net), ips: ['192.0.2.0/24'] });
+    await expect(enrol('west2', 'west')).rejects.toMatchObject({ code: 'refused' });
+    await expect(enrol('own', 'east')).rejects.toMatchObject({ code: 'refused' });
+    await expect(enrol('small', 'aaa')).rejects.toMatchObject({ code: 'refused' });
+    expect(await east.store.nets()).toHaveLength(1);
+  });
+
+  it('give nothing to a server that was revoked; link ports forget the key, and its number is not used again', async () => {
+    await peered();
+    const [here, there] = [await link(east, 'gate'), await link(west, 'gate')];
+    await east.admin().request({ t: 'revoke', member: 'west' });
+    await until(() => told(here)?.kind === 'net.gone', 'the end of the link');
+    expect(await atEast()).toMatchObject({ key: undefined, member: undefined });
+    // Its own key is as it was: it hears nothing more.
+    expect(told(there)).toBeUndefined();
+    await until(
+      async () => (await east.audit()).some(({ action }) => action === 'channel_unknown'),
+      'the refusal at the door',
+    );
+    await add(peerToken({ id: 'west-again' }));
+    await until(async () => (await atWest())?.pwId === 2, 'the key of the new link');
+    expect(await atEast()).toMatchObject({ pwId: 2, member: 'west-again', oldest: 2 });
+  });
+
+  it('take of the prefixes that a server claims what the operator has named, and note the rest (C12)', async () => {
+    const claims = ['0.0.0.0/0', '198.51.100.0/25', '203.0.113.64/26'];
+    await west.close();
+    west = await TestSubnet.start({ ...WEST, prefixes: claims });
+    await add(peerToken({ ips: ['203.0.113.0/25'] }), ['198.51.100.0/24']).then(
+      () => expect.unreachable('its own prefixes are those of the other'),
+      (error: unknown) => expect(error).toMatchObject({ code: 'malformed' }),
+    );
+    await west.close();
+    west = await TestSubnet.start({ ...WEST, prefixes: ['203.0.113.64/26'] });
+    await add(peerToken({ id: 'west-2', ips: ['203.0.113.0/25'] }));
+    await until(async () => ((await atEast())?.told.length ?? 0) > 0, 'what the server claims');
+    const gate = await link(east, 'gate');
+    expect(netsOf((await gate.syncAll()).changes)[0]).toMatchObject({
+      prefixes: ['203.0.113.64/26'],
+    });
+    expect((await east.audit()).some(({ action }) => action === 'net_prefix')).toBe(false);
+
+    const rogue = await east.enrolled('zone', {
+      role: 'server',
+      net: parseId('zone'),
+      ips: ['192.0.2.0/24'],
+    });
+    await rogue.client.request({ t: 'net.sync', net: 'zone', prefixes: claims, held: 0 });
+    const zone = () =>
+      netsOf(gate.pushed())
+        .filter(({ net }) => net === 'zone')
+        .at(-1);
+    await until(() => zone()?.kind === 'net', 'the other net');
+    await until(
+      async () =>
+        (await east.audit()).some(
+          ({ action, actor }) => action === 'net_prefix' && actor === 'zone',
+        ),
+      'the audit entry',
+    );
+    // All of 192.0.2.0/24 by its first claim, nothing of ours.
+    await until(() => (zone() as { prefixes?: string[] }).prefixes?.length === 1, 'its prefixes');
+    expect(zone()).toMatchObject({ prefixes: ['192.0.2.0/24'] });
+  });
+
+  it('go on above what the far side holds after a restore', async () => {
+    await peered();
+    const old = await atEast();
+    if (old === undefined) throw new Error('there is no net');
+    await rekey(east, 'west', true);
+    await until(async () => (await atWest())?.pwId === 2, 'the second key');
+    const second = await atWest();
+    // The database is put back to the first key.
+    await east.stopServer();
+    await east.startServer();
+    await east.store.write((tx) => tx.putNet(old));
+    await rekey(east, 'west', true);
+    await until(async () => (await atWest())?.pwId === 3, 'a key above both');
+    const [made, learned] = [await atEast(), await atWest()];
+    expect(learned?.key?.equals(made?.key ?? Buffer.alloc(0))).toBe(true);
+    expect(learned?.key?.equals(second?.key ?? Buffer.alloc(0))).toBe(false);
+    expect(made?.reason).toBe('restored');
+  });
+
+  it('refuse a token that is not for them, and say why', async () => {
+    const because = (token: string, at = west, prefixes = EAST.prefixes) =>
+      add(token, prefixes, at).then(
+        () => 'taken',
+        (error: unknown) => (error instanceof Error ? error.message : ''),
+      );
+    expect(await because('pwt1_AAAA')).toContain('not a whole token');
+    expect(await because(peerToken({ net: 'zone' }))).toContain('for the net zone');
+    expect(await because(peerToken({ net: 'east' }), east)).toContain('makes the key');
+    const member = makeToken(
+      {
+        ...{ subnet: east.subnet, server: parseId('s1') },
+        listen: `127.0.0.1:${east.port}`,
+        advertise: [],
+      },
+      { operator: east.operator, tokenKey: east.tokenKey, serverPublic: east.serverPublic },
+      {
+        ...{ id: 'mallory', role: 'host', ips: [], notAfter: Date.now() + HOUR },
+        macs: [],
+        rights: [],
+        uses: 1,
+      },
+    ).text;
+    expect(await because(member)).toContain('peer token');
+    expect(await because(peerToken({ notAfter: Date.now() - 1 }))).toContain('expired');
+    expect(await because(peerToken(), west, ['203.0.113.0/28'])).toContain("this subnet's own");
+    expect(await west.store.nets()).toEqual([]);
+    // A token serves once; the same server may come again with it.
+    const token = peerToken();
+    expect(await because(token)).toBe('taken');
+    expect(await because(token)).toBe('taken');
+    const thief = await TestSubnet.start(WEST);
+    try {
+      expect(await because(token, thief)).toContain('refused');
+    } finally {
+      await thief.close();
+    }
+  });
+
+  it('are parted by `peer.remove`: link ports forget the key', async () => {
+    await peered();
+    const gate = await link(west, 'gate');
+    await west.admin().request({ t: 'peer.remove', net: 'east' });
+    await until(() => told(gate)?.kind === 'net.gone', 'the end of the link');
+    expect(await atWest()).toMatchObject({ key: undefined, contact: undefined, pwId: 1 });
+    await expect(west.admin().request({ t: 'peer.remove', net: 'east' })).rejects.toMatchObject({
+      code: 'not_found',
+    });
+    // A second token for the same id is taken: the identity is the same.
+    await add(peerToken());
+    await until(async () => (await atWest())?.key !== undefined, 'the key again');
+  });
+
+  it('limit what a key server may ask and claim to hold', async () => {
+    const zone = await east.enrolled('zone', {
+      ...{ role: 'server', net: parseId('zone'), ips: ['192.0.2.0/24'] },
+    });
+    const ask = (held: number, mark?: Buffer) =>
+      zone.client.request({ t: 'net.sync', net: 'zone', prefixes: [], held, mark });
+    await expect(ask(1_000_002)).rejects.toMatchObject({ code: 'refused' });
+    // Another key under a number that is in force, as after a restore.
+    expect(await ask(1, randomBytes(16))).toMatchObject({ pwId: 2 });
+    expect(await ask(7)).toMatchObject({ pwId: 8 });
+    const answers = await Promise.allSettled(Array.from({ length: 60 }, () => ask(0)));
+    const refused = answers.filter(({ status }) => status === 'rejected');
+    expect(refused.length).toBeGreaterThan(5);
+    expect(refused[0]).toMatchObject({ reason: { code: 'limit' } });
+    await until(
+      async () => (await east.audit()).some(({ action }) => action === 'net_rate'),
+      'the audit entry',
+    );
+  });
+
+  it('have so many links and no more', async () => {
+    const row = await (async () => {
+      await peered();
+      return atEast();
+    })();
+    if (row === undefined) throw new Error('there is no net');
+    await east.store.write(async (tx) => {
+      for (let at = 0; at < MAX_NETS - 1; at += 1) {
+        const serial = await tx.nextChange();
+        await tx.putNet({
+          ...row,
+          net: parseId(`zone${at}`),
+          member: undefined,
+          serial,
+          changed: serial,
+        });
+      }
+    });
+    await expect(
+      east.enrolled('zulu', { role: 'server', net: parseId('zulu'), ips: ['192.0.2.0/24'] }),
+    ).rejects.toMatchObject({ code: 'limit' });
+  });
+
+  it('go on with clocks that differ, and say so', async () => {
+    await west.close();
+    const lines: string[] = [];
+    const real = new SystemClock();
+    const clock = { bootMs: () => real.bootMs(), wallMs: () => real.wallMs() + 60_000 };
+    const log = createLogger(
+      'test',
+      { level: 'error' },
+      {
+        write: (line: string) => void lines.push(line),
+      },
+    );
+    west = await TestSubnet.start({ ...WEST, clock, log });
+    await peered();
+    await until(
+      () => lines.some((line) => line.includes('clocks of two key servers')),
+      'the alarm',
+    );
+    const { rows } = await west
+      .admin()
+      .request({ t: 'list', what: 'nets' }, { parse: (it) => answerSchemas.list.parse(it) });
+    expect(Number(rows[0]?.skewMs)).toBeLessThan(-59_000);
+    expect(rows[0]).toMatchObject({ pwId: 1, state: 'connected' });
+  });
+
+  it('show each other in the list', async () => {
+    await peered();
+    const list = async (subnet: TestSubnet) => {
+      const { rows } = await subnet
+        .admin()
+        .request({ t: 'list', what: 'nets' }, { parse: (it) => answerSchemas.list.parse(it) });
+      return rows;
+    };
+    expect(await list(east)).toMatchObject([
+      {
+        net: 'west',
+        peer: 'west',
+        key: 'made here',
+        state: 'connected',
+        pwId: 1,
+        prefixes: WEST.prefixes,
+      },
+    ]);
+    const [row] = await list(west);
+    expect(row).toMatchObject({
+      net: 'east',
+      peer: 'east',
+      key: 'made there',
+      state: 'connected',
+      problem: null,
+    });
+    expect(Math.abs(Number(row?.skewMs))).toBeLessThan(1_000);
+    const keys = await west
+      .admin()
+      .request({ t: 'list', what: 'keys' }, { parse: (it) => answerSchemas.list.parse(it) });
+    expect(keys.rows).toContainEqual(
+      expect.objectContaining({ kind: 'net', a: 'east', b: null, pwId: 1 }),
+    );
+    expect(JSON.stringify(keys)).not.toContain(
+      ((await atWest())?.key ?? randomBytes(32)).toString('hex'),
+    );
+    await east.stopServer();
+    try {
+      await until(async () => (await list(west))[0]?.state === 'away', 'that the other is away');
+    } finally {
+      await east.startServer();
+    }
+  });
+});
