@@ -1,6 +1,7 @@
 /** The key server's lists as operators and viewers see them: rows without any secret. */
 import type { Id } from '../src/protocol/ids.js';
 import { type Endpoint, type ListName, MAX_ROWS } from '../src/protocol/messages.js';
+import type { OwnNet } from './config.js';
 import { prefixesOf } from './nets/net-change.js';
 import type { NetLinkState } from './nets/net-links.js';
 import type { Services } from './services.js';
@@ -83,7 +84,7 @@ export async function readList(
         limit,
         nets,
         ({ serial }) => serial,
-        (net) => netRow(net, view),
+        (net) => netRow(net, services.net, view),
       );
     }
     case 'audit':
@@ -105,7 +106,7 @@ export async function readList(
 }
 
 /** Another subnet: who asks whom for the key, and whether they hear each other. */
-function netRow(entry: Net, view: ListView): Readonly<Record<string, unknown>> {
+function netRow(entry: Net, own: OwnNet, view: ListView): Readonly<Record<string, unknown>> {
   const { net, member, contact, key, pwId, next, reason, createdAt } = entry;
   const link = view.link(net);
   const asked = member !== undefined && view.isConnected(member);
@@ -117,7 +118,7 @@ function netRow(entry: Net, view: ListView): Readonly<Record<string, unknown>> {
     state: !linked ? 'ended' : asked || link?.connected === true ? 'connected' : 'away',
     problem: link?.problem ?? null,
     skewMs: link?.skewMs ?? null,
-    prefixes: prefixesOf(entry),
+    prefixes: prefixesOf(entry, own),
     pwId: key === undefined ? null : pwId,
     next: next?.pwId ?? null,
     reason: key === undefined ? null : reason,

@@ -34,6 +34,8 @@ export const REFUSAL_KINDS = [
   /** Two key servers for one net, or one whose net makes the key itself. */
   'net_taken',
   'net_rate',
+  /** The key server that makes a net key does not answer now. */
+  'net_away',
   'peer_token',
   'revoke_self',
   /** A plain port reports an address that is or was a member's own: somebody outside pretends. */

@@ -13,7 +13,7 @@ import { ChannelServer } from '../src/net/channel-server.js';
 import { type Asker, maySend } from '../src/protocol/authorisation.js';
 import type { KeyPair } from '../src/protocol/channel/keys.js';
 import { GROUP_ID, type Id } from '../src/protocol/ids.js';
-import { type Change, MAX_ROWS, type Request, requestSchema } from '../src/protocol/messages.js';
+import { MAX_ROWS, type Request, requestSchema } from '../src/protocol/messages.js';
 import { importPublic } from '../src/protocol/public-keys.js';
 import { TALKER_ROLES, type VerifiedMember } from '../src/protocol/records.js';
 import { tokenPsk } from '../src/protocol/token.js';
@@ -29,6 +29,7 @@ import { KeyRequests, requireOwn } from './keys/key-requests.js';
 import { PutBack } from './keys/put-back.js';
 import { Rekey } from './keys/rekey.js';
 import { type ListView, readList } from './lists.js';
+import type { NetChange } from './nets/net-change.js';
 import { NetKeys } from './nets/net-keys.js';
 import { NetLinks } from './nets/net-links.js';
 import { NotFound, NotYet, Refusal } from './refusal.js';
@@ -174,11 +175,10 @@ export class KeyServer {
     this.#netLinks = new NetLinks(this.#services, {
       secret: options.tokenKey,
       clock,
-      learn: (from, answer) => this.#netKeys.learn(from, answer),
+      learn: (from, contact, answer) => this.#netKeys.learn(from, contact, answer),
       changed: (entry) => this.#netKeys.changed(entry),
     });
     this.#netKeys = new NetKeys(this.#services, {
-      links: () => this.#liveLinks(),
       tellLinks: (change) => this.#tellLinks(change),
       tellServer: (id) => this.#tellServer(id),
       confirmToMaker: (to, pwId) => this.#netLinks.confirm(to, pwId),
@@ -363,7 +363,7 @@ export class KeyServer {
       case 'key.confirm':
         await this.#rekey.confirm(memberOf(peer), request.pairs);
         if (request.group !== undefined) await this.#groups.confirm(memberOf(peer), request.group);
-        await this.#netKeys.confirmedByLink(memberOf(peer), request.nets ?? []);
+        if (request.nets !== undefined) await this.#confirmNets(peer, request.nets);
         return {};
       case 'key.notice':
         return this.#notice(memberOf(peer), request);
@@ -507,11 +507,30 @@ export class KeyServer {
     await store.write((tx) =>
       audit.append(tx, { actor, action: 'rekey', outcome: 'done', detail }),
     );
+    let done = 0;
+    let failure: unknown;
     for (const { net, member } of nets) {
-      if (member === undefined) await this.#netLinks.rekey(net, force);
-      else await this.#netKeys.renew(net, 'operator', force);
+      try {
+        if (member === undefined) await this.#netLinks.rekey(net, force);
+        else await this.#netKeys.renew(net, 'operator', force);
+        done += 1;
+      } catch (thrown) {
+        // The others are renewed all the same.
+        failure = thrown;
+      }
     }
-    return nets.length;
+    if (done === 0) throw failure;
+    return done;
+  }
+
+  /** Only who is told of net keys can have one. */
+  async #confirmNets(
+    peer: Peer,
+    nets: readonly { readonly net: Id; readonly pwId: number }[],
+  ): Promise<void> {
+    if (peer.asker !== 'link')
+      throw new Refusal('refused', 'role', 'only link ports have net keys');
+    await this.#netKeys.confirmedByLink(memberOf(peer), nets);
   }
 
   /** The member's sessions end first, so that no answer or push that was made after it gets out. */
@@ -519,7 +538,7 @@ export class KeyServer {
     this.#revoking.add(id);
     try {
       if (actor !== id) this.#endSessions(id);
-      const { number, fresh, behind, bindings, nets } = await revoke(
+      const { number, fresh, behind, bindings, nets, wasLink } = await revoke(
         this.#services,
         this.#groups,
         actor,
@@ -529,6 +548,7 @@ export class KeyServer {
       for (const { vlan, mac } of behind) this.#hints.behindChanged(vlan, mac);
       for (const ip of bindings) this.#hints.bindingChanged(ip);
       for (const net of nets) this.#netKeys.changed(net);
+      if (wasLink) this.#netLinks.renewAll();
       return { number, fresh };
     } finally {
       this.#revoking.delete(id);
@@ -590,16 +610,12 @@ export class KeyServer {
     };
   }
 
-  *#liveLinks(): Iterable<Id> {
-    for (const [name, peer] of this.#live.all()) if (peer.asker === 'link') yield name as Id;
-  }
-
   /** A hint: who misses it has the same by its next sync. */
-  #tellLinks(change: Change): void {
+  #tellLinks(change: NetChange): void {
     const { epoch } = this.#services.store.meta;
     for (const [, peer] of this.#live.all()) {
-      if (peer.asker === 'link' && peer.synced)
-        peer.push({ t: 'changes', epoch, changes: [change] });
+      if (peer.asker !== 'link' || !peer.synced) continue;
+      peer.push({ t: 'changes', epoch, changes: [change] }, `net ${change.net}`);
     }
   }
 

@@ -11,30 +11,34 @@
 import { randomBytes, timingSafeEqual } from 'node:crypto';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
 import type { Id } from '../../src/protocol/ids.js';
-import type { Change, NetSyncAnswer } from '../../src/protocol/messages.js';
+import type { NetSyncAnswer } from '../../src/protocol/messages.js';
 import { covers, networkOf, overlap } from '../../src/protocol/prefixes.js';
+import { PairwireError } from '../../src/runtime/errors.js';
 import { AGAIN, dueAfter, MIN_AGE, Rounds } from '../keys/renewal.js';
-import { NotFound, Refusal } from '../refusal.js';
+import { NotFound, NotYet, Refusal } from '../refusal.js';
 import { TokenBuckets } from '../registry/token-bucket.js';
 import type { Services } from '../services.js';
-import type { Net } from '../storage/store.js';
-import { netChange, netMark } from './net-change.js';
+import type { Net, NetContact } from '../storage/store.js';
+import { type NetChange, netChange, netMark } from './net-change.js';
 
 /** Requests of a far key server: so many at once, so many a second. */
 export const NET_REQUEST_BURST = 50;
 export const NET_REQUESTS_PER_SECOND = 10;
-/** No generation is so far ahead of what was made: a server that says so lies. */
+/** No generation is so far ahead of the last one that was known: a server that says so lies. */
 const MAX_NET_AHEAD = 1_000_000;
+/** Generations that a far server makes us put above what it holds: so many at once, then one in so many seconds. */
+export const NET_RESTORE_BURST = 3;
+export const NET_RESTORES_PER_SECOND = 0.1;
+/** Who has not confirmed after so long is named in the log, ms. */
+const SLOW = 60_000;
 
 /** Why a generation was made, as the `keys` list shows it. */
 export type NetRekeyReason = 'age' | 'operator' | 'restored';
 
 /** What is wanted of the sessions and of the servers that we ask. */
 export interface NetKeysDeps {
-  /** Link ports with a registered session. */
-  links(): Iterable<Id>;
   /** Tells them what became of a net. */
-  tellLinks(change: Change): void;
+  tellLinks(change: NetChange): void;
   /** Tells the far key server, if it is there, that it should ask. */
   tellServer(member: Id): void;
   /** Tells the server that made it that our link ports can receive under a next generation. */
@@ -54,6 +58,7 @@ export interface NetQuestion {
 interface Waiting {
   readonly pwId: number;
   toldAt: number;
+  namedAt: number;
   /** The far key server has confirmed. */
   far: boolean;
   readonly links: Set<Id>;
@@ -64,6 +69,7 @@ export class NetKeys {
   readonly #services: Services;
   readonly #deps: NetKeysDeps;
   readonly #buckets = new TokenBuckets(NET_REQUEST_BURST, NET_REQUESTS_PER_SECOND);
+  readonly #restores = new TokenBuckets(NET_RESTORE_BURST, NET_RESTORES_PER_SECOND);
   readonly #waiting = new Map<Id, Waiting>();
   readonly #rounds: Rounds;
 
@@ -87,7 +93,7 @@ export class NetKeys {
 
   /** Tells link ports of a net, and the far server that there is something to ask for. */
   changed(entry: Net): void {
-    this.#deps.tellLinks(netChange(entry));
+    this.#tellLinks(entry);
     if (entry.member !== undefined) this.#deps.tellServer(entry.member);
   }
 
@@ -95,9 +101,11 @@ export class NetKeys {
 
   /** The far server's question: takes what it says of its net, and answers with the key. @throws Refusal */
   async sync(member: Id, request: NetQuestion): Promise<Omit<NetSyncAnswer, 't' | 'id'>> {
-    const { net: own, store, now } = this.#services;
+    const { net: own, store, now, audit } = this.#services;
     this.#limit(member);
     await this.#of(store, member, request.net);
+    // A database that was put back may have forgotten that this server was revoked.
+    if ((await store.counters()).putBack) throw new NotYet();
     const told = request.prefixes.map(networkOf);
     const { entry, news } = await store.write(async (tx) => {
       let row = await this.#of(tx, member, request.net);
@@ -111,6 +119,7 @@ export class NetKeys {
           net: row.net,
         });
       }
+      if (forgotten && !this.#restores.take(member, now())) throw tooOften(member);
       row = { ...row, told, changed: await tx.nextChange() };
       if (forgotten) {
         // The database was put back, and the far side holds what was made since: go on above it.
@@ -120,6 +129,12 @@ export class NetKeys {
           ...{ key: randomBytes(KEY_SIZE), pwId, oldest: request.held },
           ...{ reason: 'restored', createdAt: now(), dueAt: this.#dueAt(), next: undefined },
         };
+        await audit.append(tx, {
+          actor: member,
+          action: 'net_restore',
+          outcome: 'done',
+          detail: { net: row.net, held: request.held, pwId },
+        });
       }
       await tx.putNet(row);
       return { entry: row, news: { differs, restored: forgotten } };
@@ -127,7 +142,7 @@ export class NetKeys {
     if (news !== undefined) {
       if (news.restored) this.#count('restored', 'forced');
       if (news.differs) this.#judge(member, entry, told);
-      this.#deps.tellLinks(netChange(entry));
+      this.#tellLinks(entry);
     }
     const { key, pwId, oldest, next } = entry;
     if (key === undefined) throw new NotFound();
@@ -141,17 +156,14 @@ export class NetKeys {
     const entry = await this.#of(this.#services.store, member, net);
     if (entry.next?.pwId !== pwId) return;
     this.#waitFor(net, pwId).far = true;
-    await this.#lookAfter(entry);
+    await this.#lookAfter(net);
   }
 
   /** The far server's operator wants another key. @returns the number of the generation @throws Refusal */
   async renewForServer(member: Id, net: Id, force: boolean): Promise<number> {
     this.#limit(member);
-    const entry = await this.#of(this.#services.store, member, net);
-    if (this.#services.now() - entry.createdAt < MIN_AGE) {
-      throw new Refusal('limit', 'net_rate', 'the net key is too young; wait', { id: member });
-    }
-    return this.renew(net, 'operator', force);
+    await this.#of(this.#services.store, member, net);
+    return this.#renew(net, 'operator', force, member);
   }
 
   // ------------------------------------------------------------------------ made here
@@ -162,18 +174,30 @@ export class NetKeys {
    * @returns its number
    * @throws NotFound
    */
-  async renew(net: Id, reason: NetRekeyReason, force: boolean): Promise<number> {
-    const { store } = this.#services;
-    const entry = await store.write(async (tx) => {
+  renew(net: Id, reason: NetRekeyReason, force: boolean): Promise<number> {
+    return this.#renew(net, reason, force);
+  }
+
+  /** @param far the far server, if it wants this: of a young key it gets none */
+  async #renew(net: Id, reason: NetRekeyReason, force: boolean, far?: Id): Promise<number> {
+    const { store, now, audit } = this.#services;
+    const { entry, fresh } = await store.write(async (tx) => {
       const row = await tx.net(net);
       if (row?.key === undefined || row.member === undefined) throw new NotFound();
+      if (row.next !== undefined && !force) return { entry: row, fresh: false };
+      if (far !== undefined) {
+        if (now() - row.createdAt < MIN_AGE) throw tooOften(far);
+        const detail = { net, force };
+        await audit.append(tx, { actor: far, action: 'rekey', outcome: 'done', detail });
+      }
       const changed = await tx.nextChange();
       const next = row.next ?? { key: randomBytes(KEY_SIZE), pwId: row.pwId + 1, reason };
       const prepared: Net = { ...row, next, changed };
       const stored = force ? this.#inForce(prepared) : prepared;
       await tx.putNet(stored);
-      return stored;
+      return { entry: stored, fresh: true };
     });
+    if (!fresh) return entry.next?.pwId ?? entry.pwId;
     this.#count(reason, force ? 'forced' : 'prepared');
     if (force) this.#waiting.delete(net);
     else if (entry.next !== undefined) this.#waitFor(net, entry.next.pwId);
@@ -183,19 +207,30 @@ export class NetKeys {
 
   // ------------------------------------------------------------------ made by a far server
 
-  /** What the server that makes the key has answered. */
-  async learn(net: Id, answer: NetSyncAnswer): Promise<void> {
-    const { store, log, metrics } = this.#services;
+  /**
+   * What the server that makes the key has answered.
+   * @param contact whom we asked
+   * @throws PairwireError if it tells an older key, or another one of the same number: it was put back since it was
+   * asked, or worse. It hears with the next question what we hold, and goes on above it.
+   */
+  async learn(net: Id, contact: NetContact, answer: NetSyncAnswer): Promise<void> {
+    const { store, metrics } = this.#services;
     const told = answer.prefixes.map(networkOf);
     const { oldest, pwId } = answer;
     const key = Buffer.from(answer.key);
     const entry = await store.write(async (tx) => {
       const row = await tx.net(net);
-      if (row?.contact === undefined) return undefined;
-      if (pwId < row.pwId || (pwId === row.pwId && row.key?.equals(key) === false)) {
-        // Put back since it was asked, or worse. It hears what we hold, and goes on above it.
-        log.error({ net, pwId, held: row.pwId }, 'a key server tells an older or another net key');
-        return undefined;
+      if (row === undefined || !isSameContact(row.contact, contact)) return undefined;
+      const another = pwId === row.pwId && row.key?.equals(key) === false;
+      const order = answer.next === undefined || answer.next.pwId === pwId + 1;
+      if (
+        pwId < row.pwId ||
+        pwId - row.pwId > MAX_NET_AHEAD ||
+        another ||
+        !order ||
+        oldest > pwId
+      ) {
+        throw new PairwireError('REFUSED', 'it tells a net key that can not be', { where: net });
       }
       const next =
         answer.next === undefined
@@ -222,9 +257,9 @@ export class NetKeys {
     const { row, learned } = entry;
     if (row.pwId !== pwId) metrics.netRekeys.inc({ reason: 'learned', step: 'learned' });
     if (row.told.join() !== told.join()) this.#judge(net, learned, told);
-    this.#deps.tellLinks(netChange(learned));
+    this.#tellLinks(learned);
     if (learned.next === undefined) this.#waiting.delete(net);
-    else await this.#lookAfter(learned);
+    else await this.#lookAfter(net);
   }
 
   // ------------------------------------------------------------------------------ both
@@ -238,7 +273,7 @@ export class NetKeys {
       const entry = await this.#services.store.net(net);
       if (entry?.next?.pwId !== pwId) continue;
       this.#waitFor(net, pwId).links.add(id);
-      await this.#lookAfter(entry);
+      await this.#lookAfter(net);
     }
   }
 
@@ -247,7 +282,7 @@ export class NetKeys {
     for (const entry of await store.nets()) {
       const { net, key, member, next, dueAt } = entry;
       if (key === undefined) continue;
-      if (next !== undefined) await this.#lookAfter(entry);
+      if (next !== undefined) await this.#lookAfter(net);
       else if (member !== undefined && dueAt > 0 && dueAt <= now()) {
         await this.renew(net, 'age', false);
       }
@@ -255,12 +290,15 @@ export class NetKeys {
   }
 
   /** Goes on with a prepared generation as far as those allow who have confirmed. */
-  async #lookAfter(entry: Net): Promise<void> {
-    const { net, next, member } = entry;
-    if (next === undefined) return;
-    const { now } = this.#services;
+  async #lookAfter(net: Id): Promise<void> {
+    const { now, store, log } = this.#services;
+    // Also who is away for a moment counts, and who has not come back yet since this server started.
+    const links = await store.linksOnline();
+    const entry = await store.net(net);
+    if (entry?.next === undefined) return;
+    const { next, member } = entry;
     const waiting = this.#waitFor(net, next.pwId);
-    const missing = [...this.#deps.links()].filter((id) => !waiting.links.has(id));
+    const missing = links.filter((id) => !waiting.links.has(id));
     if (missing.length === 0 && member !== undefined && waiting.far) {
       await this.#commit(net, next.pwId);
       return;
@@ -275,8 +313,15 @@ export class NetKeys {
     }
     if (!due) return;
     waiting.toldAt = now();
-    if (missing.length > 0) this.#deps.tellLinks(netChange(entry));
+    if (missing.length > 0) this.#tellLinks(entry);
     if (member !== undefined && !waiting.far) this.#deps.tellServer(member);
+    if (now() - waiting.namedAt < SLOW) return;
+    waiting.namedAt = now();
+    const far = member !== undefined && !waiting.far ? { server: member } : {};
+    log.warn(
+      { net, pwId: next.pwId, members: missing.slice(0, 20), ...far },
+      'a net key waits for those who have not confirmed it',
+    );
   }
 
   async #commit(net: Id, pwId: number): Promise<void> {
@@ -287,8 +332,8 @@ export class NetKeys {
       await tx.putNet(committed);
       return committed;
     });
-    this.#waiting.delete(net);
     if (entry === undefined) return;
+    if (this.#waiting.get(net)?.pwId === pwId) this.#waiting.delete(net);
     this.#count(entry.reason, 'committed');
     this.changed(entry);
   }
@@ -307,7 +352,8 @@ export class NetKeys {
   #waitFor(net: Id, pwId: number): Waiting {
     const known = this.#waiting.get(net);
     if (known?.pwId === pwId) return known;
-    const waiting = { pwId, toldAt: this.#services.now(), far: false, links: new Set<Id>() };
+    const now = this.#services.now();
+    const waiting = { pwId, toldAt: now, namedAt: now, far: false, links: new Set<Id>() };
     this.#waiting.set(net, waiting);
     return waiting;
   }
@@ -328,7 +374,11 @@ export class NetKeys {
 
   #limit(member: Id): void {
     if (this.#buckets.take(member, this.#services.now())) return;
-    throw new Refusal('limit', 'net_rate', 'too many requests about nets; wait', { id: member });
+    throw tooOften(member);
+  }
+
+  #tellLinks(entry: Net): void {
+    this.#deps.tellLinks(netChange(entry, this.#services.net));
   }
 
   /** Prefixes that a far server claims and that can't be behind its net: nothing comes of them, but it is told. */
@@ -359,4 +409,18 @@ export class NetKeys {
 function isAnother({ key, pwId, next }: Net, { held, mark }: NetQuestion): boolean {
   const own = held === pwId ? key : held === next?.pwId ? next.key : undefined;
   return own !== undefined && mark !== undefined && !timingSafeEqual(netMark(own), mark);
+}
+
+function tooOften(member: Id): Refusal {
+  return new Refusal('limit', 'net_rate', 'too much about nets; wait', { id: member });
+}
+
+/** True if a row still names the server that was asked. */
+function isSameContact(stored: NetContact | undefined, asked: NetContact): boolean {
+  return (
+    stored !== undefined &&
+    stored.subnet === asked.subnet &&
+    stored.member === asked.member &&
+    Buffer.compare(stored.operator, asked.operator) === 0
+  );
 }

@@ -10,7 +10,7 @@ import { type KeyPair, keyPairFromPrivate } from '../../src/protocol/channel/key
 import { LABEL } from '../../src/protocol/constants.js';
 import { fields } from '../../src/protocol/fields.js';
 import { type Id, parseId } from '../../src/protocol/ids.js';
-import { answerSchemas, MAX_NETS, type NetSyncAnswer } from '../../src/protocol/messages.js';
+import { answerSchemas, type NetSyncAnswer } from '../../src/protocol/messages.js';
 import { networkOf, overlap } from '../../src/protocol/prefixes.js';
 import { importPrivate, importPublic, publicOf } from '../../src/protocol/public-keys.js';
 import { type Grant, grantSchema, signMembership } from '../../src/protocol/records.js';
@@ -22,8 +22,11 @@ import { NotFound, Refusal } from '../refusal.js';
 import type { Services } from '../services.js';
 import type { Net, NetContact } from '../storage/store.js';
 import { netMark } from './net-change.js';
+import { requireRoom } from './net-members.js';
 
 const SYNC_INTERVAL = 30_000;
+/** A server that pushes and pushes is asked so often and not more, ms. */
+const LEAST_INTERVAL = 200;
 const REQUEST_TIMEOUT = 15_000;
 const ENROL_TIMEOUT = 10_000;
 /** A difference between the two servers' clocks above this is an alarm, ms. */
@@ -33,7 +36,7 @@ export interface NetLinksDeps {
   /** From which the keys by which other servers know us are derived. */
   readonly secret: Buffer;
   readonly clock: Clock;
-  learn(net: Id, answer: NetSyncAnswer): Promise<void>;
+  learn(net: Id, contact: NetContact, answer: NetSyncAnswer): Promise<void>;
   /** There is a net, or none any more. */
   changed(entry: Net): void;
 }
@@ -59,12 +62,15 @@ interface PeeringKeys {
 /** One far server that we ask. */
 interface Link {
   readonly net: Id;
+  readonly contact: NetContact;
   readonly client: ChannelClient;
   readonly timer: NodeJS.Timeout;
   problem: string | undefined;
   asking: boolean;
   askAgain: boolean;
   alarmed: boolean;
+  /** Our side wants another key, for somebody who had it is revoked. */
+  owed: boolean;
 }
 
 /** The channels to key servers of other subnets. */
@@ -72,6 +78,7 @@ export class NetLinks {
   readonly #services: Services;
   readonly #deps: NetLinksDeps;
   readonly #links = new Map<Id, Link>();
+  #closed = false;
 
   constructor(services: Services, deps: NetLinksDeps) {
     this.#services = services;
@@ -86,6 +93,7 @@ export class NetLinks {
   }
 
   close(): void {
+    this.#closed = true;
     for (const net of [...this.#links.keys()]) this.#end(net);
   }
 
@@ -100,10 +108,12 @@ export class NetLinks {
     };
   }
 
-  /** Looks at once whether something has changed. */
-  syncNow(net: Id): void {
-    const link = this.#links.get(net);
-    if (link !== undefined) void this.#ask(link);
+  /** A member that had the keys of all nets is revoked: the makers are asked for others until they make them. */
+  renewAll(): void {
+    for (const link of this.#links.values()) {
+      link.owed = true;
+      void this.#ask(link);
+    }
   }
 
   /** Tells the maker that our link ports can receive under a next generation. */
@@ -123,6 +133,9 @@ export class NetLinks {
   async rekey(net: Id, force: boolean): Promise<number> {
     const link = this.#links.get(net);
     if (link === undefined) throw new NotFound();
+    if (link.client.state.kind !== 'open') {
+      throw new Refusal('unavailable', 'net_away', `the key server of ${net} is away`, { net });
+    }
     const { pwId } = await link.client.request(
       { t: 'net.rekey', net: this.#services.net.id, force },
       { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas['net.rekey'].parse(value) },
@@ -148,19 +161,24 @@ export class NetLinks {
     if (ours !== undefined) {
       throw new Refusal('malformed', 'peer_token', `${ours} is this subnet's own`, { net });
     }
-    const known = await store.net(net);
-    if (known?.contact === undefined && (await store.nets()).length >= MAX_NETS) {
-      throw new Refusal('limit', 'peer_token', `there are ${MAX_NETS} nets already`, { net });
-    }
     const { subnet, servers, operator } = token;
     const contact: NetContact = { subnet, member, servers, operator: Buffer.from(operator) };
     await this.#enrol(token, grant, contact);
+    if (this.#closed) throw new Refusal('unavailable', 'peer_token', 'this key server ends');
     const entry = await store.write(async (tx) => {
+      await requireRoom(tx, own, net, local);
       const row = await tx.net(net);
       const changed = await tx.nextChange();
+      const other =
+        row?.contact === undefined ||
+        row.contact.subnet !== subnet ||
+        Buffer.compare(row.contact.operator, operator) !== 0;
+      // What another subnet's server has told is not this one's key.
+      const forget = other ? { key: undefined, next: undefined, told: [] } : {};
       const added: Net = {
         ...blank(net, changed),
         ...row,
+        ...forget,
         member: undefined,
         contact,
         local,
@@ -178,7 +196,7 @@ export class NetLinks {
     log.info({ net, subnet: token.subnet }, 'peered with the key server of another subnet');
     this.#end(net);
     this.#open(net, contact);
-    if (entry.key !== undefined) this.#deps.changed(entry);
+    this.#deps.changed(entry);
     return { net, member };
   }
 
@@ -299,7 +317,7 @@ export class NetLinks {
     const timer = setInterval(() => void this.#ask(link), SYNC_INTERVAL);
     timer.unref();
     const state = { problem: undefined, asking: false, askAgain: false, alarmed: false };
-    const link: Link = { net, client, timer, ...state };
+    const link: Link = { net, contact, client, timer, owed: false, ...state };
     this.#links.set(net, link);
     client.start();
   }
@@ -312,23 +330,17 @@ export class NetLinks {
     link.client.stop();
   }
 
-  /** One question at a time; what becomes known meanwhile is asked for after it. */
+  /** One question at a time and so many a second; what becomes known meanwhile is asked for after it. */
   async #ask(link: Link): Promise<void> {
-    if (link.asking) {
-      link.askAgain = true;
-      return;
-    }
+    link.askAgain = true;
+    if (link.asking) return;
     link.asking = true;
-    try {
-      do {
-        link.askAgain = false;
-        await this.#askOnce(link);
-      } while (link.askAgain && this.#links.get(link.net) === link);
-    } catch (thrown) {
-      this.#failed(link, thrown);
-    } finally {
-      link.asking = false;
+    while (link.askAgain && this.#links.get(link.net) === link) {
+      link.askAgain = false;
+      await this.#askOnce(link).catch((thrown: unknown) => this.#failed(link, thrown));
+      await new Promise((resolve) => setTimeout(resolve, LEAST_INTERVAL).unref());
     }
+    link.asking = false;
   }
 
   async #askOnce(link: Link): Promise<void> {
@@ -337,8 +349,9 @@ export class NetLinks {
     if (row?.contact === undefined || link.client.state.kind !== 'open') return;
     const newest =
       row.next ?? (row.key === undefined ? undefined : { key: row.key, pwId: row.pwId });
+    // Without a key the number counts all the same: it has been used.
     const held =
-      newest === undefined ? { held: 0 } : { held: newest.pwId, mark: netMark(newest.key) };
+      newest === undefined ? { held: row.pwId } : { held: newest.pwId, mark: netMark(newest.key) };
     const answer = await link.client.request(
       { t: 'net.sync', net: own.id, prefixes: [...own.prefixes], ...held },
       { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas['net.sync'].parse(value) },
@@ -347,9 +360,15 @@ export class NetLinks {
     if (answer.net !== link.net) {
       throw new PairwireError('REFUSED', `it speaks for ${answer.net} now`, { where: link.net });
     }
-    await this.#deps.learn(link.net, answer);
-    link.problem = undefined;
+    await this.#deps.learn(link.net, link.contact, answer);
+    if (link.problem !== undefined) {
+      link.problem = undefined;
+      this.#services.log.info({ net: link.net }, 'a key server answers again');
+    }
     this.#compareClocks(link);
+    if (!link.owed) return;
+    await this.rekey(link.net, true);
+    link.owed = false;
   }
 
   #compareClocks(link: Link): void {
@@ -369,8 +388,12 @@ export class NetLinks {
   }
 
   #failed(link: Link, thrown: unknown): void {
-    link.problem = thrown instanceof Error ? thrown.message : 'failed';
-    this.#services.log.warn({ net: link.net, err: thrown }, 'a key server did not answer');
+    const problem = thrown instanceof Error ? thrown.message : 'failed';
+    // Once: it may fail again and again.
+    if (problem !== link.problem) {
+      this.#services.log.warn({ net: link.net, err: thrown }, 'a key server did not answer');
+    }
+    link.problem = problem;
   }
 }
 

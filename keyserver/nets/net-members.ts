@@ -6,8 +6,9 @@ import { randomBytes } from 'node:crypto';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
 import type { Id } from '../../src/protocol/ids.js';
 import { MAX_NETS } from '../../src/protocol/messages.js';
-import { networkOf } from '../../src/protocol/prefixes.js';
+import { networkOf, overlap } from '../../src/protocol/prefixes.js';
 import type { VerifiedMember } from '../../src/protocol/records.js';
+import type { OwnNet } from '../config.js';
 import { dueAfter } from '../keys/renewal.js';
 import { Refusal } from '../refusal.js';
 import type { Services } from '../services.js';
@@ -35,9 +36,8 @@ export async function claimNet(
   if (known?.member !== undefined && known.member !== id) {
     throw taken('another key server speaks for that net');
   }
-  if (known === undefined && (await tx.nets()).length >= MAX_NETS) {
-    throw new Refusal('limit', 'net_taken', `there are ${MAX_NETS} nets already`, { id, net });
-  }
+  const local = grant.ips.map(networkOf);
+  await requireRoom(tx, own, net, local);
   const changed = await tx.nextChange();
   const time = now();
   const pwId = known?.key === undefined ? (known?.pwId ?? 0) + 1 : known.pwId;
@@ -58,12 +58,65 @@ export async function claimNet(
     net,
     member: id,
     contact: undefined,
-    local: grant.ips.map(networkOf),
+    local,
     changed,
   };
   await tx.putNet(entry);
   if (known?.key === undefined) metrics.netRekeys.inc({ reason: 'first', step: 'made' });
   return entry;
+}
+
+/** @throws Refusal for a net that can't be linked beside those that are: too many, or its prefixes are elsewhere */
+export async function requireRoom(
+  tx: StoreTransaction,
+  own: OwnNet,
+  net: Id,
+  prefixes: readonly string[],
+): Promise<void> {
+  const others = (await tx.nets()).filter((one) => one.net !== net && isLinked(one));
+  if (others.length >= MAX_NETS) {
+    throw new Refusal('limit', 'net_taken', `there are ${MAX_NETS} nets already`, { net });
+  }
+  const taken = [own.prefixes, ...others.map(({ local }) => local)].flat();
+  const double = prefixes.find((prefix) => taken.some((other) => overlap(other, prefix)));
+  if (double === undefined) return;
+  throw new Refusal('refused', 'net_taken', `${double} is behind another net`, { net });
+}
+
+function isLinked({ member, contact }: Net): boolean {
+  return member !== undefined || contact !== undefined;
+}
+
+/** Part of an enrolment: who becomes a link port is to see the nets that were there before. */
+export async function renumberNets(tx: StoreTransaction): Promise<void> {
+  for (const entry of await tx.nets()) {
+    await tx.putNet({ ...entry, changed: await tx.nextChange() });
+  }
+}
+
+/**
+ * Part of the revocation of a link port, which holds net keys: those that are made here are others now, and nothing
+ * older is heard. @returns them
+ */
+export async function replaceNets(
+  tx: StoreTransaction,
+  { now, settings }: Pick<Services, 'now' | 'settings'>,
+): Promise<readonly Net[]> {
+  const replaced: Net[] = [];
+  for (const entry of await tx.nets()) {
+    if (entry.member === undefined || entry.key === undefined) continue;
+    const pwId = (entry.next ?? entry).pwId + 1;
+    const time = now();
+    const another: Net = {
+      ...entry,
+      ...{ key: randomBytes(KEY_SIZE), pwId, oldest: pwId, reason: 'revocation' },
+      ...{ createdAt: time, next: undefined, changed: await tx.nextChange() },
+      dueAt: dueAfter(settings.settings.rekeySeconds * 1_000, time, Math.random),
+    };
+    await tx.putNet(another);
+    replaced.push(another);
+  }
+  return replaced;
 }
 
 /**
@@ -79,7 +132,9 @@ export async function dropNetsOf(
   for (const entry of await tx.nets()) {
     if (entry.member !== id || entry.net === except) continue;
     const changed = await tx.nextChange();
-    const gone = { ...entry, member: undefined, key: undefined, next: undefined, changed };
+    // Also a number that was only prepared has been given to a key.
+    const pwId = entry.next?.pwId ?? entry.pwId;
+    const gone = { ...entry, pwId, member: undefined, key: undefined, next: undefined, changed };
     await tx.putNet(gone);
     dropped.push(gone);
   }

@@ -12,7 +12,7 @@ import {
   verifyMembership,
 } from '../../src/protocol/records.js';
 import type { Signed } from '../../src/protocol/signed.js';
-import { claimNet, dropNetsOf } from '../nets/net-members.js';
+import { claimNet, dropNetsOf, renumberNets } from '../nets/net-members.js';
 import { Refusal, refusing } from '../refusal.js';
 import type { Services } from '../services.js';
 import type { Learned, Member, Net, StoreTransaction } from '../storage/store.js';
@@ -107,6 +107,9 @@ export async function enrol(
     const bindings = talks ? await claimAddresses(tx, verified, time) : [];
     const wasPlain = known?.role === 'plain' && verified.role !== 'plain';
     const behind = wasPlain ? await dropAllBehind(tx, id, time) : [];
+    if (verified.role === 'link' && known !== undefined && known.role !== 'link') {
+      await renumberNets(tx);
+    }
     const dropped = await dropNetsOf(tx, id, verified.role === 'server' ? grant.net : undefined);
     const claimed = await claimNet(tx, services, verified);
     const nets = claimed === undefined ? dropped : [...dropped, claimed];

@@ -4,7 +4,7 @@
  */
 import type { Id } from '../../src/protocol/ids.js';
 import type { GroupRekey } from '../keys/group-rekey.js';
-import { dropNetsOf } from '../nets/net-members.js';
+import { dropNetsOf, replaceNets } from '../nets/net-members.js';
 import { NotFound, Refusal } from '../refusal.js';
 import type { Services } from '../services.js';
 import type { Learned, Net } from '../storage/store.js';
@@ -19,8 +19,10 @@ export interface Revoked {
   readonly behind: readonly Learned[];
   /** IP addresses that anybody may announce from now on, or another. */
   readonly bindings: readonly string[];
-  /** Nets that it spoke for. */
+  /** Nets that it spoke for, or whose key it had and that have another one now. */
   readonly nets: readonly Net[];
+  /** It had the keys of all nets. */
+  readonly wasLink: boolean;
 }
 
 /**
@@ -40,20 +42,30 @@ export async function revoke(
     if (member === undefined) throw new NotFound();
     const before = await tx.revocationOf(id);
     if (before !== undefined) {
-      return { number: before.number, fresh: false, behind: [], bindings: [], nets: [] };
+      return {
+        number: before.number,
+        fresh: false,
+        behind: [],
+        bindings: [],
+        nets: [],
+        wasLink: false,
+      };
     }
     const number = await tx.revoke(id, now(), await tx.nextChange());
     await groups.revokeIn(tx);
     const behind = await dropAllBehind(tx, id, now());
     const bindings = await releaseAll(tx, id, now());
-    const nets = await dropNetsOf(tx, id);
+    const dropped = await dropNetsOf(tx, id);
+    const replaced = member.role === 'link' ? await replaceNets(tx, services) : [];
+    const nets = [...dropped, ...replaced];
     await audit.append(tx, {
       actor,
       action: 'revoke',
       outcome: 'done',
       detail: { member: id, number },
     });
-    return { number, fresh: true, behind, bindings, nets };
+    const wasLink = member.role === 'link';
+    return { number, fresh: true, behind, bindings, nets, wasLink };
   });
   if (revoked.fresh) {
     log.warn({ member: id, number: revoked.number }, 'a member was revoked');

@@ -254,6 +254,14 @@ class SqlReads implements StoreReads {
     return rows.map((row) => text(row, 'id') as Id);
   }
 
+  async linksOnline(): Promise<readonly Id[]> {
+    const rows = await this.sql.all(
+      "SELECT id FROM members WHERE role = 'link' AND state = 'active' AND online = 1",
+      [],
+    );
+    return rows.map((row) => text(row, 'id') as Id);
+  }
+
   async membersChanged(
     window: ChangeWindow,
     holder: Id | undefined,
@@ -1019,10 +1027,9 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
   }
 
   async redateNets(intervalMs: number): Promise<void> {
-    await this.sql.run(
-      "UPDATE nets SET due_at = CASE WHEN ? = 0 THEN 0 ELSE created_at + ? END WHERE member <> ''",
-      [intervalMs, intervalMs],
-    );
+    const made = "WHERE member <> ''";
+    if (intervalMs === 0) await this.sql.run(`UPDATE nets SET due_at = 0 ${made}`, []);
+    else await this.sql.run(`UPDATE nets SET due_at = created_at + ? ${made}`, [intervalMs]);
   }
 
   async revoke(id: Id, at: number, changed: number): Promise<number> {

@@ -327,6 +327,8 @@ export interface StoreReads {
   revocationOf(id: Id): Promise<Revocation | undefined>;
   /** The ids that hold a pair key with this member. */
   peersOf(id: Id): Promise<readonly Id[]>;
+  /** Active members with the role link that were marked online. */
+  linksOnline(): Promise<readonly Id[]>;
   /** Members that were marked online. */
   membersOnline(): Promise<readonly Id[]>;
   /**

@@ -95,7 +95,7 @@ export async function collect(
   }
   for (const net of self.role === 'link' ? await store.nets() : []) {
     if (net.changed <= after || net.changed > upTo) continue;
-    groups.push({ seq: net.changed, bytes: NET_BYTES, changes: [netChange(net)] });
+    groups.push({ seq: net.changed, bytes: NET_BYTES, changes: [netChange(net, services.net)] });
   }
   for (const revocation of revocations) {
     groups.push({ seq: revocation.changed, bytes: 64, changes: [revokedChange(revocation)] });

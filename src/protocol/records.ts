@@ -14,6 +14,7 @@ import {
   macSchema,
   whyNotOwnable,
 } from './mac.js';
+import { isPrefix } from './prefixes.js';
 import { importPublic } from './public-keys.js';
 import {
   bytesSchema,
@@ -38,7 +39,9 @@ const MAX_IPS = 64;
 const timeSchema = z.int().nonnegative();
 
 /** An IPv4 or IPv6 address or prefix, as text. */
-export const prefixSchema = z.union([z.cidrv4(), z.cidrv6(), z.ipv4(), z.ipv6()]);
+export const prefixSchema = z
+  .union([z.cidrv4(), z.cidrv6(), z.ipv4(), z.ipv6()])
+  .refine(isPrefix, 'is no IP prefix');
 
 export const grantSchema = z.strictObject({
   subnet: idSchema,

@@ -17,7 +17,8 @@ const MAX_TEXT = 16_384;
 export const serverAddressSchema = z.strictObject({
   /** What carries the channel; TCP if it is missing. */
   scheme: z.enum(['tcp', 'udp', 'http']).optional(),
-  host: z.string().min(1).max(255),
+  /** A name or an IP address: it comes from somebody else's token, and goes into requests. */
+  host: z.string().regex(/^[A-Za-z0-9._:%-]{1,255}$/),
   port: z.int().min(1).max(65_535),
   /** The server's static channel key (X25519). */
   key: bytesSchema(KEY_SIZE),

@@ -175,9 +175,7 @@ describe('peered key servers', () => {
     await peered();
     // Young keys are not renewed for another's asking.
     await expect(rekey(west, 'east')).rejects.toThrow();
-    const row = await atEast();
-    if (row === undefined) throw new Error('there is no net');
-    await east.store.write((tx) => tx.putNet({ ...row, createdAt: row.createdAt - 60_000 }));
+    await age();
     expect(await rekey(west, true)).toMatchObject({ nets: 1 });
     await until(async () => (await atWest())?.pwId === 2, 'the key that the far side asked for');
 
@@ -223,11 +221,13 @@ describe('peered key servers', () => {
 
   it('let only one server speak for a net, and none for our own or a smaller one', async () => {
     await peered();
-    const enrol = (id: string, net: string) =>
-      east.enrolled(id, { role: 'server', net: parseId(net), ips: ['192.0.2.0/24'] });
+    const enrol = (id: string, net: string, ips: readonly string[] = ['192.0.2.0/24']) =>
+      east.enrolled(id, { role: 'server', net: parseId(net), ips: [...ips] });
     await expect(enrol('west2', 'west')).rejects.toMatchObject({ code: 'refused' });
     await expect(enrol('own', 'east')).rejects.toMatchObject({ code: 'refused' });
     await expect(enrol('small', 'aaa')).rejects.toMatchObject({ code: 'refused' });
+    await expect(enrol('zed', 'zed', ['203.0.113.7'])).rejects.toMatchObject({ code: 'refused' });
+    await expect(enrol('zed', 'zed', EAST.prefixes)).rejects.toMatchObject({ code: 'refused' });
     expect(await east.store.nets()).toHaveLength(1);
   });
 
@@ -381,6 +381,112 @@ describe('peered key servers', () => {
     );
   });
 
+  /** As if the key had been made long ago: a young one is not renewed for another's asking. */
+  async function age(): Promise<void> {
+    await east.store.write(async (tx) => {
+      const row = await tx.net(parseId('west'));
+      if (row === undefined) throw new Error('there is no net');
+      await tx.putNet({ ...row, createdAt: row.createdAt - 60_000 });
+    });
+  }
+
+  it('wait for a link port that is away for a moment, on either side', async () => {
+    await peered();
+    const [here, there] = [await link(east, 'gate'), await link(west, 'gate')];
+    for (const [at, one, net] of [
+      [2, here, 'west'],
+      [3, there, 'east'],
+    ] as const) {
+      one.client.stop();
+      await rekey(east, 'west');
+      const other = one === here ? there : here;
+      await until(() => {
+        const now = told(other);
+        return now?.kind === 'net' && now.next?.pwId === at;
+      }, 'the next key');
+      await confirm(other, other === here ? 'west' : 'east', at);
+      await sleep(1_500);
+      expect((await atEast())?.pwId).toBe(at - 1);
+      one.connect();
+      await one.registerAgain();
+      await one.syncAll();
+      await confirm(one, net, at);
+      await until(async () => (await atWest())?.pwId === at, 'the key in force');
+    }
+  });
+
+  it('replace keys that a revoked link port had, made here or there', async () => {
+    await peered();
+    const mine = await link(east, 'gate');
+    await link(east, 'lost');
+    await east.admin().request({ t: 'revoke', member: 'lost' });
+    await until(() => told(mine)?.kind === 'net', 'the other key');
+    expect(told(mine)).toMatchObject({ pwId: 2, oldest: 2 });
+    await until(async () => (await atWest())?.pwId === 2, 'the other key at the far side');
+
+    await age();
+    await link(west, 'lost');
+    await west.admin().request({ t: 'revoke', member: 'lost' });
+    await until(async () => (await atWest())?.pwId === 3, 'the key that the far side wanted');
+  });
+
+  it('have one key again when the far side had ended the link and the maker knows less', async () => {
+    await peered();
+    const old = await atEast();
+    if (old === undefined) throw new Error('there is no net');
+    await rekey(east, 'west', true);
+    await until(async () => (await atWest())?.pwId === 2, 'the second key');
+    await west.admin().request({ t: 'peer.remove', net: 'east' });
+    await east.store.write((tx) => tx.putNet(old));
+    await add(peerToken());
+    await until(async () => (await atWest())?.key !== undefined, 'the key again');
+    expect((await atWest())?.pwId).toBe(3);
+  });
+
+  it('make one generation for many who ask at once, and none while the database is put back', async () => {
+    const zone = await east.enrolled('zone', {
+      ...{ role: 'server', net: parseId('zone'), ips: ['192.0.2.0/24'] },
+    });
+    const row = await east.store.net(parseId('zone'));
+    if (row === undefined) throw new Error('there is no net');
+    await east.store.write((tx) => tx.putNet({ ...row, createdAt: row.createdAt - 60_000 }));
+    const answers = await Promise.allSettled(
+      Array.from({ length: 20 }, () =>
+        zone.client.request({ t: 'net.rekey', net: 'zone', force: true }),
+      ),
+    );
+    expect(answers.filter(({ status }) => status === 'fulfilled')).toHaveLength(1);
+    expect((await east.store.net(parseId('zone')))?.pwId).toBe(2);
+    await east.store.write((tx) => tx.setPutBack(true));
+    await expect(
+      zone.client.request({ t: 'net.sync', net: 'zone', prefixes: [], held: 0 }),
+    ).rejects.toMatchObject({ code: 'not_yet' });
+  });
+
+  it('take confirmations of link ports only, and tell a new link port what was there before', async () => {
+    await peered();
+    const alice = await east.member('alice');
+    const { cursor } = await alice.syncAll();
+    const epoch = east.store.meta.epoch;
+    await expect(confirm(alice, 'west', 2)).rejects.toMatchObject({ code: 'refused' });
+    await alice.enrol(east.token({ id: 'alice', role: 'link' }));
+    await alice.registerAgain();
+    expect(netsOf((await alice.syncAll(cursor, epoch)).changes)).toMatchObject([{ net: 'west' }]);
+  });
+
+  it('fit in a message whatever a server claims', async () => {
+    const local = ['10.2.0.0/24', '10.3.0.0/24', '10.128.0.0/16'];
+    const zone = await east.enrolled('zone', {
+      ...{ role: 'server', net: parseId('zone'), ips: local },
+    });
+    const pieces = Array.from({ length: 63 }, (_, at) => `10.128.${at}.16/28`);
+    const prefixes = ['10.2.0.0/15', ...pieces];
+    await zone.client.request({ t: 'net.sync', net: 'zone', prefixes, held: 0 });
+    const gate = await link(east, 'gate');
+    const [net] = netsOf((await gate.syncAll()).changes);
+    expect(net?.kind === 'net' && net.prefixes).toHaveLength(64);
+  });
+
   it('have so many links and no more', async () => {
     const row = await (async () => {
       await peered();
@@ -393,7 +499,7 @@ describe('peered key servers', () => {
         await tx.putNet({
           ...row,
           net: parseId(`zone${at}`),
-          member: undefined,
+          local: [],
           serial,
           changed: serial,
         });

@@ -67,6 +67,19 @@ describe('narrowed', () => {
     );
   });
 
+  it('has no more than both lists together, none inside another', () => {
+    const list = fc.array(prefix, { maxLength: 8 });
+    fc.assert(
+      fc.property(list, list, (own, told) => {
+        const both = narrowed(own, told);
+        expect(both.length).toBeLessThanOrEqual(own.length + told.length);
+        for (const one of both) {
+          expect(both.filter((other) => overlap(one, other))).toEqual([one]);
+        }
+      }),
+    );
+  });
+
   it('overlap and covers agree with addresses', () => {
     fc.assert(
       fc.property(prefix, prefix, address, (one, other, ip) => {
