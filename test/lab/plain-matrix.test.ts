@@ -298,7 +298,17 @@ describe('members and machines outside', () => {
       await waitFor(
         async () => (await ping(lab, 'alice', '10.9.0.2', { waitMs: 100 })).received > 0,
         { what: `alice to reach it at ${host}`, timeoutMs: 5_000, everyMs: 20 },
-      );
+      ).catch(async (error: unknown) => {
+        const drops = async (one: string) => (await lab.port(one)).drops;
+        const neighbours = async (one: string) =>
+          (await lab.exec(one, ['ip', 'neigh', 'show', 'to', '10.9.0.0/24'])).stdout;
+        const seen = {
+          place: await placeOf(lab, mac),
+          drops: { alice: await drops('alice'), gate1: await drops('gate1') },
+          neighbours: [await neighbours('alice'), await neighbours(host)],
+        };
+        throw new Error(`${String(error)}; ${JSON.stringify(seen)}`);
+      });
       expect(performance.now() - began, host).toBeLessThan(1_000);
     }
     expect(await placeOf(lab, mac)).toBe('gate1');
