@@ -13,7 +13,7 @@ import { stringify } from 'yaml';
 import { formatChannelAddress } from '../src/net/address.js';
 import { RequestError } from '../src/net/channel.js';
 import { ChannelClient } from '../src/net/channel-client.js';
-import type { ServerEndpoint } from '../src/net/client-link.js';
+import { serverEndpoints } from '../src/net/client-link.js';
 import { LABEL } from '../src/protocol/constants.js';
 import { type Id, parseId } from '../src/protocol/ids.js';
 import { answerSchemas } from '../src/protocol/messages.js';
@@ -190,7 +190,7 @@ async function enrol(
 ): Promise<void> {
   let lastError: PairwireError | undefined;
   const client = new ChannelClient({
-    servers: serversOf(token),
+    servers: serverEndpoints(token.servers),
     staticKeys,
     token: { id: Buffer.from(grant.tokenId), psk: Buffer.from(token.psk) },
     onState: (state) => {
@@ -238,18 +238,6 @@ function refusedEnrolment(error: RequestError): PairwireError {
       cause: error,
     },
   );
-}
-
-/** The token's key servers as the channel wants them. */
-function serversOf(token: Token): readonly [ServerEndpoint, ...ServerEndpoint[]] {
-  const [first, ...rest] = token.servers.map((server) => ({
-    scheme: server.scheme ?? 'tcp',
-    host: server.host,
-    port: server.port,
-    publicKey: Buffer.from(server.key),
-  }));
-  if (first === undefined) throw new PairwireError('TOKEN_MALFORMED', 'the token names no server');
-  return [first, ...rest];
 }
 
 function transportOf(options: JoinOptions): GatewayConfigInput['transport'] {

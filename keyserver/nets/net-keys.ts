@@ -14,12 +14,13 @@ import type { Id } from '../../src/protocol/ids.js';
 import type { NetSyncAnswer } from '../../src/protocol/messages.js';
 import { covers, networkOf, overlap } from '../../src/protocol/prefixes.js';
 import { PairwireError } from '../../src/runtime/errors.js';
-import { AGAIN, dueAfter, MIN_AGE, Rounds } from '../keys/renewal.js';
+import { AGAIN, MIN_AGE, Rounds } from '../keys/renewal.js';
 import { NotFound, NotYet, Refusal } from '../refusal.js';
 import { TokenBuckets } from '../registry/token-bucket.js';
 import type { Services } from '../services.js';
 import type { Net, NetContact } from '../storage/store.js';
 import { type NetChange, netChange, netMark } from './net-change.js';
+import { inForceNow, madeNow } from './net-members.js';
 
 /** Requests of a far key server: so many at once, so many a second. */
 export const NET_REQUEST_BURST = 50;
@@ -86,11 +87,6 @@ export class NetKeys {
     this.#rounds.close();
   }
 
-  /** Prepares what is due, tells again who has not confirmed, commits when nobody is waited for. */
-  tick(): Promise<void> {
-    return this.#rounds.once();
-  }
-
   /** Tells link ports of a net, and the far server that there is something to ask for. */
   changed(entry: Net): void {
     this.#tellLinks(entry);
@@ -126,8 +122,8 @@ export class NetKeys {
         const pwId = Math.max(request.held, newest) + 1;
         row = {
           ...row,
-          ...{ key: randomBytes(KEY_SIZE), pwId, oldest: request.held },
-          ...{ reason: 'restored', createdAt: now(), dueAt: this.#dueAt(), next: undefined },
+          ...madeNow(this.#services),
+          ...{ pwId, oldest: request.held, reason: 'restored' },
         };
         await audit.append(tx, {
           actor: member,
@@ -163,7 +159,7 @@ export class NetKeys {
   async renewForServer(member: Id, net: Id, force: boolean): Promise<number> {
     this.#limit(member);
     await this.#of(this.#services.store, member, net);
-    return this.#renew(net, 'operator', force, member);
+    return this.renew(net, 'operator', force, member);
   }
 
   // ------------------------------------------------------------------------ made here
@@ -171,15 +167,11 @@ export class NetKeys {
   /**
    * Prepares the next generation of a key that is made here, unless there is one already.
    * @param force puts it in force without waiting for anybody
+   * @param far the far server, if it wants this: of a young key it gets none
    * @returns its number
-   * @throws NotFound
+   * @throws NotFound, Refusal
    */
-  renew(net: Id, reason: NetRekeyReason, force: boolean): Promise<number> {
-    return this.#renew(net, reason, force);
-  }
-
-  /** @param far the far server, if it wants this: of a young key it gets none */
-  async #renew(net: Id, reason: NetRekeyReason, force: boolean, far?: Id): Promise<number> {
+  async renew(net: Id, reason: NetRekeyReason, force: boolean, far?: Id): Promise<number> {
     const { store, now, audit } = this.#services;
     const { entry, fresh } = await store.write(async (tx) => {
       const row = await tx.net(net);
@@ -277,6 +269,7 @@ export class NetKeys {
     }
   }
 
+  /** Prepares what is due, tells again who has not confirmed, commits when nobody is waited for. */
   async #round(): Promise<void> {
     const { store, now } = this.#services;
     for (const entry of await store.nets()) {
@@ -345,7 +338,7 @@ export class NetKeys {
     return {
       ...row,
       ...{ key: next.key, pwId: next.pwId, reason: next.reason, oldest: row.pwId },
-      ...{ createdAt: this.#services.now(), dueAt: this.#dueAt(), next: undefined },
+      ...inForceNow(this.#services),
     };
   }
 
@@ -356,11 +349,6 @@ export class NetKeys {
     const waiting = { pwId, toldAt: now, namedAt: now, far: false, links: new Set<Id>() };
     this.#waiting.set(net, waiting);
     return waiting;
-  }
-
-  #dueAt(): number {
-    const { settings, now } = this.#services;
-    return dueAfter(settings.settings.rekeySeconds * 1_000, now(), Math.random);
   }
 
   async #of(from: { net(id: Id): Promise<Net | undefined> }, member: Id, net: Id): Promise<Net> {

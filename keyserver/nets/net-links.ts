@@ -5,7 +5,8 @@
  */
 import { createHmac, type KeyObject } from 'node:crypto';
 import { RequestError } from '../../src/net/channel.js';
-import { ChannelClient, type ChannelClientOptions } from '../../src/net/channel-client.js';
+import { ChannelClient } from '../../src/net/channel-client.js';
+import { serverEndpoints } from '../../src/net/client-link.js';
 import { type KeyPair, keyPairFromPrivate } from '../../src/protocol/channel/keys.js';
 import { LABEL } from '../../src/protocol/constants.js';
 import { fields } from '../../src/protocol/fields.js';
@@ -15,7 +16,7 @@ import { networkOf, overlap } from '../../src/protocol/prefixes.js';
 import { importPrivate, importPublic, publicOf } from '../../src/protocol/public-keys.js';
 import { type Grant, grantSchema, signMembership } from '../../src/protocol/records.js';
 import { openSigned, type Signed } from '../../src/protocol/signed.js';
-import { parseToken, type ServerAddress, type Token } from '../../src/protocol/token.js';
+import { parseToken, type Token } from '../../src/protocol/token.js';
 import type { Clock } from '../../src/runtime/clock.js';
 import { PairwireError } from '../../src/runtime/errors.js';
 import { NotFound, Refusal } from '../refusal.js';
@@ -249,7 +250,7 @@ export class NetLinks {
     const membership = this.#membership(token, contact.member, keys);
     let problem: PairwireError | undefined;
     const client = new ChannelClient({
-      servers: endpoints(contact.servers),
+      servers: serverEndpoints(contact.servers),
       staticKeys: keys.channel,
       clock: this.#deps.clock,
       token: { id: Buffer.from(grant.tokenId), psk: Buffer.from(token.psk) },
@@ -303,7 +304,7 @@ export class NetLinks {
 
   #open(net: Id, contact: NetContact): void {
     const client = new ChannelClient({
-      servers: endpoints(contact.servers),
+      servers: serverEndpoints(contact.servers),
       staticKeys: this.#keysOf(contact).channel,
       clock: this.#deps.clock,
       onPush: (message) => {
@@ -412,13 +413,4 @@ function blank(net: Id, serial: number): Net {
     ...{ pwId: 0, oldest: 1, reason: '', createdAt: 0, dueAt: 0, next: undefined },
     ...{ serial, changed: serial },
   };
-}
-
-function endpoints(servers: readonly ServerAddress[]): ChannelClientOptions['servers'] {
-  const [first, ...others] = servers.map(({ scheme, host, port, key }) => ({
-    scheme: scheme ?? 'tcp',
-    ...{ host, port, publicKey: Buffer.from(key) },
-  }));
-  if (first === undefined) throw new PairwireError('TOKEN_MALFORMED', 'no server is named');
-  return [first, ...others];
 }

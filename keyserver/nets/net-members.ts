@@ -24,7 +24,7 @@ export async function claimNet(
   services: Services,
   member: VerifiedMember,
 ): Promise<Net | undefined> {
-  const { net: own, now, settings, metrics } = services;
+  const { net: own, metrics } = services;
   const { id, grant, role } = member;
   const { net } = grant;
   if (role !== 'server' || net === undefined) return undefined;
@@ -39,17 +39,13 @@ export async function claimNet(
   const local = grant.ips.map(networkOf);
   await requireRoom(tx, own, net, local);
   const changed = await tx.nextChange();
-  const time = now();
   const pwId = known?.key === undefined ? (known?.pwId ?? 0) + 1 : known.pwId;
   const fresh = {
-    key: randomBytes(KEY_SIZE),
+    ...madeNow(services),
     pwId,
     // Whatever was used before this link is over.
     oldest: pwId,
     reason: 'first',
-    createdAt: time,
-    dueAt: dueAfter(settings.settings.rekeySeconds * 1_000, time, Math.random),
-    next: undefined,
     told: [],
     serial: known?.serial ?? changed,
   };
@@ -64,6 +60,23 @@ export async function claimNet(
   await tx.putNet(entry);
   if (known?.key === undefined) metrics.netRekeys.inc({ reason: 'first', step: 'made' });
   return entry;
+}
+
+/** A key of ours that is in force from now on. */
+export function madeNow(
+  services: Pick<Services, 'now' | 'settings'>,
+): Pick<Net, 'createdAt' | 'dueAt' | 'next'> & { readonly key: Buffer } {
+  return { key: randomBytes(KEY_SIZE), ...inForceNow(services) };
+}
+
+/** When a key of ours that is in force from now on gets too old. */
+export function inForceNow({
+  now,
+  settings,
+}: Pick<Services, 'now' | 'settings'>): Pick<Net, 'createdAt' | 'dueAt' | 'next'> {
+  const createdAt = now();
+  const dueAt = dueAfter(settings.settings.rekeySeconds * 1_000, createdAt, Math.random);
+  return { createdAt, dueAt, next: undefined };
 }
 
 /** @throws Refusal for a net that can't be linked beside those that are: too many, or its prefixes are elsewhere */
@@ -100,19 +113,15 @@ export async function renumberNets(tx: StoreTransaction): Promise<void> {
  */
 export async function replaceNets(
   tx: StoreTransaction,
-  { now, settings }: Pick<Services, 'now' | 'settings'>,
+  services: Pick<Services, 'now' | 'settings'>,
 ): Promise<readonly Net[]> {
   const replaced: Net[] = [];
   for (const entry of await tx.nets()) {
     if (entry.member === undefined || entry.key === undefined) continue;
     const pwId = (entry.next ?? entry).pwId + 1;
-    const time = now();
-    const another: Net = {
-      ...entry,
-      ...{ key: randomBytes(KEY_SIZE), pwId, oldest: pwId, reason: 'revocation' },
-      ...{ createdAt: time, next: undefined, changed: await tx.nextChange() },
-      dueAt: dueAfter(settings.settings.rekeySeconds * 1_000, time, Math.random),
-    };
+    const changed = await tx.nextChange();
+    const fresh = { ...madeNow(services), pwId, oldest: pwId, reason: 'revocation' };
+    const another: Net = { ...entry, ...fresh, changed };
     await tx.putNet(another);
     replaced.push(another);
   }

@@ -4,7 +4,9 @@ import type { Envelope } from '../protocol/channel/codec.js';
 import type { FailureReason } from '../protocol/channel/failures.js';
 import type { ChannelToken } from '../protocol/channel/handshake-payload.js';
 import type { KeyPair } from '../protocol/channel/keys.js';
+import type { ServerAddress } from '../protocol/token.js';
 import type { Clock, ServerTime } from '../runtime/clock.js';
+import { PairwireError } from '../runtime/errors.js';
 import type { Scheme } from './address.js';
 import type { Backlog } from './backlog.js';
 
@@ -16,6 +18,20 @@ export interface ServerEndpoint {
   readonly port: number;
   /** Its static public key, 32 bytes. */
   readonly publicKey: Uint8Array;
+}
+
+/** The servers that a token names, as the channel wants them. @throws PairwireError TOKEN_MALFORMED if it names none */
+export function serverEndpoints(
+  servers: readonly ServerAddress[],
+): readonly [ServerEndpoint, ...ServerEndpoint[]] {
+  const [first, ...rest] = servers.map(({ scheme, host, port, key }) => ({
+    scheme: scheme ?? 'tcp',
+    host,
+    port,
+    publicKey: Buffer.from(key),
+  }));
+  if (first === undefined) throw new PairwireError('TOKEN_MALFORMED', 'the token names no server');
+  return [first, ...rest];
 }
 
 /** What an adapter needs. */

@@ -108,6 +108,17 @@ export const sightingSchema = z.strictObject({
 });
 export type Sighting = z.infer<typeof sightingSchema>;
 
+const netKeyShape = {
+  net: idSchema,
+  prefixes,
+  key: bytesSchema(KEY_SIZE),
+  pwId,
+  /** The oldest generation that may still be heard. */
+  oldest: pwId,
+  /** To be received under already, and to be confirmed; not to be sent with yet. */
+  next: nextGeneration,
+};
+
 /** State that a member should have, each with the number of the change that made it so. */
 export const changeSchema = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('member'), seq: cursor, member: peerRecordSchema }),
@@ -136,14 +147,7 @@ export const changeSchema = z.discriminatedUnion('kind', [
   z.strictObject({
     kind: z.literal('net'),
     seq: cursor,
-    net: idSchema,
-    prefixes,
-    key: bytesSchema(KEY_SIZE),
-    pwId,
-    /** The oldest generation that may still be heard. */
-    oldest: pwId,
-    /** To be received under already, and to be confirmed; not to be sent with yet. */
-    next: nextGeneration,
+    ...netKeyShape,
   }),
   /** There is no link with that subnet any more. */
   z.strictObject({ kind: z.literal('net.gone'), seq: cursor, net: idSchema }),
@@ -408,13 +412,8 @@ export const answerSchemas = {
   'net.sync': z.object({
     t: z.literal('ok'),
     id: requestId,
-    /** The net id of the subnet that answers. */
-    net: idSchema,
-    prefixes,
-    key: bytesSchema(KEY_SIZE),
-    pwId,
-    oldest: pwId,
-    next: nextGeneration,
+    /** `net`: the subnet that answers. */
+    ...netKeyShape,
   }),
   'net.confirm': z.object({ t: z.literal('ok'), id: requestId }),
   'net.rekey': z.object({ t: z.literal('ok'), id: requestId, pwId }),
