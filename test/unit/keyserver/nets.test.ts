@@ -7,6 +7,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { makeToken } from '../../../keyserver/tokens.js';
 import { type Id, parseId } from '../../../src/protocol/ids.js';
 import { answerSchemas, type Change, MAX_NETS } from '../../../src/protocol/messages.js';
+import { formatToken, parseToken } from '../../../src/protocol/token.js';
 import { SystemClock } from '../../../src/runtime/clock.js';
 import { createLogger } from '../../../src/runtime/log.js';
 import { HOUR, sleep, type TestMember, TestSubnet, until } from './support/subnet.js';
@@ -315,6 +316,12 @@ describe('peered key servers', () => {
         (error: unknown) => (error instanceof Error ? error.message : ''),
       );
     expect(await because('pwt1_AAAA')).toContain('not a whole token');
+    // What would go into the request line of HTTP.
+    const good = parseToken(peerToken());
+    const [server] = good.servers;
+    if (server === undefined) throw new Error('the token names no server');
+    const odd = formatToken({ ...good, servers: [{ ...server, scheme: 'http', host: 'x\r\ny' }] });
+    expect(await because(odd)).toContain('not a whole token');
     expect(await because(peerToken({ net: 'zone' }))).toContain('for the net zone');
     expect(await because(peerToken({ net: 'east' }), east)).toContain('makes the key');
     const member = makeToken(
