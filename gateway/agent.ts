@@ -35,6 +35,7 @@ import {
   type GatewayConfig,
   insideInterfaces,
   loadGatewayConfig,
+  netsOf,
   type PortConfig,
   splitHostPort,
 } from './config.js';
@@ -51,7 +52,8 @@ import { type GatewayIdentity, loadIdentity } from './identity.js';
 import { PeerTable } from './key-table/peer-table.js';
 import { Pins } from './key-table/pins.js';
 import { Verifier } from './key-table/verifier.js';
-import type { GatewayPaths } from './paths.js';
+import { NetTable } from './link/net-table.js';
+import { type GatewayPaths, netPinsPath } from './paths.js';
 import { Outside } from './plain/outside.js';
 import { Reporter } from './plain/reporter.js';
 import { TokenBucket } from './rate-limit.js';
@@ -85,6 +87,8 @@ const INITIAL = { suite: 'aes-256-gcm', freshnessMs: 30_000, hold: 64 } as const
 
 /** How often the key server is told of peers that send with an older key, whatever the data plane says. */
 const NOTICES = { perSecond: 1, burst: 10 } as const;
+/** The same of frames between subnets that nobody here can open. */
+const NET_ASKS = { perSecond: 2, burst: 5 } as const;
 
 /** 4095 is no VLAN, and a request about one would end our channel. */
 const LAST_VLAN = 4_094;
@@ -123,6 +127,10 @@ export class Agent extends EventEmitter<AgentEvents> {
   readonly #pins: Pins;
   readonly #verifier: Verifier;
   readonly #table: PeerTable;
+  /** A link port's. */
+  readonly #nets: NetTable | undefined;
+  readonly #netPins = new Map<Id, { readonly pins: Pins; readonly verifier: Verifier }>();
+  readonly #netAsks: TokenBucket;
   readonly #boots: BootKeys;
   readonly #misses: Misses;
   readonly #outside: Outside;
@@ -214,6 +222,8 @@ export class Agent extends EventEmitter<AgentEvents> {
         ? { probeKey: ({ key, pwId }) => probeKey(key, config.subnet, pwId) }
         : {}),
     });
+    this.#nets = this.#makeNets();
+    this.#netAsks = new TokenBucket(NET_ASKS.perSecond, NET_ASKS.burst, this.#clock.bootMs());
     this.#outside = new Outside({
       port: PORT,
       dataPlane: this.#link,
@@ -259,7 +269,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       port: PORT,
       dataPlane: this.#link,
       now: () => this.#clock.bootMs(),
-      install: (boot) => this.#table.installAll(boot),
+      install: (boot) => this.#nets?.installAll(boot) ?? this.#table.installAll(boot),
       register: (boot) => this.#session.setBoot(boot),
       connected: () => this.#channelState.kind === 'open',
       unreached: () => this.#unreached(),
@@ -299,6 +309,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       now,
       nextBootSequence: (serverNowMs) => this.#state.nextBootSequence(serverNowMs),
       table: this.#table,
+      nets: this.#nets,
       outside: this.#outside,
       bindings: this.#bindings,
       verifier: this.#verifier,
@@ -353,6 +364,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     await sessionEnded;
     await this.#link.stop();
     this.#table.wipe();
+    this.#nets?.wipe();
     this.#flushPins();
     await this.#control.close();
   }
@@ -361,10 +373,7 @@ export class Agent extends EventEmitter<AgentEvents> {
   async takeDown(): Promise<void> {
     this.#takingDown = true;
     this.#boots.gone();
-    this.#table.detached();
-    this.#outside.detached();
-    this.#bindings.detached();
-    this.#reporter.detached();
+    this.#detached();
     await this.#link.request('wipe', {}).catch((thrown: unknown) => {
       this.#log.warn(
         { reason: messageOf(thrown) },
@@ -417,11 +426,13 @@ export class Agent extends EventEmitter<AgentEvents> {
     this.#suite = this.#suiteWanted();
     this.#sendClock();
     this.#sendLease();
-    // Before any peer: what is members' own never leaves, whoever says so.
-    await this.#outside.installAll();
-    await this.#bindings.installAll();
     this.#leftovers = new Set(held?.pairKeys.map((key) => key.peer) ?? []);
-    this.#table.foundInDataPlane(held?.pairKeys ?? [], held?.groupKeys ?? []);
+    if (this.#nets === undefined) {
+      // Before any peer: what is members' own never leaves, whoever says so.
+      await this.#outside.installAll();
+      await this.#bindings.installAll();
+      this.#table.foundInDataPlane(held?.pairKeys ?? [], held?.groupKeys ?? []);
+    }
     // A data plane that outlived its control plane keeps its boot key, so traffic goes on.
     const kept = await this.#boots.attached(instance.toString('hex'), held);
     this.#log.info(
@@ -452,11 +463,17 @@ export class Agent extends EventEmitter<AgentEvents> {
     if (this.#stopping || this.#takingDown) return;
     this.#log.warn({ err: error }, 'the data plane is gone; looking for it');
     this.#instance = undefined;
+    this.#detached();
+    this.#boots.gone();
+  }
+
+  /** What tables had a data plane told, another one will not know. */
+  #detached(): void {
     this.#table.detached();
+    this.#nets?.detached();
     this.#outside.detached();
     this.#bindings.detached();
     this.#reporter.detached();
-    this.#boots.gone();
   }
 
   async #setPort(): Promise<void> {
@@ -484,10 +501,8 @@ export class Agent extends EventEmitter<AgentEvents> {
       holdFrames: settings.hold,
       holdMs: HOLD_MS,
       holdBytes: HOLD_BYTES,
-      stormFrames: port.storm,
-      ...plainFields(port),
+      ...kindFields(port, this.#config.subnet),
       rights: rightsBits(this.#identity.member.grant.rights),
-      answer: port.answerNeighbours,
       // On a plain side the bridge has the addresses, if anybody.
       broadcasts: broadcastsOf(port.kind === 'plain' ? port.bridge : port.interface).slice(0, 16),
     });
@@ -532,13 +547,15 @@ export class Agent extends EventEmitter<AgentEvents> {
         this.#misses.group();
         break;
       case 'miss.index':
-        this.#misses.index(event.index, event.kid, event.group, event.from);
+        if (this.#nets !== undefined) this.#netMiss(event.index, event.kid);
+        else this.#misses.index(event.index, event.kid, event.group, event.from);
         break;
       case 'key.worn':
         this.#keyWorn(event.peer, event.pwId);
         break;
       case 'key.committed':
-        if (event.peer === '') this.#table.committedGroup(event.pwId);
+        if (this.#nets !== undefined) this.#nets.committed(event.peer, event.pwId);
+        else if (event.peer === '') this.#table.committedGroup(event.pwId);
         else this.#table.committed(event.peer as Id, event.pwId);
         break;
       case 'key.lagging':
@@ -581,6 +598,12 @@ export class Agent extends EventEmitter<AgentEvents> {
         this.#dataPlaneLog(event.level, printable(event.text));
         break;
     }
+  }
+
+  /** A link port of another subnet has started anew, or sends with a key that we were not told of. */
+  #netMiss(index: number, kid: number): void {
+    if (!this.#netAsks.take(this.#clock.bootMs())) return;
+    void this.#session.askNets(index, kid);
   }
 
   #loopState(state: string, other: string): void {
@@ -664,6 +687,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     this.#claims.registered();
     this.#guarded.registered();
     const settings = this.#settings;
+    if (this.#nets !== undefined) return;
     if (settings === undefined || settings.hold === 0 || settings.group.mode !== 'shared') return;
     void this.#session.ask({ kind: 'group' });
   }
@@ -688,7 +712,13 @@ export class Agent extends EventEmitter<AgentEvents> {
     const heard = (ports[0]?.peers ?? []).filter(({ alive, hasKey }) => alive && hasKey);
     return heard
       .map(({ peer }) => peer)
-      .filter((peer) => this.#table.get(peer as Id)?.online === false);
+      .filter((peer) => {
+        const online =
+          this.#nets === undefined
+            ? this.#table.get(peer as Id)?.online
+            : this.#nets.isOnline(peer);
+        return online === false;
+      });
   }
 
   #useSettings(settings: Settings): void {
@@ -716,10 +746,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       { suite: this.#suiteWanted() },
       'the subnet uses another cipher; making new keys',
     );
-    this.#table.detached();
-    this.#outside.detached();
-    this.#bindings.detached();
-    this.#reporter.detached();
+    this.#detached();
     this.#boots.gone();
     await this.#link.request('port.remove', { port: PORT });
     this.#link.reattach();
@@ -744,7 +771,10 @@ export class Agent extends EventEmitter<AgentEvents> {
   }
 
   #synced(full: boolean, leaseUntilMs: number | undefined): void {
-    if (full) {
+    if (full && this.#nets !== undefined) {
+      this.#nets.endFull(this.#leftovers);
+      this.#leftovers.clear();
+    } else if (full) {
       this.#table.endFull(this.#leftovers);
       this.#leftovers.clear();
       this.#claims.again(this.#bindings.endFull());
@@ -761,6 +791,48 @@ export class Agent extends EventEmitter<AgentEvents> {
     if (error.code !== 'RECORD_ROLLBACK' || now - this.#rollbackSyncAt < ROLLBACK_SYNC_MS) return;
     this.#rollbackSyncAt = now;
     this.#session.syncNow();
+  }
+
+  /** What a link port knows of other subnets; undefined for ports of other kinds. */
+  #makeNets(): NetTable | undefined {
+    const port = this.#portConfig();
+    if (port.kind !== 'link') return undefined;
+    const nets = [...netsOf(port)].map(([net, { prefixes, operator }]) => {
+      const key = operator === undefined ? undefined : Buffer.from(operator, 'base64url');
+      return [net, { prefixes, operator: key }] as const;
+    });
+    return new NetTable({
+      port: PORT,
+      prefixes: port.prefixes,
+      nets: new Map(nets),
+      dataPlane: this.#link,
+      verifierOf: (net, subnet, operator) => this.#verifierOf(net, subnet, operator),
+      acceptsEndpoint: (endpoint) => this.#acceptsEndpoint(endpoint),
+      onRefused: (what, error) => {
+        this.#count(error.code);
+        this.#log.error({ what, err: error }, 'a net is not believed; it alone is stopped');
+      },
+      onCommandFailed: (error) => this.#commandFailed(error),
+      onPrepared: (net) => this.#session.netPrepared(net),
+    });
+  }
+
+  /** Judges another subnet's link ports: its operator, and what was seen of them, stand in a file for each net. */
+  #verifierOf(net: Id, subnet: Id, operator: Uint8Array): Verifier {
+    const known = this.#netPins.get(net);
+    if (known?.pins.isOf(subnet, operator) === true) return known.verifier;
+    const pins = new Pins(netPinsPath(this.#options.paths, net), operator, subnet);
+    pins.onWriteError = (thrown) =>
+      this.#log.error({ net, reason: messageOf(thrown) }, 'the pins could not be written');
+    const verifier = new Verifier({
+      subnet,
+      operator: importPublic('ed25519', operator),
+      pins,
+      now: () => this.#time.now(),
+    });
+    pins.flush();
+    this.#netPins.set(net, { pins, verifier });
+    return verifier;
   }
 
   #refused(what: string, error: PairwireError): void {
@@ -854,6 +926,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       misses: this.#misses.counters,
       refusals: this.#refusals,
       table: this.#table,
+      nets: this.#nets,
       outside: this.#outside.size,
       reporter: this.#reporter.status,
       bindings: this.#bindings.size,
@@ -902,25 +975,29 @@ export class Agent extends EventEmitter<AgentEvents> {
   #flushPins(): void {
     try {
       this.#pins.flush();
+      for (const { pins } of this.#netPins.values()) pins.flush();
     } catch (thrown) {
       this.#log.error({ reason: messageOf(thrown) }, 'the pins could not be written');
     }
   }
 }
 
-/** What `port.set` says of the kind of a port. */
-function plainFields(port: PortConfig) {
-  if (port.kind === 'host') {
-    // They mean something for a plain port only.
-    return { kind: 'host', broadcast: 'all', stp: 'drop', learnSeconds: 300 };
+/** What `port.set` says of the kind of a port, with values for what means nothing to it. */
+function kindFields(port: PortConfig, subnet: Id) {
+  const { kind } = port;
+  const plain = { broadcast: 'all', stp: 'drop', learnSeconds: 300 };
+  if (kind === 'link') {
+    return { kind, net: port.net ?? subnet, ...plain, stormFrames: 0, answer: false };
   }
-  const { kind, broadcast, stp, learnSeconds } = port;
-  return { kind, broadcast, stp, learnSeconds };
+  const common = { kind, net: '', stormFrames: port.storm, answer: port.answerNeighbours };
+  if (kind === 'host') return { ...common, ...plain };
+  const { broadcast, stp, learnSeconds } = port;
+  return { ...common, broadcast, stp, learnSeconds };
 }
 
 /** What a member may do stands in its grant: a host's frames come from its own addresses alone. */
 function requireKind(port: PortConfig, role: Role, path: string): void {
-  const wanted = role === 'plain' ? 'plain' : 'host';
+  const wanted = role === 'plain' || role === 'link' ? role : 'host';
   if (port.kind === wanted) return;
   throw new PairwireError(
     'CONFIG_INVALID',

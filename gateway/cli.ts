@@ -13,6 +13,7 @@ import {
   printRows,
 } from '../src/cli/output.js';
 import { readTokenInput } from '../src/cli/token-input.js';
+import { idSchema } from '../src/protocol/ids.js';
 import type { TransportKind } from './join.js';
 
 const WATCH_MS = 1_000;
@@ -43,6 +44,9 @@ interface JoinFlags extends DirOption {
   readonly device?: string;
   readonly bridge?: string;
   readonly bridgePort: readonly string[];
+  readonly prefix: readonly string[];
+  readonly net: Readonly<Record<string, readonly string[]>>;
+  readonly inside: readonly string[];
 }
 
 /** Adds the gateway's commands to the program. */
@@ -69,6 +73,19 @@ export function gatewayCommands(program: Command): void {
       'role plain: the bridge of the machines outside; made if it is not there',
     )
     .option('--bridge-port <name>', 'an interface to put into the bridge; repeatable', collect, [])
+    .option('--prefix <cidr>', 'role link: what is in our subnet; repeatable', collect, [])
+    .option(
+      '--net <id=cidr>',
+      'role link: what may be behind another net; repeatable, also for one net',
+      collectNet,
+      {},
+    )
+    .option(
+      '--inside <name>',
+      'role link: an interface that leads into our subnet; repeatable',
+      collect,
+      [],
+    )
     .option('--json', 'print JSON')
     .addHelpText(
       'after',
@@ -162,6 +179,18 @@ function portNumber(text: string): number {
   throw new InvalidArgumentError('a port is a number from 1 to 65535');
 }
 
+/** `ID=PREFIX`, collected by id. */
+function collectNet(
+  text: string,
+  before: Readonly<Record<string, readonly string[]>>,
+): Record<string, readonly string[]> {
+  const [net = '', prefix, more] = text.split('=');
+  if (prefix === undefined || more !== undefined || !idSchema.safeParse(net).success) {
+    throw new InvalidArgumentError('write NET=PREFIX, as in west=203.0.113.0/24');
+  }
+  return { ...before, [net]: [...(before[net] ?? []), prefix] };
+}
+
 async function runJoin(
   target: OutputTarget,
   token: string | undefined,
@@ -180,6 +209,9 @@ async function runJoin(
     ...(flags.device === undefined ? {} : { device: flags.device }),
     ...(flags.bridge === undefined ? {} : { bridge: flags.bridge }),
     bridgePorts: flags.bridgePort,
+    prefixes: flags.prefix,
+    nets: flags.net,
+    inside: flags.inside,
   });
   if (target.json) {
     printJson(target, joined);

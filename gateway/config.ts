@@ -9,7 +9,10 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { z } from 'zod';
 import { parseChannelAddress } from '../src/net/address.js';
 import { KEY_SIZE } from '../src/protocol/constants.js';
-import { idSchema } from '../src/protocol/ids.js';
+import { type Id, idSchema } from '../src/protocol/ids.js';
+import { MAX_NET_PREFIXES, MAX_NETS } from '../src/protocol/messages.js';
+import { overlap } from '../src/protocol/prefixes.js';
+import { prefixSchema } from '../src/protocol/records.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import { isLoopback } from '../src/runtime/metrics.js';
 import { loadYaml } from '../src/settings/load-yaml.js';
@@ -85,17 +88,23 @@ const commonShape = {
   answerNeighbours: z.boolean().default(true),
 };
 
+/** Most interfaces that packets of a port may be forwarded to. */
+const MAX_FORWARD = 8;
+const forwardSchema = z.array(interfaceSchema).min(1).max(MAX_FORWARD);
+
+/** Addresses to give to the interface; none leaves that to the system or to DHCP. */
+const addressesSchema = z
+  .array(z.union([z.cidrv4(), z.cidrv6()]))
+  .max(16)
+  .default([]);
+
 /** A TAP that applications of this machine see. */
 const hostPortKindSchema = z.strictObject({
   kind: z.literal('host').default('host'),
   ...commonShape,
-  /** Addresses to give to the interface; none leaves that to the system or to DHCP. */
-  addresses: z
-    .array(z.union([z.cidrv4(), z.cidrv6()]))
-    .max(16)
-    .default([]),
-  /** Whether this machine may forward between the interface and others, as a router does. */
-  forward: z.boolean().default(false),
+  addresses: addressesSchema,
+  /** Whether this machine may forward between the interface and others, as a router does; or the interfaces that it may. */
+  forward: z.union([z.boolean(), forwardSchema]).default(false),
 });
 
 /** Most interfaces that the gateway puts into a bridge. */
@@ -117,7 +126,40 @@ const plainPortKindSchema = z.strictObject({
   learnSeconds: z.int().min(10).max(3_600).default(300),
 });
 
-const portSchema = z.discriminatedUnion('kind', [hostPortKindSchema, plainPortKindSchema]);
+const netPrefixesSchema = z.array(prefixSchema).min(1).max(MAX_NET_PREFIXES);
+
+/** A TAP that this machine routes packets into that are for other subnets. */
+const linkPortKindSchema = z.strictObject({
+  kind: z.literal('link'),
+  name: commonShape.name,
+  interface: commonShape.interface,
+  mtu: commonShape.mtu,
+  /** Sealed IP packets in UDP, between gateways that are next hops. */
+  level: z.literal('udp').default('udp'),
+  /** The net id of our subnet, as its key server has it; without it, the subnet's name. */
+  net: idSchema.optional(),
+  /** What is in our subnet. */
+  prefixes: netPrefixesSchema,
+  /** Other subnets, by net id, with what may be behind each. */
+  nets: z
+    .record(
+      idSchema,
+      z.strictObject({ prefixes: netPrefixesSchema, operator: publicKeySchema.optional() }),
+    )
+    .refine(
+      (nets) => Object.keys(nets).length >= 1 && Object.keys(nets).length <= MAX_NETS,
+      `between 1 and ${MAX_NETS} nets`,
+    ),
+  /** Interfaces of this machine that lead into our subnet: packets are forwarded between these and the link, and to no others. */
+  inside: forwardSchema,
+  addresses: addressesSchema,
+});
+
+const portSchema = z.discriminatedUnion('kind', [
+  hostPortKindSchema,
+  plainPortKindSchema,
+  linkPortKindSchema,
+]);
 
 const udpSchema = z.strictObject({
   kind: z.literal('udp').default('udp'),
@@ -207,6 +249,7 @@ export type GatewayConfig = Omit<z.infer<typeof gatewayConfigSchema>, 'run'> & {
 };
 export type PortConfig = GatewayConfig['ports'][number];
 export type PlainPortConfig = Extract<PortConfig, { kind: 'plain' }>;
+export type LinkPortConfig = Extract<PortConfig, { kind: 'link' }>;
 export type TransportConfig = GatewayConfig['transport'];
 
 /** What SIGHUP takes over without touching traffic; anything else needs a new start. */
@@ -216,6 +259,7 @@ export const RELOADABLE = ['log', 'transport.endpoints'] as const;
 export function loadGatewayConfig(path: string): GatewayConfig {
   const config = loadYaml(path, gatewayConfigSchema);
   requireApart(config, path);
+  requireLink(config, path);
   const listen = config.metrics.listen;
   if (listen !== undefined && !isLoopback(splitHostPort(listen)?.host ?? '')) {
     throw new PairwireError('CONFIG_INVALID', 'metrics.listen must be a loopback address', {
@@ -267,6 +311,31 @@ function requireApart(
       { where: path, hint: 'the machines outside need an interface of their own' },
     );
   }
+}
+
+/** A link port needs `udp`, and prefixes that say of each address which one subnet it is in. */
+function requireLink(
+  { ports, transport }: Pick<GatewayConfig, 'ports' | 'transport'>,
+  path: string,
+): void {
+  for (const port of ports) {
+    if (port.kind !== 'link') continue;
+    const wrong = (what: string): PairwireError =>
+      new PairwireError('CONFIG_INVALID', what, { where: path });
+    if (transport.kind !== 'udp') throw wrong('a link port is on the transport udp');
+    if (port.inside.includes(port.interface)) throw wrong('inside names the link itself');
+    const lists = [port.prefixes, ...Object.values(port.nets).map(({ prefixes }) => prefixes)];
+    lists.forEach((list, at) => {
+      const others = lists.slice(at + 1).flat();
+      const double = list.find((one) => others.some((other) => overlap(one, other)));
+      if (double !== undefined) throw wrong(`${double} is in two subnets`);
+    });
+  }
+}
+
+/** What a link port knows of another subnet. */
+export function netsOf(port: LinkPortConfig): ReadonlyMap<Id, LinkPortConfig['nets'][Id]> {
+  return new Map(Object.entries(port.nets).map(([net, known]) => [net as Id, known]));
 }
 
 /**

@@ -5,8 +5,9 @@
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { type MacAddress, macFromBytes } from '../src/protocol/mac.js';
+import { networkOf } from '../src/protocol/prefixes.js';
 import { PairwireError } from '../src/runtime/errors.js';
-import type { GatewayConfig, TransportConfig } from './config.js';
+import { type GatewayConfig, netsOf, type TransportConfig } from './config.js';
 import { DevicesClient } from './dataplane/devices-client.js';
 import type { DeviceSpec } from './dataplane/launch.js';
 
@@ -38,6 +39,16 @@ export function deviceSpecs(
         mac: bridgedMac(config),
         bridge: port.bridge,
         bridgePorts: port.bridgePorts,
+      };
+    }
+    if (port.kind === 'link') {
+      return {
+        ...tap,
+        mac,
+        addresses: port.addresses,
+        forward: port.inside,
+        arp: false,
+        routes: [...netsOf(port).values()].flatMap(({ prefixes }) => prefixes).map(networkOf),
       };
     }
     return { ...tap, mac, addresses: port.addresses, forward: port.forward };

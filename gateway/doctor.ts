@@ -35,6 +35,7 @@ const bridgeLinksSchema = z.array(
     linkinfo: z.object({ info_kind: z.string().optional() }).optional(),
   }),
 );
+const linkRoutesSchema = z.array(z.object({ dev: z.string().optional() }));
 /** Bits of /proc/self/status CapEff. */
 const CAP_NET_ADMIN = 12n;
 const CAP_NET_RAW = 13n;
@@ -96,6 +97,7 @@ const CHECKS: readonly Check[] = [
   ['ipv6', checkIpv6],
   ['port', checkUnderlay],
   ['plain', checkPlain],
+  ['link', checkLink],
   ['routes', checkRoutes],
   ['mtu', checkMtu],
   ['clock', checkClock],
@@ -365,6 +367,51 @@ async function checkUdpPort(subject: Subject, port: number): Promise<Verdict> {
         `UDP port ${port} is taken`,
         'another transport.port in gateway.yaml, or end what holds it: ss -ulpn',
       );
+}
+
+/** A link port: does this machine route between it and our subnet, and do all agree on what is behind the other nets? */
+async function checkLink({ config, status }: Subject): Promise<Verdict> {
+  const port = config?.ports.find((one) => one.kind === 'link');
+  if (port?.kind !== 'link') return ok('no link port');
+  const found: Omit<Finding, 'check'>[] = [];
+  const isV6 = (prefix: string): boolean => prefix.includes(':');
+  const kinds = [
+    ['net.ipv4.ip_forward', port.prefixes.some((one) => !isV6(one))],
+    ['net.ipv6.conf.all.forwarding', port.prefixes.some(isV6)],
+  ] as const;
+  for (const [name, wanted] of kinds) {
+    if (!wanted || readFileSync(`/proc/sys/${name.replaceAll('.', '/')}`, 'latin1')[0] === '1') {
+      continue;
+    }
+    found.push(fail(`${name} is off: nothing is routed into the link`, `sysctl -w ${name}=1`));
+  }
+  for (const name of port.inside) {
+    if (existsSync(`/proc/sys/net/ipv4/conf/${name}`)) continue;
+    found.push(fail(`there is no interface ${name}, which leads into our subnet`, 'pairwire up'));
+  }
+  if (status !== undefined) {
+    for (const prefix of Object.values(port.nets).flatMap(({ prefixes }) => prefixes)) {
+      const family = isV6(prefix) ? '-6' : '-4';
+      const [route] = (await ipJson([family, 'route', 'show', prefix], linkRoutesSchema)) ?? [];
+      if (route?.dev === port.interface) continue;
+      found.push(
+        fail(
+          `${prefix} is routed ${route === undefined ? 'nowhere' : `to ${route.dev ?? '?'}`}, not into the link`,
+          `ip route replace ${prefix} dev ${port.interface}`,
+        ),
+      );
+    }
+  }
+  for (const net of status?.ports.flatMap(({ link }) => link?.nets ?? []) ?? []) {
+    const hint = 'see `pairwire peer list` at both key servers';
+    if (net.refusal !== null) found.push(fail(`${net.net}: ${net.refusal.message}`, hint));
+    else if (net.pwId === null) found.push(warn(`there is no key with ${net.net} yet`, hint));
+    else if (net.prefixes.length === 0) {
+      found.push(warn(`nothing may cross to ${net.net}: no prefix that all agree on`, hint));
+    }
+  }
+  if (found.length > 0) return found;
+  return ok(`${port.interface} to ${Object.keys(port.nets).join(', ')}`);
 }
 
 /** A plain port: is the bridge there with our TAP in it, and is what carries sealed frames outside of it (threats.md C11)? */

@@ -54,6 +54,11 @@ export interface JoinOptions {
   readonly bridge?: string;
   /** Interfaces to put into it. */
   readonly bridgePorts?: readonly string[];
+  /** For the role `link`: what is in our subnet, and what may be behind other nets. */
+  readonly prefixes?: readonly string[];
+  readonly nets?: Readonly<Record<string, readonly string[]>>;
+  /** Interfaces that lead into our subnet. */
+  readonly inside?: readonly string[];
   readonly transport?: TransportKind;
   /** Of `udp`; without it, the default of gateway.yaml. */
   readonly port?: number | undefined;
@@ -258,8 +263,38 @@ function transportOf(options: JoinOptions): GatewayConfigInput['transport'] {
 }
 
 /** The kind of the port goes by the role, which is the operator's word. */
-function portOf(role: Role, options: JoinOptions): GatewayConfigInput['ports'][number] {
+function portOf(
+  { net }: Token,
+  role: Role,
+  options: JoinOptions,
+): GatewayConfigInput['ports'][number] {
   const { bridge, bridgePorts = [], addresses } = options;
+  const { prefixes = [], nets = {}, inside = [] } = options;
+  const named = prefixes.length + Object.keys(nets).length + inside.length;
+  if (role !== 'link' && named > 0) {
+    throw new PairwireError('USAGE', `the token has the role ${role}: only link has other nets`, {
+      hint: 'leave --prefix, --net and --inside out, or ask the operator for a token with --role link',
+    });
+  }
+  if (role === 'link') {
+    if (prefixes.length === 0 || Object.keys(nets).length === 0 || inside.length === 0) {
+      throw new PairwireError('USAGE', 'a link port knows its own prefixes and those of others', {
+        hint: 'pairwire join --prefix 198.51.100.0/24 --net west=203.0.113.0/24 --inside pw0 ...',
+      });
+    }
+    return {
+      name: 'link',
+      kind: 'link',
+      interface: options.interface,
+      ...(net === undefined ? {} : { net }),
+      prefixes: [...prefixes],
+      nets: Object.fromEntries(
+        Object.entries(nets).map(([name, behind]) => [name, { prefixes: [...behind] }]),
+      ),
+      inside: [...inside],
+      addresses: [...addresses],
+    };
+  }
   if (role !== 'plain') {
     if (bridge !== undefined || bridgePorts.length > 0) {
       throw new PairwireError('USAGE', `the token has the role ${role}: only plain has a bridge`, {
@@ -291,7 +326,7 @@ function configOf(token: Token, id: Id, role: Role, options: JoinOptions): strin
       key: Buffer.from(server.key).toString('base64url'),
     })),
     operator: Buffer.from(token.operator).toString('base64url'),
-    ports: [portOf(role, options)],
+    ports: [portOf(token, role, options)],
     transport: transportOf(options),
   };
   const checked = gatewayConfigSchema.safeParse(config);

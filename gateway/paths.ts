@@ -1,5 +1,6 @@
 /** The files of a gateway: one place that knows their names. */
 import { join } from 'node:path';
+import type { Id } from '../src/protocol/ids.js';
 
 /** Everything that `join`, `up`, `status` and `down` find below --dir. */
 export interface GatewayPaths {
@@ -31,6 +32,11 @@ export function gatewayPaths(dir: string): GatewayPaths {
     pins: join(dir, 'pins.json'),
     settings: join(dir, 'settings'),
   };
+}
+
+/** What was seen of another subnet's link ports: a file for each net. */
+export function netPinsPath({ dir }: Pick<GatewayPaths, 'dir'>, net: Id): string {
+  return join(dir, `pins-net-${net}.json`);
 }
 
 /** Folder of all run directories; root's, so that nobody can put other sockets in their place. */

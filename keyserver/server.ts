@@ -32,6 +32,7 @@ import { type ListView, readList } from './lists.js';
 import type { NetChange } from './nets/net-change.js';
 import { NetKeys } from './nets/net-keys.js';
 import { NetLinks } from './nets/net-links.js';
+import { NET_ASK_BURST, NET_ASKS_PER_SECOND } from './nets/net-ports.js';
 import { NotFound, NotYet, Refusal } from './refusal.js';
 import { Bindings } from './registry/bindings.js';
 import { enrol, verifyStored } from './registry/enrol.js';
@@ -41,6 +42,7 @@ import { PlainSide } from './registry/plain-side.js';
 import { Presence, withSeen } from './registry/presence.js';
 import { BootRegistry, type Registered } from './registry/register.js';
 import { revoke } from './registry/revoke.js';
+import { TokenBuckets } from './registry/token-bucket.js';
 import { type RelayTickets, relayTickets } from './relay.js';
 import { keyServerMetrics } from './server-metrics.js';
 import type { Services } from './services.js';
@@ -132,6 +134,7 @@ export class KeyServer {
   readonly #groups: GroupRekey;
   readonly #netKeys: NetKeys;
   readonly #netLinks: NetLinks;
+  readonly #netAsks = new TokenBuckets(NET_ASK_BURST, NET_ASKS_PER_SECOND);
   readonly #putBack: PutBack;
   readonly #sweeper: NodeJS.Timeout;
   #addresses: readonly ListenAddress[] = [];
@@ -194,7 +197,7 @@ export class KeyServer {
     this.#presence = new Presence(
       this.#services,
       (id) => this.#live.get(id) !== undefined || this.#registering.has(id),
-      (id) => this.#hints.memberChanged(id),
+      (id) => this.#memberChanged(id),
       tuning?.offlineAfterMs,
     );
     this.#plain = new PlainSide(
@@ -370,6 +373,15 @@ export class KeyServer {
       case 'key.held':
         await this.#putBack.held(memberOf(peer), request);
         return {};
+      case 'key.net': {
+        const { requester, index, kid } = request;
+        requireOwn(memberOf(peer), requester, { index, kid });
+        if (!this.#netAsks.take(requester, now())) {
+          throw new Refusal('limit', 'net_rate', 'too much about nets; wait', { id: requester });
+        }
+        await this.#compareNets();
+        return {};
+      }
       case 'net.sync':
         return { ...(await this.#netKeys.sync(memberOf(peer), request)) };
       case 'net.confirm':
@@ -619,6 +631,24 @@ export class KeyServer {
     }
   }
 
+  /** Tells whom it concerns; of a link port also the key servers of other subnets. */
+  #memberChanged(id: Id): void {
+    this.#hints.memberChanged(id);
+    const { store, log } = this.#services;
+    store
+      .member(id)
+      .then((member) => (member?.role === 'link' ? this.#compareNets() : undefined))
+      .catch((err: unknown) => log.warn({ err }, 'other key servers were not told of a link port'));
+  }
+
+  /** Asks those whom we ask, and has the others ask us: what either does not know of the other is told with it. */
+  async #compareNets(): Promise<void> {
+    this.#netLinks.askAll();
+    for (const { member } of await this.#services.store.nets()) {
+      if (member !== undefined) this.#tellServer(member);
+    }
+  }
+
   #tellServer(id: Id): void {
     for (const peer of this.#peers.values()) if (peer.member === id) peer.push({ t: 'net' }, 'net');
   }
@@ -668,7 +698,7 @@ export class KeyServer {
 
   async #enrol(peer: Peer, request: Extract<Request, { t: 'enrol' }>): Promise<Answer> {
     const { log, store } = this.#services;
-    const { verified, fresh, bindings, behind, nets } = await enrol(
+    const { verified, fresh, bindings, behind, nets, wasLink } = await enrol(
       this.#services,
       peer.session,
       request.membership,
@@ -680,7 +710,7 @@ export class KeyServer {
     if (fresh) {
       log.info({ member: verified.id, role: verified.role }, 'a member enrolled');
       if (TALKER_ROLES.includes(verified.role)) {
-        this.#hints.memberChanged(verified.id);
+        this.#memberChanged(verified.id);
         for (const mac of verified.macs) {
           this.#hints.ownChanged(mac);
           for (const { vlan } of await store.learnedAt(mac)) this.#hints.behindChanged(vlan, mac);
@@ -688,6 +718,7 @@ export class KeyServer {
       }
       for (const ip of bindings) this.#hints.bindingChanged(ip);
       for (const net of nets) this.#netKeys.changed(net);
+      if (wasLink && verified.role !== 'link') await this.#compareNets();
       // Channel key, role and addresses may be others now: sessions that began under the old grant end.
       this.#endSessions(verified.id, peer);
     }
@@ -722,7 +753,7 @@ export class KeyServer {
     if (peer.session.closed) throw new RequestError('unavailable');
     if (changed) {
       log.info({ member: id, index, address: peer.session.remoteAddress }, 'a member registered');
-      this.#hints.memberChanged(id);
+      this.#memberChanged(id);
     }
     return { index, tag: store.meta.tag, settings: settings.inForce.record };
   }

@@ -62,7 +62,10 @@ export function makeToken(
       psk: tokenPsk(keys.tokenKey, tokenId),
       operator: publicOf(keys.operator),
       servers: serversOf(config, keys.serverPublic),
-      ...(grant.net === undefined ? {} : { net: config.net ?? config.subnet }),
+      // Key servers and link ports deal with other subnets, to which ours has this name.
+      ...(grant.net === undefined && grant.role !== 'link'
+        ? {}
+        : { net: config.net ?? config.subnet }),
     }),
   };
 }

@@ -32,6 +32,7 @@ import { messageOf, PairwireError } from '../../src/runtime/errors.js';
 import type { Bindings } from '../guard/bindings.js';
 import type { PeerEntry, PeerTable } from '../key-table/peer-table.js';
 import type { Verifier } from '../key-table/verifier.js';
+import type { NetTable } from '../link/net-table.js';
 import type { Outside } from '../plain/outside.js';
 import type { Report } from '../plain/reporter.js';
 import type { Outcome, Question } from './misses.js';
@@ -89,6 +90,8 @@ export interface SessionDeps {
   readonly now: () => number;
   readonly nextBootSequence: (serverNowMs: number) => number;
   readonly table: PeerTable;
+  /** A link port's; it has no part in the traffic of its own subnet. */
+  readonly nets?: NetTable | undefined;
   readonly outside: Outside;
   readonly bindings: Bindings;
   readonly verifier: Pick<Verifier, 'settings' | 'revocation'>;
@@ -171,6 +174,7 @@ export class Session {
   /** Next generations that were confirmed on this opening of the channel. */
   readonly #confirmed = new Map<Id, number>();
   #confirmedGroup: number | undefined;
+  readonly #confirmedNets = new Map<Id, number>();
   #failures = 0;
   /** Changes are applied one message after the other, whatever order they became known in. */
   #applying: Promise<void> = Promise.resolve();
@@ -225,6 +229,7 @@ export class Session {
     this.#opening += 1;
     this.#confirmed.clear();
     this.#confirmedGroup = undefined;
+    this.#confirmedNets.clear();
     this.#failures = 0;
     this.#wake.now();
   }
@@ -262,6 +267,24 @@ export class Session {
   groupPrepared(): void {
     this.#confirmedGroup = undefined;
     this.#wake.now();
+  }
+
+  /** The same of the key with another subnet. */
+  netPrepared(net: Id): void {
+    this.#confirmedNets.delete(net);
+    this.#wake.now();
+  }
+
+  /** A frame between subnets came with an index or kid that is not held: what became known there is asked for. */
+  async askNets(index: number, kid: number): Promise<void> {
+    try {
+      await this.#request(
+        { t: 'key.net', requester: this.#deps.member.id, index, kid },
+        { timeoutMs: KEY_TIMEOUT, parse: (value) => answerSchemas['key.net'].parse(value) },
+      );
+    } catch {
+      // It goes on sending, so it is asked again.
+    }
   }
 
   /** The peer with this index still sends with an older generation than `pwId`, which we hold. */
@@ -382,15 +405,22 @@ export class Session {
       .filter(({ peer, pwId }) => this.#confirmed.get(peer) !== pwId);
     const group = this.#deps.table.preparedGroup();
     let dueGroup = group === this.#confirmedGroup ? undefined : group;
-    while (due.length > 0 || dueGroup !== undefined) {
+    let dueNets = (this.#deps.nets?.prepared() ?? []).filter(
+      ({ net, pwId }) => this.#confirmedNets.get(net) !== pwId,
+    );
+    while (due.length > 0 || dueGroup !== undefined || dueNets.length > 0) {
       const pairs = due.splice(0, MAX_ROWS);
       for (const { peer, pwId } of pairs) this.#confirmed.set(peer, pwId);
       if (dueGroup !== undefined) this.#confirmedGroup = dueGroup;
+      for (const { net, pwId } of dueNets) this.#confirmedNets.set(net, pwId);
+      const group = dueGroup === undefined ? {} : { group: dueGroup };
+      const nets = dueNets.length === 0 ? {} : { nets: dueNets };
       await this.#request(
-        { t: 'key.confirm', pairs, ...(dueGroup === undefined ? {} : { group: dueGroup }) },
+        { t: 'key.confirm', pairs, ...group, ...nets },
         { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas['key.confirm'].parse(value) },
       );
       dueGroup = undefined;
+      dueNets = [];
     }
   }
 
@@ -569,6 +599,7 @@ export class Session {
     this.status.epoch = Buffer.from(epoch).toString('hex');
     this.#full = true;
     this.#deps.table.beginFull();
+    this.#deps.nets?.beginFull();
     this.#deps.bindings.beginFull();
     this.#beginOutside();
   }
@@ -598,7 +629,11 @@ export class Session {
   }
 
   #change(change: Change): void {
-    const { table, outside, bindings } = this.#deps;
+    const { table, outside, bindings, nets } = this.#deps;
+    if (nets !== undefined) {
+      this.#linkChange(change, nets);
+      return;
+    }
     switch (change.kind) {
       case 'member':
         table.takeMember(change.member, change.seq);
@@ -634,7 +669,27 @@ export class Session {
         break;
       case 'net':
       case 'net.gone':
-        // For link ports, which this gateway has not.
+        // For link ports.
+        break;
+    }
+  }
+
+  /** Of its own subnet a link port hears what concerns itself only. */
+  #linkChange(change: Change, nets: NetTable): void {
+    switch (change.kind) {
+      case 'net':
+        nets.take(change);
+        break;
+      case 'net.gone':
+        nets.gone(change.net, change.seq);
+        break;
+      case 'settings':
+        this.#takeSettings(change.settings);
+        break;
+      case 'revoked':
+        this.#deps.table.revoked(change.id, change.number);
+        break;
+      default:
         break;
     }
   }

@@ -50,6 +50,9 @@ export const DROP_REASONS = {
   ra_guard: 'A router advertisement from a member without the right `router`.',
   redirect_guard: 'An ICMPv6 redirect from a member without the right `router`.',
   dhcp_guard: "A DHCP server's message from a member without the right `dhcp`.",
+  net_source: 'The source of a packet is not in the subnet that it comes from.',
+  net_destination: 'The destination of a packet is in no subnet that it may go to.',
+  net_not_ip: 'A frame at a link port carries no unicast IP packet.',
 } as const;
 
 export type DropReason = keyof typeof DROP_REASONS;

@@ -19,8 +19,12 @@ export interface TapSpec {
   txQueueLength?: number;
   /** With prefix: 192.0.2.1/24, 2001:db8::1/64. */
   addresses?: readonly string[];
-  /** The kernel may forward between this TAP and other interfaces. */
-  forward?: boolean;
+  /** The kernel may forward between this TAP and other interfaces, or these. */
+  forward?: boolean | readonly string[];
+  /** False: no neighbours are looked for on it. */
+  arp?: boolean;
+  /** Prefixes that are routed into it. */
+  routes?: readonly string[];
   /** The bridge that the TAP is put into; made if it is missing. */
   bridge?: string;
   /** Interfaces that are put into it, too. */
@@ -93,7 +97,9 @@ function wordsOf(device: DeviceSpec): string[] {
         `${device.mtu}`,
         ...(device.txQueueLength === undefined ? [] : ['txqueuelen', `${device.txQueueLength}`]),
         ...(device.addresses ?? []).flatMap((address) => ['address', address]),
-        ...(device.forward === true ? ['forward', 'allow'] : []),
+        ...forwardWords(device.forward),
+        ...(device.arp === false ? ['arp', 'off'] : []),
+        ...(device.routes ?? []).flatMap((prefix) => ['route', prefix]),
         ...(device.bridge === undefined ? [] : ['bridge', device.bridge]),
         ...(device.bridgePorts ?? []).flatMap((port) => ['port', port]),
       ];
@@ -108,6 +114,11 @@ function wordsOf(device: DeviceSpec): string[] {
     case 'ethernet':
       return ['ethernet', device.name, ...device.macs.flatMap((mac) => ['mac', mac])];
   }
+}
+
+function forwardWords(forward: TapSpec['forward']): string[] {
+  if (forward === undefined || forward === false) return [];
+  return forward === true ? ['forward', 'allow'] : forward.flatMap((name) => ['forward-to', name]);
 }
 
 /** The account that packages make for the data plane, or a uid that belongs to nobody. */

@@ -46,7 +46,7 @@ export const bootSchema = z.strictObject({
 export type Boot = z.infer<typeof bootSchema>;
 
 export const pairKeySchema = z.strictObject({
-  peer: text(63),
+  peer: text(127),
   boot: u32,
   peerIndex: u32,
   pwId: u64,
@@ -80,6 +80,12 @@ export const behindEntrySchema = z.strictObject({
 });
 export type BehindEntry = z.infer<typeof behindEntrySchema>;
 
+export const prefixSchema = z.strictObject({
+  ip: bytesUpTo(16),
+  bits: u8,
+});
+export type Prefix = z.infer<typeof prefixSchema>;
+
 export const bindingSchema = z.strictObject({
   ip: bytesUpTo(16),
   mac: bytes(6),
@@ -106,7 +112,7 @@ export const counterSchema = z.strictObject({
 export type Counter = z.infer<typeof counterSchema>;
 
 export const peerStatsSchema = z.strictObject({
-  peer: text(63),
+  peer: text(127),
   index: u32,
   endpoint: endpointSchema,
   relayed: z.boolean(),
@@ -153,7 +159,7 @@ export const commandSchemas = {
   attach: z.strictObject({ t: z.literal('attach'), id: u32, epoch: u64 }),
   /** Opens the connection for `stats` only. */
   observe: z.strictObject({ t: z.literal('observe'), id: u32 }),
-  /** Makes a port or changes it. Devices are named as the broker delivered them: transport `udp` uses udpPort, `ethernet` device (an interface) and tag. spinUs: how long its threads look for more before they sleep; underlayMtu: what the interface below `udp` gives, where the search for each path's MTU begins; 0 for no search. helpers: threads that help with sealing and opening, 255 for as many as suit the machine. kind: `host` or `plain`, which fixes what the port is until it is removed. The three after it are about `plain`: broadcast, which group frames of members leave it, `all`, `essential` or `none`; stp, whether frames for 01:80:c2:00:00:00 `pass` or are dropped (`drop`); learnSeconds, after how long an address that was not seen again is forgotten. rights: what the own member's grant allows, bit 0 `router` (router advertisements, redirects), bit 1 `dhcp` (what a DHCP server says). answer: ARP requests and neighbour solicitations for bound addresses are answered here. */
+  /** Makes a port or changes it. Devices are named as the broker delivered them: transport `udp` uses udpPort, `ethernet` device (an interface) and tag. spinUs: how long its threads look for more before they sleep; underlayMtu: what the interface below `udp` gives, where the search for each path's MTU begins; 0 for no search. helpers: threads that help with sealing and opening, 255 for as many as suit the machine. kind: `host`, `plain` or `link`, which fixes what the port is until it is removed. net: of `link`, the net id of our subnet. The three after it are about `plain`: broadcast, which group frames of members leave it, `all`, `essential` or `none`; stp, whether frames for 01:80:c2:00:00:00 `pass` or are dropped (`drop`); learnSeconds, after how long an address that was not seen again is forgotten. rights: what the own member's grant allows, bit 0 `router` (router advertisements, redirects), bit 1 `dhcp` (what a DHCP server says). answer: ARP requests and neighbour solicitations for bound addresses are answered here. */
   'port.set': z.strictObject({
     t: z.literal('port.set'),
     id: u32,
@@ -177,6 +183,7 @@ export const commandSchemas = {
     holdBytes: u32,
     stormFrames: u32,
     kind: text(8),
+    net: text(63),
     broadcast: text(10),
     stp: text(4),
     learnSeconds: u16,
@@ -214,7 +221,7 @@ export const commandSchemas = {
     t: z.literal('peer.set'),
     id: u32,
     port: u16,
-    peer: text(63),
+    peer: text(127),
     index: u32,
     boot: bytes(32),
     macs: z.array(bytes(6)).max(64),
@@ -224,19 +231,39 @@ export const commandSchemas = {
     plain: z.boolean(),
     rights: u8,
   }),
+  /** A link port of another subnet that may be heard, for a port of kind `link`. peer: NET/ID, which is what it is called in all other messages; key.pair gives it the net key. */
+  'link.set': z.strictObject({
+    t: z.literal('link.set'),
+    id: u32,
+    port: u16,
+    net: text(63),
+    peer: text(127),
+    index: u32,
+    boot: bytes(32),
+    endpoints: z.array(endpointSchema).max(8),
+    online: z.boolean(),
+  }),
+  /** Which IP prefixes are behind a net, for a port of kind `link`; net empty: ours. Replaces what was told of that net before. A packet from or to another address neither leaves nor comes in. */
+  'routes.set': z.strictObject({
+    t: z.literal('routes.set'),
+    id: u32,
+    port: u16,
+    net: text(63),
+    prefixes: z.array(prefixSchema).max(64),
+  }),
   /** Forgets a member, its keys and addresses at once. */
   'peer.remove': z.strictObject({
     t: z.literal('peer.remove'),
     id: u32,
     port: u16,
-    peer: text(63),
+    peer: text(127),
   }),
   /** Derives and installs both traffic keys of a pair, under this boot key and the older ones that are still held, and for every start of the peer. A key already held is left as it is. `send`: also send with it from now on. The answer is about this boot key and the peer's current start. */
   'key.pair': z.strictObject({
     t: z.literal('key.pair'),
     id: u32,
     port: u16,
-    peer: text(63),
+    peer: text(127),
     boot: u32,
     key: bytes(32),
     pwId: u64,
@@ -256,7 +283,7 @@ export const commandSchemas = {
     t: z.literal('key.use'),
     id: u32,
     port: u16,
-    peer: text(63),
+    peer: text(127),
     pwId: u64,
   }),
   /** Forgets a generation and older ones after graceMs; peer empty: the group key. */
@@ -264,7 +291,7 @@ export const commandSchemas = {
     t: z.literal('key.drop'),
     id: u32,
     port: u16,
-    peer: text(63),
+    peer: text(127),
     pwId: u64,
     graceMs: u32,
   }),
@@ -297,7 +324,7 @@ export const commandSchemas = {
     t: z.literal('behind.set'),
     id: u32,
     port: u16,
-    peer: text(63),
+    peer: text(127),
     entries: z.array(behindEntrySchema).max(4096),
   }),
   /** These are behind nobody any more. */
@@ -395,27 +422,27 @@ export const eventSchemas = {
   'endpoint.moved': z.strictObject({
     t: z.literal('endpoint.moved'),
     port: u16,
-    peer: text(63),
+    peer: text(127),
     endpoint: endpointSchema,
   }),
   /** What the relay said of our address, for the key server, which alone can check it. */
   'relay.seen': z.strictObject({ t: z.literal('relay.seen'), port: u16, receipt: bytes(72) }),
   /** A peer with a key has not answered probes for 45 s. */
-  'peer.silent': z.strictObject({ t: z.literal('peer.silent'), port: u16, peer: text(63) }),
+  'peer.silent': z.strictObject({ t: z.literal('peer.silent'), port: u16, peer: text(127) }),
   /** A traffic key for sending reached its rekey limit (docs/protocol.md 3.4); peer empty: the group key. */
-  'key.worn': z.strictObject({ t: z.literal('key.worn'), port: u16, peer: text(63), pwId: u64 }),
+  'key.worn': z.strictObject({ t: z.literal('key.worn'), port: u16, peer: text(127), pwId: u64 }),
   /** A frame opened under a newer generation than the one in use, so the peer was told to change: it is used from now on; peer empty: the group key. */
   'key.committed': z.strictObject({
     t: z.literal('key.committed'),
     port: u16,
-    peer: text(63),
+    peer: text(127),
     pwId: u64,
   }),
   /** A peer has sent with this older generation for a second since we changed: it was not told. */
   'key.lagging': z.strictObject({
     t: z.literal('key.lagging'),
     port: u16,
-    peer: text(63),
+    peer: text(127),
     pwId: u64,
   }),
   /** Sources that a plain port saw on its plain side: new ones at once, known ones again every third of learnSeconds while they are seen. */
@@ -452,7 +479,7 @@ export const eventSchemas = {
     t: z.literal('guarded'),
     port: u16,
     kind: text(10),
-    peer: text(63),
+    peer: text(127),
     mac: bytes(6),
     ip: bytesUpTo(16),
   }),
@@ -473,6 +500,8 @@ export const commandSchema = z.discriminatedUnion('t', [
   commandSchemas.clock,
   commandSchemas.lease,
   commandSchemas['peer.set'],
+  commandSchemas['link.set'],
+  commandSchemas['routes.set'],
   commandSchemas['peer.remove'],
   commandSchemas['key.pair'],
   commandSchemas['key.group'],
@@ -545,6 +574,8 @@ export const ANSWER_TO = {
   clock: 'done',
   lease: 'done',
   'peer.set': 'done',
+  'link.set': 'done',
+  'routes.set': 'done',
   'peer.remove': 'done',
   'key.pair': 'key.installed',
   'key.group': 'done',

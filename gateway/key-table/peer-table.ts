@@ -8,16 +8,15 @@
  * the same state, and every command may be repeated, because a key that the data plane holds is
  * left as it is (threats.md C1). Commands of one peer leave in the order of the calls.
  */
-import { createHash } from 'node:crypto';
-import { fields } from '../../src/protocol/fields.js';
 import type { Id } from '../../src/protocol/ids.js';
 import { type MacAddress, macToBytes } from '../../src/protocol/mac.js';
 import type { Endpoint, PeerRecord } from '../../src/protocol/messages.js';
 import type { Role } from '../../src/protocol/records.js';
-import { messageOf, PairwireError } from '../../src/runtime/errors.js';
+import type { PairwireError } from '../../src/runtime/errors.js';
 import type { CommandPort } from '../dataplane/client.js';
 import type { CommandFields } from '../dataplane/messages.gen.js';
 import { rightsBits } from '../guard/rights.js';
+import { asPairwireError, fingerprint, keyFingerprint } from './installed.js';
 import type { VerifiedPeer, Verifier } from './verifier.js';
 
 /** How long a former generation may still be heard. */
@@ -541,7 +540,8 @@ export class PeerTable {
       boot,
       macs: entry.macs.map(macToBytes),
       endpoints: [...near, ...far].map(({ ip, port }) => ({ ip, port })),
-      online: entry.online,
+      // Group frames would be nothing to a link port: in its own subnet it is not heard and does not hear.
+      online: entry.online && entry.role !== 'link',
       relayFirst: near.length === 0,
       plain: entry.role === 'plain',
       rights: entry.rights,
@@ -672,30 +672,7 @@ function compare(
   return told.pwId < (held.key?.pwId ?? 0) || newest < found ? 'leave' : 'take';
 }
 
-function copyOf({ pwId, key }: Generation): Generation {
+/** One of our own: what it came in is wiped or changed. */
+export function copyOf({ pwId, key }: Generation): Generation {
   return { pwId, key: Uint8Array.from(key) };
-}
-
-/** What makes one installation of a key differ from another, without keeping the key. */
-function keyFingerprint(
-  key: CommandFields<'key.pair'>,
-  peerIndex: number,
-  peerBoot: Uint8Array,
-): string {
-  const values = fields(key.key, key.pwId, key.boot, peerIndex, peerBoot);
-  const digest = createHash('sha256').update(values).digest('base64');
-  values.fill(0);
-  return digest;
-}
-
-function fingerprint(value: unknown): string {
-  return JSON.stringify(value, (_name, part: unknown) =>
-    part instanceof Uint8Array ? Buffer.from(part).toString('base64') : part,
-  );
-}
-
-function asPairwireError(thrown: unknown): PairwireError {
-  return thrown instanceof PairwireError
-    ? thrown
-    : new PairwireError('RECORD_MALFORMED', messageOf(thrown), { cause: thrown });
 }

@@ -32,6 +32,8 @@ const memberPinSchema = z.strictObject({
 const pinsSchema = z.strictObject({
   version: z.literal(1),
   operator: hex(32),
+  /** Of another subnet than our own: its name. */
+  subnet: idSchema.optional(),
   settings: z.strictObject({ version: z.int().nonnegative(), digest: hex(32).optional() }),
   members: z.array(z.tuple([idSchema, memberPinSchema])),
   macs: z.array(z.tuple([macSchema, idSchema])),
@@ -46,6 +48,7 @@ type MemberPin = z.infer<typeof memberPinSchema>;
 export class Pins {
   readonly #path: string | undefined;
   readonly #operator: string;
+  readonly #subnet: Id | undefined;
   readonly #members = new Map<Id, MemberPin>();
   readonly #macs = new Map<MacAddress, Id>();
   readonly #revoked = new Set<Id>();
@@ -60,16 +63,24 @@ export class Pins {
 
   /**
    * @param path undefined keeps the pins in memory (tests)
-   * @throws PairwireError PIN_MISMATCH if the operator key is not the pinned one
+   * @param subnet of another subnet than our own: its name, which is pinned, too
+   * @throws PairwireError PIN_MISMATCH if operator key or subnet are not the pinned ones
    */
-  constructor(path: string | undefined, operator: Uint8Array) {
+  constructor(path: string | undefined, operator: Uint8Array, subnet?: Id) {
     this.#path = path;
     this.#operator = Buffer.from(operator).toString('hex');
+    this.#subnet = subnet;
     if (path === undefined || !existsSync(path)) {
       this.#dirty = true;
       return;
     }
     const stored = readPins(path);
+    if (stored.subnet !== subnet) {
+      throw new PairwireError('PIN_MISMATCH', 'this is not the subnet seen before', {
+        where: path,
+        hint: 'if another subnet is linked now under that net id, remove this file and start again',
+      });
+    }
     if (stored.operator !== this.#operator) {
       throw new PairwireError('PIN_MISMATCH', 'the operator key is not the one seen before', {
         where: path,
@@ -81,6 +92,11 @@ export class Pins {
     for (const [mac, id] of stored.macs) this.#macs.set(mac, id);
     for (const id of stored.revoked) this.#revoked.add(id);
     this.#revocation = stored.revocation;
+  }
+
+  /** Whether these are pins of that subnet and operator. */
+  isOf(subnet: Id, operator: Uint8Array): boolean {
+    return this.#subnet === subnet && this.#operator === Buffer.from(operator).toString('hex');
   }
 
   /** The version below which settings are refused. */
@@ -196,6 +212,7 @@ export class Pins {
     const body: z.input<typeof pinsSchema> = {
       version: 1,
       operator: this.#operator,
+      ...(this.#subnet === undefined ? {} : { subnet: this.#subnet }),
       settings: this.#settings,
       members: [...this.#members],
       macs: [...this.#macs],

@@ -3,16 +3,18 @@ import { createHash } from 'node:crypto';
 import { formatChannelAddress } from '../../src/net/address.js';
 import type { ClientState } from '../../src/net/channel-client.js';
 import type { Endpoint } from '../../src/protocol/messages.js';
+import { networkOf } from '../../src/protocol/prefixes.js';
 import type { Settings, VerifiedMember } from '../../src/protocol/records.js';
 import type { ServerTime } from '../../src/runtime/clock.js';
 import type { BootKeys } from '../boot-keys.js';
-import type { GatewayConfig } from '../config.js';
+import { type GatewayConfig, netsOf } from '../config.js';
 import type { MissCounters } from '../control/misses.js';
 import type { SessionStatus } from '../control/session.js';
 import type { DataPlaneLink } from '../dataplane/link.js';
 import type { AnswerTo, PeerStats, PortStats } from '../dataplane/messages.gen.js';
 import type { ClaimsStatus } from '../guard/claims.js';
 import type { PeerEntry, PeerTable } from '../key-table/peer-table.js';
+import type { LinkPort, NetTable } from '../link/net-table.js';
 import type { Outside } from '../plain/outside.js';
 import type { ReporterStatus } from '../plain/reporter.js';
 import { endpointText, type MtuPlan } from '../underlay.js';
@@ -43,6 +45,7 @@ export interface StatusParts {
   readonly misses: MissCounters;
   readonly refusals: Readonly<Record<string, number>>;
   readonly table: PeerTable;
+  readonly nets: NetTable | undefined;
   readonly outside: Outside['size'];
   readonly reporter: ReporterStatus;
   readonly bindings: number;
@@ -136,6 +139,9 @@ function problemsOf(parts: StatusParts, ports: readonly PortStatus[]): Status['p
     if (plain?.loop !== 'blocked') continue;
     add('PLAIN_LOOP', `the plain port hears itself: there is a loop behind ${plain.bridge}`);
   }
+  for (const { net, refusal } of ports.flatMap(({ link }) => link?.nets ?? [])) {
+    if (refusal !== null) add(refusal.code, `nothing crosses to ${net}: ${refusal.message}`);
+  }
   for (const peer of ports.flatMap((port) => port.peers)) {
     if (peer.refusal !== null)
       add(peer.refusal.code, `${peer.id} is stopped: ${peer.refusal.message}`);
@@ -199,7 +205,7 @@ function portStatus(
   now: number,
 ): PortStatus {
   const figures = new Map((stats?.peers ?? []).map((peer) => [peer.peer, peer]));
-  const peers = [...parts.table.entries()]
+  const peers = [...(parts.nets?.ports() ?? parts.table.entries())]
     .map((entry) => peerStatus(entry, figures.get(entry.id), parts.rates, now))
     .sort((a, b) => (a.id < b.id ? -1 : 1));
   const counters = record(stats?.counters ?? []);
@@ -238,6 +244,7 @@ function portStatus(
       counters.inbound_bytes ?? 0,
     ),
     plain: plainStatus(parts, port, stats),
+    link: linkStatus(parts, port),
     outside: { ...parts.outside },
     guard: guardStatus(parts, port, record(stats?.drops ?? []), counters),
     drops: record(stats?.drops ?? []),
@@ -247,7 +254,7 @@ function portStatus(
 }
 
 function peerStatus(
-  entry: PeerEntry,
+  entry: PeerEntry | LinkPort,
   stats: PeerStats | undefined,
   rates: Rates,
   now: number,
@@ -302,6 +309,32 @@ function plainStatus(
   };
 }
 
+/** What a link port knows of other subnets; null for another kind. */
+function linkStatus(
+  { nets, config }: StatusParts,
+  port: GatewayConfig['ports'][number],
+): PortStatus['link'] {
+  if (port.kind !== 'link' || nets === undefined) return null;
+  const told = new Map([...nets.nets()].map((entry) => [entry.net, entry]));
+  const all = new Set([...netsOf(port).keys(), ...told.keys()]);
+  return {
+    level: port.level,
+    net: port.net ?? config.subnet,
+    prefixes: port.prefixes.map(networkOf),
+    nets: [...all].sort().map((net) => {
+      const entry = told.get(net);
+      return {
+        net,
+        subnet: entry?.subnet ?? null,
+        prefixes: [...(entry?.prefixes ?? [])],
+        pwId: entry?.key?.pwId ?? null,
+        nextPwId: entry?.next?.pwId ?? null,
+        refusal: entry?.refusal ?? null,
+      };
+    }),
+  };
+}
+
 /** The address guard; frames by what refused or answered them. */
 function guardStatus(
   parts: StatusParts,
@@ -312,7 +345,7 @@ function guardStatus(
   const { claims, refused, overflow } = parts.claims;
   return {
     bindings: parts.bindings,
-    answers: port.answerNeighbours,
+    answers: port.kind !== 'link' && port.answerNeighbours,
     answered: { arp: counters.answered_arp ?? 0, nd: counters.answered_nd ?? 0 },
     refused: {
       arp: drops.arp_spoof ?? 0,

@@ -101,6 +101,28 @@ const portStatusSchema = z.object({
       overflow: count,
     }),
   ),
+  /** What a link port knows of other subnets; null for ports of other kinds. Their link ports stand among the peers, as NET/ID. */
+  link: maybe(
+    z.object({
+      level: z.string(),
+      /** Net id of our subnet, and what is in it. */
+      net: z.string(),
+      prefixes: z.array(z.string()),
+      nets: z.array(
+        z.object({
+          net: z.string(),
+          subnet: maybe(z.string()),
+          /** What may cross: configuration and both key servers agree. */
+          prefixes: z.array(z.string()),
+          /** Generation of the net key, and of the one that is being prepared. */
+          pwId: maybe(count),
+          nextPwId: maybe(count),
+          /** Why nothing crosses. */
+          refusal: maybe(z.object({ code: z.string(), message: z.string() })),
+        }),
+      ),
+    }),
+  ),
   /** What the key server told of the plain side: members' own addresses, addresses behind plain ports. */
   outside: z.object({ own: count, behind: count }),
   /** The address guard: which MAC address announces which IP address, and what it refused or answered. */

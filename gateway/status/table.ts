@@ -40,16 +40,21 @@ function printPort(
       line(`  relay: ${address}, ${registered ? `registered, sees ${seen ?? '?'}` : 'no answer'}`);
     }
   }
-  line(
-    `  group key: ${port.group.pwId === null ? 'none' : `generation ${port.group.pwId}`} (${port.group.mode})`,
-  );
+  if (port.link === null) {
+    line(
+      `  group key: ${port.group.pwId === null ? 'none' : `generation ${port.group.pwId}`} (${port.group.mode})`,
+    );
+  } else {
+    for (const text of linkTexts(port.link)) line(`  ${text}`);
+  }
   line(`  boot key: ${bootText(port)}`);
   if (port.plain !== null) line(`  plain side: ${plainText(port.plain)}`);
-  line(`  address guard: ${guardText(port.guard)}`);
+  if (port.link === null) line(`  address guard: ${guardText(port.guard)}`);
   line(`  sent ${trafficText(port.tx)}, received ${trafficText(port.rx)}`);
   line('');
-  if (port.peers.length === 0) line('  no members known yet');
-  else printPeers(target, port);
+  if (port.peers.length === 0) {
+    line(port.link === null ? '  no members known yet' : '  no link ports of other nets known yet');
+  } else printPeers(target, port);
   const drops = Object.entries(port.drops).filter(([, count]) => count > 0);
   if (drops.length === 0) return;
   line('');
@@ -70,6 +75,19 @@ function plainText(plain: NonNullable<PortStatus['plain']>): string {
   const refused = reportsRefused === 0 ? '' : `, ${reportsRefused} refused by the key server`;
   const pretended = spoofed === 0 ? '' : `, ${spoofed} frames with a member's own address`;
   return `bridge ${bridge}, ${loopText(plain)}, ${learned} addresses learned${refused}, broadcast ${broadcast}${pretended}`;
+}
+
+function linkTexts({ level, net, prefixes, nets }: NonNullable<PortStatus['link']>): string[] {
+  const ours = `level ${level}, net ${net}: ${prefixes.join(' ')}`;
+  return [ours, ...nets.map((other) => `to ${other.net}: ${netText(other)}`)];
+}
+
+function netText(net: NonNullable<PortStatus['link']>['nets'][number]): string {
+  if (net.refusal !== null) return `nothing, because ${net.refusal.message}`;
+  if (net.pwId === null) return 'nothing, there is no key yet';
+  const next = net.nextPwId === null ? '' : `, ${net.nextPwId} prepared`;
+  const what = net.prefixes.length === 0 ? 'no prefix that all agree on' : net.prefixes.join(' ');
+  return `${what}, net key generation ${net.pwId}${next}`;
 }
 
 function guardText(guard: PortStatus['guard']): string {

@@ -1,13 +1,11 @@
 /** A linked subnet as link ports are told of it, and how its keys are told apart. */
 import { createHmac } from 'node:crypto';
+import { encode } from '@msgpack/msgpack';
 import { LABEL, NET_MARK_SIZE } from '../../src/protocol/constants.js';
 import { type Change, MAX_NET_PREFIXES } from '../../src/protocol/messages.js';
 import { narrowed, overlap } from '../../src/protocol/prefixes.js';
 import type { OwnNet } from '../config.js';
 import type { Net } from '../storage/store.js';
-
-/** Bytes of it in a message, about. */
-export const NET_BYTES = 512;
 
 /**
  * What may be behind a net: what the operator here has named, as far as its own server agrees, and never what is
@@ -26,10 +24,15 @@ export function netMark(key: Uint8Array): Buffer {
 /** What link ports are told. */
 export type NetChange = Extract<Change, { kind: 'net' | 'net.gone' }>;
 
+/** Bytes of it in a message: from a few hundred to 300 KiB, by how much the other side tells of its link ports. */
+export function netBytes(change: NetChange): number {
+  return encode(change).length;
+}
+
 export function netChange(entry: Net, own: OwnNet): NetChange {
-  const { net, key, pwId, oldest, next, changed: seq } = entry;
-  if (key === undefined) return { kind: 'net.gone', seq, net };
+  const { net, key, pwId, oldest, next, far, changed: seq } = entry;
+  if (key === undefined || far === undefined) return { kind: 'net.gone', seq, net };
   const after = next === undefined ? {} : { next: { key: next.key, pwId: next.pwId } };
   const prefixes = prefixesOf(entry, own);
-  return { kind: 'net', seq, net, prefixes, key, pwId, oldest, ...after };
+  return { kind: 'net', seq, net, prefixes, key, pwId, oldest, ...after, ...far };
 }

@@ -11,7 +11,7 @@
 import { randomBytes, timingSafeEqual } from 'node:crypto';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
 import type { Id } from '../../src/protocol/ids.js';
-import type { NetSyncAnswer } from '../../src/protocol/messages.js';
+import type { NetPorts, NetSyncAnswer } from '../../src/protocol/messages.js';
 import { covers, networkOf, overlap } from '../../src/protocol/prefixes.js';
 import { PairwireError } from '../../src/runtime/errors.js';
 import { AGAIN, MIN_AGE, Rounds } from '../keys/renewal.js';
@@ -21,6 +21,7 @@ import type { Services } from '../services.js';
 import type { Net, NetContact } from '../storage/store.js';
 import { type NetChange, netChange, netMark } from './net-change.js';
 import { inForceNow, madeNow } from './net-members.js';
+import { isSameFar, isSameSubnet, ownPorts, portsIn } from './net-ports.js';
 
 /** Requests of a far key server: so many at once, so many a second. */
 export const NET_REQUEST_BURST = 50;
@@ -47,7 +48,7 @@ export interface NetKeysDeps {
 }
 
 /** What a far key server says and asks. */
-export interface NetQuestion {
+export interface NetQuestion extends NetPorts {
   readonly net: Id;
   readonly prefixes: readonly string[];
   /** The newest generation that it holds, 0 if none, and a mark of its key. */
@@ -99,16 +100,18 @@ export class NetKeys {
   async sync(member: Id, request: NetQuestion): Promise<Omit<NetSyncAnswer, 't' | 'id'>> {
     const { net: own, store, now, audit } = this.#services;
     this.#limit(member);
-    await this.#of(store, member, request.net);
+    const far = portsIn(request);
+    requireSameSubnet(member, await this.#of(store, member, request.net), far);
     // A database that was put back may have forgotten that this server was revoked.
     if ((await store.counters()).putBack) throw new NotYet();
     const told = request.prefixes.map(networkOf);
     const { entry, news } = await store.write(async (tx) => {
       let row = await this.#of(tx, member, request.net);
+      requireSameSubnet(member, row, far);
       const newest = row.next?.pwId ?? row.pwId;
       const forgotten = request.held > newest || isAnother(row, request);
       const differs = row.told.join() !== told.join();
-      if (!forgotten && !differs) return { entry: row, news: undefined };
+      if (!forgotten && !differs && isSameFar(row.far, far)) return { entry: row, news: undefined };
       if (request.held - newest > MAX_NET_AHEAD) {
         throw new Refusal('refused', 'net_foreign', 'there was no such generation', {
           id: member,
@@ -116,7 +119,7 @@ export class NetKeys {
         });
       }
       if (forgotten && !this.#restores.take(member, now())) throw tooOften(member);
-      row = { ...row, told, changed: await tx.nextChange() };
+      row = { ...row, told, far, changed: await tx.nextChange() };
       if (forgotten) {
         // The database was put back, and the far side holds what was made since: go on above it.
         const pwId = Math.max(request.held, newest) + 1;
@@ -143,7 +146,8 @@ export class NetKeys {
     const { key, pwId, oldest, next } = entry;
     if (key === undefined) throw new NotFound();
     const after = next === undefined ? {} : { next: { key: next.key, pwId: next.pwId } };
-    return { net: own.id, prefixes: [...own.prefixes], key, pwId, oldest, ...after };
+    const ports = await ownPorts(this.#services);
+    return { net: own.id, prefixes: [...own.prefixes], key, pwId, oldest, ...after, ...ports };
   }
 
   /** The far server's link ports can receive under a next generation. @throws Refusal */
@@ -210,6 +214,12 @@ export class NetKeys {
     const told = answer.prefixes.map(networkOf);
     const { oldest, pwId } = answer;
     const key = Buffer.from(answer.key);
+    const far = portsIn(answer);
+    if (!isSameSubnet(contact, far)) {
+      throw new PairwireError('REFUSED', 'it speaks for another subnet or operator', {
+        where: net,
+      });
+    }
     const entry = await store.write(async (tx) => {
       const row = await tx.net(net);
       if (row === undefined || !isSameContact(row.contact, contact)) return undefined;
@@ -237,11 +247,12 @@ export class NetKeys {
         row.pwId === pwId &&
         row.oldest === oldest &&
         row.next?.pwId === next?.pwId &&
-        row.told.join() === told.join();
+        row.told.join() === told.join() &&
+        isSameFar(row.far, far);
       if (same) return undefined;
       const since = row.pwId === pwId ? {} : { createdAt: this.#services.now(), reason: 'learned' };
       const changed = await tx.nextChange();
-      const learned: Net = { ...row, ...since, told, key, pwId, oldest, next, changed };
+      const learned: Net = { ...row, ...since, told, far, key, pwId, oldest, next, changed };
       await tx.putNet(learned);
       return { row, learned };
     });
@@ -397,6 +408,15 @@ export class NetKeys {
 function isAnother({ key, pwId, next }: Net, { held, mark }: NetQuestion): boolean {
   const own = held === pwId ? key : held === next?.pwId ? next.key : undefined;
   return own !== undefined && mark !== undefined && !timingSafeEqual(netMark(own), mark);
+}
+
+/** The word of a far server about its subnet and operator holds as long as it is the one that speaks for that net. */
+function requireSameSubnet(member: Id, { net, far: known }: Net, far: NetPorts): void {
+  if (known === undefined || isSameSubnet(known, far)) return;
+  throw new Refusal('refused', 'net_foreign', 'that net has another subnet or operator', {
+    id: member,
+    net,
+  });
 }
 
 function tooOften(member: Id): Refusal {

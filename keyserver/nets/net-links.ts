@@ -24,6 +24,7 @@ import type { Services } from '../services.js';
 import type { Net, NetContact } from '../storage/store.js';
 import { netMark } from './net-change.js';
 import { requireRoom } from './net-members.js';
+import { ownPorts } from './net-ports.js';
 
 const SYNC_INTERVAL = 30_000;
 /** A server that pushes and pushes is asked so often and not more, ms. */
@@ -117,6 +118,11 @@ export class NetLinks {
     }
   }
 
+  /** Something of our link ports has changed, or they want to know what has changed there. */
+  askAll(): void {
+    for (const link of this.#links.values()) void this.#ask(link);
+  }
+
   /** Tells the maker that our link ports can receive under a next generation. */
   confirm(net: Id, pwId: number): void {
     const link = this.#links.get(net);
@@ -175,7 +181,7 @@ export class NetLinks {
         row.contact.subnet !== subnet ||
         Buffer.compare(row.contact.operator, operator) !== 0;
       // What another subnet's server has told is not this one's key.
-      const forget = other ? { key: undefined, next: undefined, told: [] } : {};
+      const forget = other ? { key: undefined, next: undefined, told: [], far: undefined } : {};
       const added: Net = {
         ...blank(net, changed),
         ...row,
@@ -208,7 +214,8 @@ export class NetLinks {
       const row = await tx.net(net);
       if (row?.contact === undefined) throw new NotFound();
       const changed = await tx.nextChange();
-      const gone = { ...row, contact: undefined, key: undefined, next: undefined, changed };
+      const ended = { contact: undefined, far: undefined, key: undefined, next: undefined };
+      const gone = { ...row, ...ended, changed };
       await tx.putNet(gone);
       await audit.append(tx, { actor, action: 'peer_remove', outcome: 'done', detail: { net } });
       return gone;
@@ -354,7 +361,10 @@ export class NetLinks {
     const held =
       newest === undefined ? { held: row.pwId } : { held: newest.pwId, mark: netMark(newest.key) };
     const answer = await link.client.request(
-      { t: 'net.sync', net: own.id, prefixes: [...own.prefixes], ...held },
+      {
+        ...{ t: 'net.sync', net: own.id, prefixes: [...own.prefixes], ...held },
+        ...(await ownPorts(this.#services)),
+      },
       { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas['net.sync'].parse(value) },
     );
     if (this.#links.get(link.net) !== link) return;
@@ -409,7 +419,8 @@ function readToken(text: string): Token {
 
 function blank(net: Id, serial: number): Net {
   return {
-    ...{ net, member: undefined, contact: undefined, local: [], told: [], key: undefined },
+    ...{ net, member: undefined, contact: undefined, local: [], told: [], far: undefined },
+    key: undefined,
     ...{ pwId: 0, oldest: 1, reason: '', createdAt: 0, dueAt: 0, next: undefined },
     ...{ serial, changed: serial },
   };

@@ -47,6 +47,7 @@ export async function claimNet(
     oldest: pwId,
     reason: 'first',
     told: [],
+    far: undefined,
     serial: known?.serial ?? changed,
   };
   const entry: Net = {
@@ -55,6 +56,8 @@ export async function claimNet(
     member: id,
     contact: undefined,
     local,
+    // Whoever speaks for it from now on has not told of anything yet.
+    far: known?.member === id ? known.far : undefined,
     changed,
   };
   await tx.putNet(entry);
@@ -143,7 +146,8 @@ export async function dropNetsOf(
     const changed = await tx.nextChange();
     // Also a number that was only prepared has been given to a key.
     const pwId = entry.next?.pwId ?? entry.pwId;
-    const gone = { ...entry, pwId, member: undefined, key: undefined, next: undefined, changed };
+    const ended = { member: undefined, far: undefined, key: undefined, next: undefined };
+    const gone = { ...entry, ...ended, pwId, changed };
     await tx.putNet(gone);
     dropped.push(gone);
   }

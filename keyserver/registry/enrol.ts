@@ -35,6 +35,8 @@ export interface Enrolled {
   readonly behind: readonly Learned[];
   /** Nets that it speaks for from now on, or no more. */
   readonly nets: readonly Net[];
+  /** It was a link port before. */
+  readonly wasLink: boolean;
 }
 
 /**
@@ -72,7 +74,7 @@ export async function enrol(
     }
     const sameGrant = known?.tokenId.equals(grant.tokenId) === true;
     if (known !== undefined && sameGrant && known.channel.equals(verified.channel)) {
-      return { verified, fresh: false, bindings: [], behind: [], nets: [] };
+      return { verified, fresh: false, bindings: [], behind: [], nets: [], wasLink: false };
     }
     const time = now();
     refusing('enrol_expired', () => requireGrantValid(grant, time));
@@ -124,7 +126,7 @@ export async function enrol(
         ...(claimed === undefined ? {} : { net: claimed.net }),
       },
     });
-    return { verified, fresh: true, bindings, behind, nets };
+    return { verified, fresh: true, bindings, behind, nets, wasLink: known?.role === 'link' };
   });
 }
 

@@ -8,7 +8,7 @@ import { decodeMessage } from '../../src/protocol/channel/codec.js';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
 import { type Id, idSchema, orderedPair } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
-import { type Endpoint, endpointSchema } from '../../src/protocol/messages.js';
+import { type Endpoint, endpointSchema, netPortsSchema } from '../../src/protocol/messages.js';
 import { type Role, TALKER_ROLES } from '../../src/protocol/records.js';
 import { bytesSchema } from '../../src/protocol/signed.js';
 import { serverAddressSchema } from '../../src/protocol/token.js';
@@ -260,6 +260,15 @@ class SqlReads implements StoreReads {
       [],
     );
     return rows.map((row) => text(row, 'id') as Id);
+  }
+
+  async links(): Promise<readonly Member[]> {
+    const rows = await this.sql.all(
+      `SELECT ${MEMBER} FROM ${MEMBER_FROM} WHERE m.role = 'link' AND m.state = 'active'
+       ORDER BY m.online DESC, m.id`,
+      [],
+    );
+    return rows.map(toMember);
   }
 
   async membersChanged(
@@ -1003,8 +1012,8 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     await this.sql.run('DELETE FROM nets WHERE net = ?', [net.net]);
     await this.sql.run(
       `INSERT INTO nets (net, member, contact, local, told, key, pw_id, oldest, reason, created_at,
-         due_at, next_key, next_pw_id, next_reason, serial, changed)
-       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+         due_at, next_key, next_pw_id, next_reason, serial, changed, far)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
       [
         net.net,
         net.member ?? '',
@@ -1022,6 +1031,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
         next?.reason ?? '',
         net.serial,
         net.changed,
+        net.far === undefined ? null : Buffer.from(encode(net.far)),
       ],
     );
   }
@@ -1393,6 +1403,9 @@ function toNet(row: Row): Net {
         : column('contact', contactSchema, () => decodeMessage(contact)),
     local: list('local'),
     told: list('told'),
+    far: isNull(row, 'far')
+      ? undefined
+      : column('far', netPortsSchema, () => decodeMessage(blob(row, 'far'))),
     key: key.length === 0 ? undefined : key,
     pwId: integer(row, 'pw_id'),
     oldest: integer(row, 'oldest'),

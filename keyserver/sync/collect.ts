@@ -16,7 +16,7 @@
  */
 import { GROUP_ID, type Id } from '../../src/protocol/ids.js';
 import { type Change, MAX_ROWS } from '../../src/protocol/messages.js';
-import { NET_BYTES, netChange } from '../nets/net-change.js';
+import { netBytes, netChange } from '../nets/net-change.js';
 import { peerRecordSize, toPeerRecord } from '../registry/peer-record.js';
 import type { Services } from '../services.js';
 import type { GroupKey, Member, Revocation, SeenPair, ToldPair } from '../storage/store.js';
@@ -95,7 +95,8 @@ export async function collect(
   }
   for (const net of self.role === 'link' ? await store.nets() : []) {
     if (net.changed <= after || net.changed > upTo) continue;
-    groups.push({ seq: net.changed, bytes: NET_BYTES, changes: [netChange(net, services.net)] });
+    const change = netChange(net, services.net);
+    groups.push({ seq: net.changed, bytes: netBytes(change), changes: [change] });
   }
   for (const revocation of revocations) {
     groups.push({ seq: revocation.changed, bytes: 64, changes: [revokedChange(revocation)] });

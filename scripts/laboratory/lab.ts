@@ -244,8 +244,8 @@ export class Lab {
 
   /** The directory of a gateway. */
   gatewayDir(name: string): string {
-    const { host, subnet } = this.gateway(name);
-    return join(this.hostDir(host), `gateway-${subnet}`);
+    const gateway = this.gateway(name);
+    return join(this.hostDir(gateway.host), `gateway-${gateway.as ?? gateway.subnet}`);
   }
 
   private hostDir(host: string): string {
@@ -260,18 +260,18 @@ export class Lab {
     return server;
   }
 
-  /** A gateway by the name of its host or, where a host has several, by HOST/SUBNET; HOST alone is its first. */
+  /** A gateway by the name of its host or, where a host has several, by HOST/SUBNET (or HOST/AS); HOST alone is its first. */
   gateway(name: string): TopologyGateway {
-    const [host, subnet] = name.split('/');
+    const [host, as] = name.split('/');
     const gateway = this.topology.gateways.find(
-      (one) => one.host === host && (subnet === undefined || one.subnet === subnet),
+      (one) => one.host === host && (as === undefined || (one.as ?? one.subnet) === as),
     );
     if (gateway === undefined) throw new Error(`there is no gateway ${name}`);
     return gateway;
   }
 
-  private gatewayNames(): string[] {
-    return this.topology.gateways.map(({ host, subnet }) => `${host}/${subnet}`);
+  gatewayNames(): string[] {
+    return this.topology.gateways.map(({ host, as, subnet }) => `${host}/${as ?? subnet}`);
   }
 
   /** The id under which a gateway is a member. */
@@ -388,7 +388,7 @@ export class Lab {
   /** Of the control plane of a gateway among the processes of its host. */
   private upLabel(name: string): string {
     const gateway = this.gateway(name);
-    return gateway === this.gateway(gateway.host) ? 'up' : `up-${gateway.subnet}`;
+    return gateway === this.gateway(gateway.host) ? 'up' : `up-${gateway.as ?? gateway.subnet}`;
   }
 
   /** Ends the control plane of a gateway: SIGTERM in order, SIGKILL as a crash. */

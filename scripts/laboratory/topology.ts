@@ -90,6 +90,8 @@ const gatewaySchema = z.strictObject({
   host: nameSchema,
   subnet: nameSchema,
   id: z.string().min(1).max(63).optional(),
+  /** What it is called on its host; without it, as its subnet. */
+  as: nameSchema.optional(),
   interface: interfaceNameSchema.default('pw0'),
   addresses: z.array(cidrSchema).max(8).default([]),
   port: z.int().min(1).max(65_535).default(7000),
@@ -101,7 +103,9 @@ const gatewaySchema = z.strictObject({
   token: z.array(z.string()).default([]),
   join: z.array(z.string()).default([]),
   /** Settings for its gateway.yaml, by their path: `ports.0.forward: true`. */
-  config: z.record(z.string(), z.union([z.string(), z.number(), z.boolean()])).default({}),
+  config: z
+    .record(z.string(), z.union([z.string(), z.number(), z.boolean(), z.array(z.string())]))
+    .default({}),
 });
 
 export const topologySchema = z

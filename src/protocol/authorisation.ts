@@ -25,7 +25,7 @@ export const MAY_SEND: Readonly<Record<Asker, readonly RequestType[]>> = {
   joining: ['ping', 'enrol'],
   host: [...MEMBER, 'bind'],
   plain: [...MEMBER, 'learned'],
-  link: [...MEMBER, 'bind'],
+  link: [...MEMBER, 'bind', 'key.net'],
   server: ['ping', 'net.sync', 'net.confirm', 'net.rekey'],
   operator: [
     'ping',

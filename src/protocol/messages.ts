@@ -26,6 +26,8 @@ const cursor = z.int().min(0).max(Number.MAX_SAFE_INTEGER);
 /** Most subnets that one subnet is linked with, and most prefixes of one. */
 export const MAX_NETS = 64;
 export const MAX_NET_PREFIXES = 64;
+/** Most link ports of one subnet that another one is told of. */
+export const MAX_NET_PORTS = 8;
 const prefixes = z.array(prefixSchema).max(MAX_NET_PREFIXES);
 const index = z.int().min(1).max(0xffff_ffff);
 /** VLAN id of a frame's outermost tag, 0 without one. */
@@ -119,6 +121,16 @@ const netKeyShape = {
   next: nextGeneration,
 };
 
+/** What the key server of one subnet tells another about its link ports; what counts is signed by that subnet's operator. */
+const netPortsShape = {
+  subnet: idSchema,
+  operator: bytesSchema(KEY_SIZE),
+  ports: z.array(peerRecordSchema).max(MAX_NET_PORTS),
+};
+
+export const netPortsSchema = z.strictObject(netPortsShape);
+export type NetPorts = z.infer<typeof netPortsSchema>;
+
 /** State that a member should have, each with the number of the change that made it so. */
 export const changeSchema = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('member'), seq: cursor, member: peerRecordSchema }),
@@ -143,11 +155,12 @@ export const changeSchema = z.discriminatedUnion('kind', [
     /** To be received under already, and to be confirmed; not to be sent with yet. */
     next: nextGeneration,
   }),
-  /** For link ports: the key with another subnet, and which prefixes may be behind it. */
+  /** For link ports: the key with another subnet, which prefixes may be behind it, and the link ports there. */
   z.strictObject({
     kind: z.literal('net'),
     seq: cursor,
     ...netKeyShape,
+    ...netPortsShape,
   }),
   /** There is no link with that subnet any more. */
   z.strictObject({ kind: z.literal('net.gone'), seq: cursor, net: idSchema }),
@@ -245,6 +258,15 @@ export const requestSchema = z.discriminatedUnion('t', [
     prefixes,
     held: z.union([z.literal(0), pwId]),
     mark: bytesSchema(NET_MARK_SIZE).optional(),
+    ...netPortsShape,
+  }),
+  /** A link port has seen a frame between subnets with an index or kid that it does not know: the other servers are asked. */
+  z.strictObject({
+    t: z.literal('key.net'),
+    id: requestId,
+    requester: idSchema,
+    index,
+    kid: z.int().min(0).max(0xffff),
   }),
   /** All link ports of the asker's subnet that are there can receive under this next generation. */
   z.strictObject({ t: z.literal('net.confirm'), id: requestId, net: idSchema, pwId }),
@@ -414,7 +436,9 @@ export const answerSchemas = {
     id: requestId,
     /** `net`: the subnet that answers. */
     ...netKeyShape,
+    ...netPortsShape,
   }),
+  'key.net': z.object({ t: z.literal('ok'), id: requestId }),
   'net.confirm': z.object({ t: z.literal('ok'), id: requestId }),
   'net.rekey': z.object({ t: z.literal('ok'), id: requestId, pwId }),
   'peer.add': z.object({ t: z.literal('ok'), id: requestId, net: idSchema, member: idSchema }),

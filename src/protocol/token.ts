@@ -31,7 +31,7 @@ export const tokenSchema = z.strictObject({
   psk: bytesSchema(32),
   operator: bytesSchema(KEY_SIZE),
   servers: z.array(serverAddressSchema).min(1).max(16),
-  /** The net id of the subnet that made it, for the key server of another subnet. */
+  /** The net id of the subnet that made it, for link ports and for the key server of another subnet. */
   net: idSchema.optional(),
 });
 export type Token = z.infer<typeof tokenSchema>;

@@ -56,6 +56,17 @@ std::vector<MacAddress> to_macs(const std::vector<std::array<std::uint8_t, 6>>& 
   return macs;
 }
 
+std::vector<Endpoint> to_endpoints(const std::vector<messages::Endpoint>& candidates) {
+  std::vector<Endpoint> endpoints;
+  endpoints.reserve(candidates.size());
+  for (const messages::Endpoint& candidate : candidates) {
+    const auto endpoint = Endpoint::from(candidate.ip.bytes(), candidate.port);
+    if (!endpoint) throw CommandError("not an address that a member can have");
+    endpoints.push_back(*endpoint);
+  }
+  return endpoints;
+}
+
 IpAddress to_ip(ConstBytes bytes) {
   const auto ip = IpAddress::from(bytes);
   if (!ip) throw CommandError("not an IP address");
@@ -245,6 +256,8 @@ Answer DataPlane::on(const command::PortSet& command) {
   }
   const auto kind = parse_port_kind(command.kind);
   if (!kind) throw CommandError("unknown kind of port");
+  if ((*kind == PortKind::kLink) == command.net.empty()) throw CommandError("net of a link port");
+  if (*kind == PortKind::kLink && ethernet) throw CommandError("a link port is on udp");
   const auto broadcast = parse_broadcast_policy(command.broadcast);
   if (!broadcast) throw CommandError("unknown policy for broadcast");
   if (command.stp != "pass" && command.stp != "drop") throw CommandError("stp: pass or drop");
@@ -252,6 +265,7 @@ Answer DataPlane::on(const command::PortSet& command) {
   auto settings = std::make_unique<PortSettings>();
   settings->subnet = command.subnet;
   settings->member = command.member;
+  settings->net = command.net;
   settings->macs = to_macs(command.macs);
   settings->suite = *suite;
   settings->backend = choose_backend(command.backend);
@@ -356,12 +370,7 @@ Answer DataPlane::on(const command::Lease& command) {
 
 Answer DataPlane::on(const command::PeerSet& command) {
   Port& port = require_port(command.port);
-  std::vector<Endpoint> endpoints;
-  for (const messages::Endpoint& candidate : command.endpoints) {
-    const auto endpoint = Endpoint::from(candidate.ip.bytes(), candidate.port);
-    if (!endpoint) throw CommandError("not an address that a member can have");
-    endpoints.push_back(*endpoint);
-  }
+  std::vector<Endpoint> endpoints = to_endpoints(command.endpoints);
   const PortSettings& settings = port.tables().settings();
   if (settings.transport == Transport::kEthernet) {
     // A member is where its addresses are: nothing is told, and nothing found out.
@@ -377,6 +386,34 @@ Answer DataPlane::on(const command::PeerSet& command) {
        command.online, command.relay_first, command.plain, command.rights},
       now);
   port.paths().candidates_set(peer, now);
+  return answer::Done{};
+}
+
+Answer DataPlane::on(const command::LinkSet& command) {
+  if (command.net.empty()) throw CommandError("a link port without net");
+  Port& port = require_port(command.port);
+  const std::uint64_t now = boot_ms();
+  Peer& peer = port.tables().set_peer({.peer = command.peer,
+                                       .index = command.index,
+                                       .boot = command.boot,
+                                       .macs = {},
+                                       .endpoints = to_endpoints(command.endpoints),
+                                       .online = command.online,
+                                       .net = command.net},
+                                      now);
+  port.paths().candidates_set(peer, now);
+  return answer::Done{};
+}
+
+Answer DataPlane::on(const command::RoutesSet& command) {
+  std::vector<IpPrefix> prefixes;
+  prefixes.reserve(command.prefixes.size());
+  for (const messages::Prefix& one : command.prefixes) {
+    const auto prefix = IpPrefix::from(one.ip.bytes(), one.bits);
+    if (!prefix) throw CommandError("not a prefix");
+    prefixes.push_back(*prefix);
+  }
+  require_port(command.port).tables().set_routes(command.net, std::move(prefixes));
   return answer::Done{};
 }
 

@@ -74,6 +74,8 @@ class DataPlane {
   messages::Answer on(const messages::command::Clock& command);
   messages::Answer on(const messages::command::Lease& command);
   messages::Answer on(const messages::command::PeerSet& command);
+  messages::Answer on(const messages::command::LinkSet& command);
+  messages::Answer on(const messages::command::RoutesSet& command);
   messages::Answer on(const messages::command::PeerRemove& command);
   messages::Answer on(const messages::command::KeyPair& command);
   messages::Answer on(const messages::command::KeyGroup& command);

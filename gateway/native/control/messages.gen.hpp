@@ -38,7 +38,7 @@ struct Boot {
 };
 
 struct PairKey {
-  std::string peer;  ///< at most 63 bytes
+  std::string peer;  ///< at most 127 bytes
   std::uint32_t boot{};
   std::uint32_t peer_index{};
   std::uint64_t pw_id{};
@@ -68,6 +68,11 @@ struct BehindEntry {
   bool pinned{};
 };
 
+struct Prefix {
+  BoundedBytes<16> ip;
+  std::uint8_t bits{};
+};
+
 struct Binding {
   BoundedBytes<16> ip;
   std::array<std::uint8_t, 6> mac{};
@@ -90,7 +95,7 @@ struct Counter {
 };
 
 struct PeerStats {
-  std::string peer;  ///< at most 63 bytes
+  std::string peer;  ///< at most 127 bytes
   std::uint32_t index{};
   Endpoint endpoint;
   bool relayed{};
@@ -144,7 +149,7 @@ struct Observe {
   static constexpr std::string_view kType = "observe";
 };
 
-/// Makes a port or changes it. Devices are named as the broker delivered them: transport `udp` uses udpPort, `ethernet` device (an interface) and tag. spinUs: how long its threads look for more before they sleep; underlayMtu: what the interface below `udp` gives, where the search for each path's MTU begins; 0 for no search. helpers: threads that help with sealing and opening, 255 for as many as suit the machine. kind: `host` or `plain`, which fixes what the port is until it is removed. The three after it are about `plain`: broadcast, which group frames of members leave it, `all`, `essential` or `none`; stp, whether frames for 01:80:c2:00:00:00 `pass` or are dropped (`drop`); learnSeconds, after how long an address that was not seen again is forgotten. rights: what the own member's grant allows, bit 0 `router` (router advertisements, redirects), bit 1 `dhcp` (what a DHCP server says). answer: ARP requests and neighbour solicitations for bound addresses are answered here.
+/// Makes a port or changes it. Devices are named as the broker delivered them: transport `udp` uses udpPort, `ethernet` device (an interface) and tag. spinUs: how long its threads look for more before they sleep; underlayMtu: what the interface below `udp` gives, where the search for each path's MTU begins; 0 for no search. helpers: threads that help with sealing and opening, 255 for as many as suit the machine. kind: `host`, `plain` or `link`, which fixes what the port is until it is removed. net: of `link`, the net id of our subnet. The three after it are about `plain`: broadcast, which group frames of members leave it, `all`, `essential` or `none`; stp, whether frames for 01:80:c2:00:00:00 `pass` or are dropped (`drop`); learnSeconds, after how long an address that was not seen again is forgotten. rights: what the own member's grant allows, bit 0 `router` (router advertisements, redirects), bit 1 `dhcp` (what a DHCP server says). answer: ARP requests and neighbour solicitations for bound addresses are answered here.
 struct PortSet {
   static constexpr std::string_view kType = "port.set";
   std::uint16_t port{};
@@ -167,6 +172,7 @@ struct PortSet {
   std::uint32_t hold_bytes{};
   std::uint32_t storm_frames{};
   std::string_view kind;  ///< at most 8 bytes
+  std::string_view net;  ///< at most 63 bytes
   std::string_view broadcast;  ///< at most 10 bytes
   std::string_view stp;  ///< at most 4 bytes
   std::uint16_t learn_seconds{};
@@ -222,7 +228,7 @@ struct Lease {
 struct PeerSet {
   static constexpr std::string_view kType = "peer.set";
   std::uint16_t port{};
-  std::string_view peer;  ///< at most 63 bytes
+  std::string_view peer;  ///< at most 127 bytes
   std::uint32_t index{};
   std::span<const std::uint8_t, 32> boot{detail::kZeros<32>};
   std::vector<std::array<std::uint8_t, 6>> macs;  ///< at most 64
@@ -233,18 +239,38 @@ struct PeerSet {
   std::uint8_t rights{};
 };
 
+/// A link port of another subnet that may be heard, for a port of kind `link`. peer: NET/ID, which is what it is called in all other messages; key.pair gives it the net key.
+struct LinkSet {
+  static constexpr std::string_view kType = "link.set";
+  std::uint16_t port{};
+  std::string_view net;  ///< at most 63 bytes
+  std::string_view peer;  ///< at most 127 bytes
+  std::uint32_t index{};
+  std::span<const std::uint8_t, 32> boot{detail::kZeros<32>};
+  std::vector<Endpoint> endpoints;  ///< at most 8
+  bool online{};
+};
+
+/// Which IP prefixes are behind a net, for a port of kind `link`; net empty: ours. Replaces what was told of that net before. A packet from or to another address neither leaves nor comes in.
+struct RoutesSet {
+  static constexpr std::string_view kType = "routes.set";
+  std::uint16_t port{};
+  std::string_view net;  ///< at most 63 bytes
+  std::vector<Prefix> prefixes;  ///< at most 64
+};
+
 /// Forgets a member, its keys and addresses at once.
 struct PeerRemove {
   static constexpr std::string_view kType = "peer.remove";
   std::uint16_t port{};
-  std::string_view peer;  ///< at most 63 bytes
+  std::string_view peer;  ///< at most 127 bytes
 };
 
 /// Derives and installs both traffic keys of a pair, under this boot key and the older ones that are still held, and for every start of the peer. A key already held is left as it is. `send`: also send with it from now on. The answer is about this boot key and the peer's current start.
 struct KeyPair {
   static constexpr std::string_view kType = "key.pair";
   std::uint16_t port{};
-  std::string_view peer;  ///< at most 63 bytes
+  std::string_view peer;  ///< at most 127 bytes
   std::uint32_t boot{};
   std::span<const std::uint8_t, 32> key{detail::kZeros<32>};
   std::uint64_t pw_id{};
@@ -264,7 +290,7 @@ struct KeyGroup {
 struct KeyUse {
   static constexpr std::string_view kType = "key.use";
   std::uint16_t port{};
-  std::string_view peer;  ///< at most 63 bytes
+  std::string_view peer;  ///< at most 127 bytes
   std::uint64_t pw_id{};
 };
 
@@ -272,7 +298,7 @@ struct KeyUse {
 struct KeyDrop {
   static constexpr std::string_view kType = "key.drop";
   std::uint16_t port{};
-  std::string_view peer;  ///< at most 63 bytes
+  std::string_view peer;  ///< at most 127 bytes
   std::uint64_t pw_id{};
   std::uint32_t grace_ms{};
 };
@@ -305,7 +331,7 @@ struct OwnRemove {
 struct BehindSet {
   static constexpr std::string_view kType = "behind.set";
   std::uint16_t port{};
-  std::string_view peer;  ///< at most 63 bytes
+  std::string_view peer;  ///< at most 127 bytes
   std::vector<BehindEntry> entries;  ///< at most 4096
 };
 
@@ -435,7 +461,7 @@ struct MissIndex {
 struct EndpointMoved {
   static constexpr std::string_view kType = "endpoint.moved";
   std::uint16_t port{};
-  std::string peer;  ///< at most 63 bytes
+  std::string peer;  ///< at most 127 bytes
   Endpoint endpoint;
 };
 
@@ -450,14 +476,14 @@ struct RelaySeen {
 struct PeerSilent {
   static constexpr std::string_view kType = "peer.silent";
   std::uint16_t port{};
-  std::string peer;  ///< at most 63 bytes
+  std::string peer;  ///< at most 127 bytes
 };
 
 /// A traffic key for sending reached its rekey limit (docs/protocol.md 3.4); peer empty: the group key.
 struct KeyWorn {
   static constexpr std::string_view kType = "key.worn";
   std::uint16_t port{};
-  std::string peer;  ///< at most 63 bytes
+  std::string peer;  ///< at most 127 bytes
   std::uint64_t pw_id{};
 };
 
@@ -465,7 +491,7 @@ struct KeyWorn {
 struct KeyCommitted {
   static constexpr std::string_view kType = "key.committed";
   std::uint16_t port{};
-  std::string peer;  ///< at most 63 bytes
+  std::string peer;  ///< at most 127 bytes
   std::uint64_t pw_id{};
 };
 
@@ -473,7 +499,7 @@ struct KeyCommitted {
 struct KeyLagging {
   static constexpr std::string_view kType = "key.lagging";
   std::uint16_t port{};
-  std::string peer;  ///< at most 63 bytes
+  std::string peer;  ///< at most 127 bytes
   std::uint64_t pw_id{};
 };
 
@@ -521,7 +547,7 @@ struct Guarded {
   static constexpr std::string_view kType = "guarded";
   std::uint16_t port{};
   std::string kind;  ///< at most 10 bytes
-  std::string peer;  ///< at most 63 bytes
+  std::string peer;  ///< at most 127 bytes
   std::array<std::uint8_t, 6> mac{};
   BoundedBytes<16> ip;
 };
@@ -541,7 +567,7 @@ struct Log {
 
 }  // namespace event
 
-using Command = std::variant<command::Attach, command::Observe, command::PortSet, command::PortRemove, command::BootMake, command::BootIndex, command::BootDrop, command::Clock, command::Lease, command::PeerSet, command::PeerRemove, command::KeyPair, command::KeyGroup, command::KeyUse, command::KeyDrop, command::MacRefuse, command::OwnSet, command::OwnRemove, command::BehindSet, command::BehindForget, command::BindSet, command::BindRemove, command::ProbeKey, command::RelaySet, command::Stats, command::Wipe>;
+using Command = std::variant<command::Attach, command::Observe, command::PortSet, command::PortRemove, command::BootMake, command::BootIndex, command::BootDrop, command::Clock, command::Lease, command::PeerSet, command::LinkSet, command::RoutesSet, command::PeerRemove, command::KeyPair, command::KeyGroup, command::KeyUse, command::KeyDrop, command::MacRefuse, command::OwnSet, command::OwnRemove, command::BehindSet, command::BehindForget, command::BindSet, command::BindRemove, command::ProbeKey, command::RelaySet, command::Stats, command::Wipe>;
 using Answer = std::variant<answer::Done, answer::Attached, answer::BootMade, answer::KeyInstalled, answer::Stats, answer::Failed>;
 using Event = std::variant<event::MissMac, event::MissGroup, event::MissIndex, event::EndpointMoved, event::RelaySeen, event::PeerSilent, event::KeyWorn, event::KeyCommitted, event::KeyLagging, event::Learned, event::Unlearned, event::LoopState, event::Spoof, event::Claim, event::Guarded, event::KeysWiped, event::Log>;
 
@@ -568,6 +594,13 @@ inline void read_value(const msgpack::object& value, BehindEntry& out, std::stri
   map.value("mac", out.mac);
   map.value("ms", out.ms);
   map.value("pinned", out.pinned);
+  map.finish();
+}
+
+inline void read_value(const msgpack::object& value, Prefix& out, std::string_view name, Problem& problem) {
+  MapReader map(value, name, problem);
+  map.value("ip", out.ip);
+  map.value("bits", out.bits);
   map.finish();
 }
 
@@ -613,6 +646,7 @@ inline void read_fields([[maybe_unused]] MapReader& map, [[maybe_unused]] comman
   map.value("holdBytes", out.hold_bytes);
   map.value("stormFrames", out.storm_frames);
   map.text("kind", out.kind, 8);
+  map.text("net", out.net, 63);
   map.text("broadcast", out.broadcast, 10);
   map.text("stp", out.stp, 4);
   map.value("learnSeconds", out.learn_seconds);
@@ -654,7 +688,7 @@ inline void read_fields([[maybe_unused]] MapReader& map, [[maybe_unused]] comman
 
 inline void read_fields([[maybe_unused]] MapReader& map, [[maybe_unused]] command::PeerSet& out) {
   map.value("port", out.port);
-  map.text("peer", out.peer, 63);
+  map.text("peer", out.peer, 127);
   map.value("index", out.index);
   map.value("boot", out.boot);
   map.list("macs", out.macs, 64, [](const msgpack::object& value, std::array<std::uint8_t, 6>& item, std::string_view name, Problem& problem) { read_value(value, item, name, problem); });
@@ -665,14 +699,30 @@ inline void read_fields([[maybe_unused]] MapReader& map, [[maybe_unused]] comman
   map.value("rights", out.rights);
 }
 
+inline void read_fields([[maybe_unused]] MapReader& map, [[maybe_unused]] command::LinkSet& out) {
+  map.value("port", out.port);
+  map.text("net", out.net, 63);
+  map.text("peer", out.peer, 127);
+  map.value("index", out.index);
+  map.value("boot", out.boot);
+  map.list("endpoints", out.endpoints, 8, [](const msgpack::object& value, Endpoint& item, std::string_view name, Problem& problem) { read_value(value, item, name, problem); });
+  map.value("online", out.online);
+}
+
+inline void read_fields([[maybe_unused]] MapReader& map, [[maybe_unused]] command::RoutesSet& out) {
+  map.value("port", out.port);
+  map.text("net", out.net, 63);
+  map.list("prefixes", out.prefixes, 64, [](const msgpack::object& value, Prefix& item, std::string_view name, Problem& problem) { read_value(value, item, name, problem); });
+}
+
 inline void read_fields([[maybe_unused]] MapReader& map, [[maybe_unused]] command::PeerRemove& out) {
   map.value("port", out.port);
-  map.text("peer", out.peer, 63);
+  map.text("peer", out.peer, 127);
 }
 
 inline void read_fields([[maybe_unused]] MapReader& map, [[maybe_unused]] command::KeyPair& out) {
   map.value("port", out.port);
-  map.text("peer", out.peer, 63);
+  map.text("peer", out.peer, 127);
   map.value("boot", out.boot);
   map.value("key", out.key);
   map.value("pwId", out.pw_id);
@@ -688,13 +738,13 @@ inline void read_fields([[maybe_unused]] MapReader& map, [[maybe_unused]] comman
 
 inline void read_fields([[maybe_unused]] MapReader& map, [[maybe_unused]] command::KeyUse& out) {
   map.value("port", out.port);
-  map.text("peer", out.peer, 63);
+  map.text("peer", out.peer, 127);
   map.value("pwId", out.pw_id);
 }
 
 inline void read_fields([[maybe_unused]] MapReader& map, [[maybe_unused]] command::KeyDrop& out) {
   map.value("port", out.port);
-  map.text("peer", out.peer, 63);
+  map.text("peer", out.peer, 127);
   map.value("pwId", out.pw_id);
   map.value("graceMs", out.grace_ms);
 }
@@ -719,7 +769,7 @@ inline void read_fields([[maybe_unused]] MapReader& map, [[maybe_unused]] comman
 
 inline void read_fields([[maybe_unused]] MapReader& map, [[maybe_unused]] command::BehindSet& out) {
   map.value("port", out.port);
-  map.text("peer", out.peer, 63);
+  map.text("peer", out.peer, 127);
   map.list("entries", out.entries, 4096, [](const msgpack::object& value, BehindEntry& item, std::string_view name, Problem& problem) { read_value(value, item, name, problem); });
 }
 
@@ -791,7 +841,7 @@ inline void write_item(FrameWriter& writer, const Boot& value) {
 
 inline void write_item(FrameWriter& writer, const PairKey& value) {
   writer.map(7);
-  writer.text("peer", value.peer, 63);
+  writer.text("peer", value.peer, 127);
   writer.value("boot", value.boot);
   writer.value("peerIndex", value.peer_index);
   writer.value("pwId", value.pw_id);
@@ -824,6 +874,12 @@ inline void write_item(FrameWriter& writer, const BehindEntry& value) {
   writer.value("pinned", value.pinned);
 }
 
+inline void write_item(FrameWriter& writer, const Prefix& value) {
+  writer.map(2);
+  writer.value("ip", value.ip);
+  writer.value("bits", value.bits);
+}
+
 inline void write_item(FrameWriter& writer, const Binding& value) {
   writer.map(2);
   writer.value("ip", value.ip);
@@ -851,7 +907,7 @@ inline void write_item(FrameWriter& writer, const Counter& value) {
 
 inline void write_item(FrameWriter& writer, const PeerStats& value) {
   writer.map(16);
-  writer.text("peer", value.peer, 63);
+  writer.text("peer", value.peer, 127);
   writer.value("index", value.index);
   writer.key("endpoint");
   write_item(writer, value.endpoint);
@@ -908,7 +964,7 @@ inline void write_message(FrameWriter& writer, std::uint32_t id, [[maybe_unused]
 }
 
 inline void write_message(FrameWriter& writer, std::uint32_t id, const command::PortSet& value) {
-  writer.map(28);
+  writer.map(29);
   writer.text("t", command::PortSet::kType, command::PortSet::kType.size());
   writer.value("id", id);
   writer.value("port", value.port);
@@ -931,6 +987,7 @@ inline void write_message(FrameWriter& writer, std::uint32_t id, const command::
   writer.value("holdBytes", value.hold_bytes);
   writer.value("stormFrames", value.storm_frames);
   writer.text("kind", value.kind, 8);
+  writer.text("net", value.net, 63);
   writer.text("broadcast", value.broadcast, 10);
   writer.text("stp", value.stp, 4);
   writer.value("learnSeconds", value.learn_seconds);
@@ -993,7 +1050,7 @@ inline void write_message(FrameWriter& writer, std::uint32_t id, const command::
   writer.text("t", command::PeerSet::kType, command::PeerSet::kType.size());
   writer.value("id", id);
   writer.value("port", value.port);
-  writer.text("peer", value.peer, 63);
+  writer.text("peer", value.peer, 127);
   writer.value("index", value.index);
   writer.value("boot", value.boot);
   writer.list("macs", value.macs, 64, [](FrameWriter& out, std::string_view name, const auto& item) { out.item(name, item); });
@@ -1004,12 +1061,34 @@ inline void write_message(FrameWriter& writer, std::uint32_t id, const command::
   writer.value("rights", value.rights);
 }
 
+inline void write_message(FrameWriter& writer, std::uint32_t id, const command::LinkSet& value) {
+  writer.map(9);
+  writer.text("t", command::LinkSet::kType, command::LinkSet::kType.size());
+  writer.value("id", id);
+  writer.value("port", value.port);
+  writer.text("net", value.net, 63);
+  writer.text("peer", value.peer, 127);
+  writer.value("index", value.index);
+  writer.value("boot", value.boot);
+  writer.list("endpoints", value.endpoints, 8, [](FrameWriter& out, std::string_view name, const auto& item) { static_cast<void>(name); write_item(out, item); });
+  writer.value("online", value.online);
+}
+
+inline void write_message(FrameWriter& writer, std::uint32_t id, const command::RoutesSet& value) {
+  writer.map(5);
+  writer.text("t", command::RoutesSet::kType, command::RoutesSet::kType.size());
+  writer.value("id", id);
+  writer.value("port", value.port);
+  writer.text("net", value.net, 63);
+  writer.list("prefixes", value.prefixes, 64, [](FrameWriter& out, std::string_view name, const auto& item) { static_cast<void>(name); write_item(out, item); });
+}
+
 inline void write_message(FrameWriter& writer, std::uint32_t id, const command::PeerRemove& value) {
   writer.map(4);
   writer.text("t", command::PeerRemove::kType, command::PeerRemove::kType.size());
   writer.value("id", id);
   writer.value("port", value.port);
-  writer.text("peer", value.peer, 63);
+  writer.text("peer", value.peer, 127);
 }
 
 inline void write_message(FrameWriter& writer, std::uint32_t id, const command::KeyPair& value) {
@@ -1017,7 +1096,7 @@ inline void write_message(FrameWriter& writer, std::uint32_t id, const command::
   writer.text("t", command::KeyPair::kType, command::KeyPair::kType.size());
   writer.value("id", id);
   writer.value("port", value.port);
-  writer.text("peer", value.peer, 63);
+  writer.text("peer", value.peer, 127);
   writer.value("boot", value.boot);
   writer.value("key", value.key);
   writer.value("pwId", value.pw_id);
@@ -1039,7 +1118,7 @@ inline void write_message(FrameWriter& writer, std::uint32_t id, const command::
   writer.text("t", command::KeyUse::kType, command::KeyUse::kType.size());
   writer.value("id", id);
   writer.value("port", value.port);
-  writer.text("peer", value.peer, 63);
+  writer.text("peer", value.peer, 127);
   writer.value("pwId", value.pw_id);
 }
 
@@ -1048,7 +1127,7 @@ inline void write_message(FrameWriter& writer, std::uint32_t id, const command::
   writer.text("t", command::KeyDrop::kType, command::KeyDrop::kType.size());
   writer.value("id", id);
   writer.value("port", value.port);
-  writer.text("peer", value.peer, 63);
+  writer.text("peer", value.peer, 127);
   writer.value("pwId", value.pw_id);
   writer.value("graceMs", value.grace_ms);
 }
@@ -1085,7 +1164,7 @@ inline void write_message(FrameWriter& writer, std::uint32_t id, const command::
   writer.text("t", command::BehindSet::kType, command::BehindSet::kType.size());
   writer.value("id", id);
   writer.value("port", value.port);
-  writer.text("peer", value.peer, 63);
+  writer.text("peer", value.peer, 127);
   writer.list("entries", value.entries, 4096, [](FrameWriter& out, std::string_view name, const auto& item) { static_cast<void>(name); write_item(out, item); });
 }
 
@@ -1225,7 +1304,7 @@ inline void write_message(FrameWriter& writer, const event::EndpointMoved& value
   writer.map(4);
   writer.text("t", event::EndpointMoved::kType, event::EndpointMoved::kType.size());
   writer.value("port", value.port);
-  writer.text("peer", value.peer, 63);
+  writer.text("peer", value.peer, 127);
   writer.key("endpoint");
   write_item(writer, value.endpoint);
 }
@@ -1241,14 +1320,14 @@ inline void write_message(FrameWriter& writer, const event::PeerSilent& value) {
   writer.map(3);
   writer.text("t", event::PeerSilent::kType, event::PeerSilent::kType.size());
   writer.value("port", value.port);
-  writer.text("peer", value.peer, 63);
+  writer.text("peer", value.peer, 127);
 }
 
 inline void write_message(FrameWriter& writer, const event::KeyWorn& value) {
   writer.map(4);
   writer.text("t", event::KeyWorn::kType, event::KeyWorn::kType.size());
   writer.value("port", value.port);
-  writer.text("peer", value.peer, 63);
+  writer.text("peer", value.peer, 127);
   writer.value("pwId", value.pw_id);
 }
 
@@ -1256,7 +1335,7 @@ inline void write_message(FrameWriter& writer, const event::KeyCommitted& value)
   writer.map(4);
   writer.text("t", event::KeyCommitted::kType, event::KeyCommitted::kType.size());
   writer.value("port", value.port);
-  writer.text("peer", value.peer, 63);
+  writer.text("peer", value.peer, 127);
   writer.value("pwId", value.pw_id);
 }
 
@@ -1264,7 +1343,7 @@ inline void write_message(FrameWriter& writer, const event::KeyLagging& value) {
   writer.map(4);
   writer.text("t", event::KeyLagging::kType, event::KeyLagging::kType.size());
   writer.value("port", value.port);
-  writer.text("peer", value.peer, 63);
+  writer.text("peer", value.peer, 127);
   writer.value("pwId", value.pw_id);
 }
 
@@ -1312,7 +1391,7 @@ inline void write_message(FrameWriter& writer, const event::Guarded& value) {
   writer.text("t", event::Guarded::kType, event::Guarded::kType.size());
   writer.value("port", value.port);
   writer.text("kind", value.kind, 10);
-  writer.text("peer", value.peer, 63);
+  writer.text("peer", value.peer, 127);
   writer.value("mac", value.mac);
   writer.value("ip", value.ip);
 }
@@ -1332,7 +1411,7 @@ inline void write_message(FrameWriter& writer, const event::Log& value) {
 
 inline DecodeResult decode_command(std::span<const std::uint8_t> message) {
   // No list, text or map of a command is longer; depth: map, list, struct.
-  const msgpack::unpack_limit limit(8192, 28, 63, 32, 0, 4);
+  const msgpack::unpack_limit limit(8192, 29, 127, 32, 0, 4);
   std::size_t offset = 0;
   bool referenced = false;
   const auto* data = reinterpret_cast<const char*>(message.data());
@@ -1348,7 +1427,7 @@ inline DecodeResult decode_command(std::span<const std::uint8_t> message) {
   envelope.value("id", id);
   if (problem.failed()) return DecodeError{DecodeErrorCode::bad_id, {}, {}, {}};
   std::string_view type;
-  envelope.text("t", type, 63);
+  envelope.text("t", type, 127);
   if (problem.failed()) return DecodeError{DecodeErrorCode::unknown_type, {}, {}, id};
   if (type == command::Attach::kType) return read_command<command::Attach>(root, id);
   if (type == command::Observe::kType) return read_command<command::Observe>(root, id);
@@ -1360,6 +1439,8 @@ inline DecodeResult decode_command(std::span<const std::uint8_t> message) {
   if (type == command::Clock::kType) return read_command<command::Clock>(root, id);
   if (type == command::Lease::kType) return read_command<command::Lease>(root, id);
   if (type == command::PeerSet::kType) return read_command<command::PeerSet>(root, id);
+  if (type == command::LinkSet::kType) return read_command<command::LinkSet>(root, id);
+  if (type == command::RoutesSet::kType) return read_command<command::RoutesSet>(root, id);
   if (type == command::PeerRemove::kType) return read_command<command::PeerRemove>(root, id);
   if (type == command::KeyPair::kType) return read_command<command::KeyPair>(root, id);
   if (type == command::KeyGroup::kType) return read_command<command::KeyGroup>(root, id);

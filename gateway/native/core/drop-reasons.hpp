@@ -63,7 +63,11 @@ namespace pairwire {
   X(nd_spoof,             "Neighbour discovery that is malformed, hides or claims an address of another.") \
   X(ra_guard,             "A router advertisement from a member without the right `router`.")      \
   X(redirect_guard,       "An ICMPv6 redirect from a member without the right `router`.")          \
-  X(dhcp_guard,           "A DHCP server's message from a member without the right `dhcp`.")
+  X(dhcp_guard,           "A DHCP server's message from a member without the right `dhcp`.")           \
+  /* Link ports, where a packet enters and where it is received. */                                \
+  X(net_source,           "The source of a packet is not in the subnet that it comes from.")       \
+  X(net_destination,      "The destination of a packet is in no subnet that it may go to.")        \
+  X(net_not_ip,           "A frame at a link port carries no unicast IP packet.")
 // clang-format on
 
 /// Reason of a drop; the number is the place of its counter.

@@ -69,7 +69,8 @@ constexpr std::size_t kRelayedInNote = 20;
 
 /// Waiting frames are found by what they wait for: index, kid and kind.
 constexpr std::uint64_t hold_key(const Shim& shim) {
-  return (std::uint64_t{shim.kind == Kind::kGroup} << 48) | (std::uint64_t{shim.kid} << 32) |
+  const auto kind = shim.kind == Kind::kPath ? Kind::kPair : shim.kind;  // One key for both.
+  return (std::uint64_t{static_cast<std::uint8_t>(kind)} << 48) | (std::uint64_t{shim.kid} << 32) |
          shim.index;
 }
 
@@ -89,8 +90,18 @@ Endpoint read_note(const HoldQueue::Note& note) {
   return from;
 }
 
-/// An Ethernet carries the two addresses of most frames outside the seal.
+/// Kinds that have frames of one sender for one receiver.
+bool is_unicast(Kind kind) {
+  return kind == Kind::kPair || kind == Kind::kNet;
+}
+bool fits(const Peer& peer, Kind kind) {
+  return kind == Kind::kPath || (kind == Kind::kNet) == (peer.net != nullptr);
+}
+
+/// An Ethernet carries the two addresses of most frames outside the seal; between subnets there is
+/// no Ethernet header at all.
 std::size_t outside_bytes(const Shim& shim, const Endpoint& from) {
+  if (shim.kind == Kind::kNet) return kEthernetHeaderSize;
   return from.ethernet && has_outer_addresses(shim) ? 2 * MacAddress::kSize : 0;
 }
 /// As they stand at the front of the inner frame.
@@ -192,9 +203,9 @@ void Inbound::open_train_early(const UdpReceiver::Train& train, std::span<Early>
     const Bytes frame =
         train.bytes.subspan(at, std::min(train.frame_size, train.bytes.size() - at));
     const auto shim = parse_shim(frame, underlay_.transport);
-    if (!shim || shim->kind != Kind::kPair || !now_.lease) continue;
+    if (!shim || !is_unicast(shim->kind) || !now_.lease) continue;
     const Incarnation* const sender = share_.tables.sender(shim->index);
-    if (sender == nullptr || sender->peer == nullptr) continue;
+    if (sender == nullptr || sender->peer == nullptr || !fits(*sender->peer, shim->kind)) continue;
     // Opening destroys what lies there, so only if there is no doubt about the key.
     const ReceiveKey* only = nullptr;
     std::size_t fitting = 0;
@@ -277,8 +288,7 @@ void Inbound::receive_relay(const Endpoint& from, ConstBytes datagram) {
 /// Collects the sender's keys with the frame's kid in `keys_`; two may have the same by chance.
 bool Inbound::find_keys(const Shim& shim, const Incarnation& sender) {
   key_count_ = 0;
-  // Net and relay frames are for ports of other kinds, which have keys of their own.
-  if (shim.kind == Kind::kNet || shim.kind == Kind::kRelay) return false;
+  if (shim.kind == Kind::kRelay || !fits(*sender.peer, shim.kind)) return false;
   const auto& places = shim.kind == Kind::kGroup ? sender.group_keys : sender.pair_keys;
   for (const auto& place : places) {
     ReceiveKey* const key = place.load(std::memory_order_acquire);
@@ -293,7 +303,10 @@ bool Inbound::find_keys(const Shim& shim, const Incarnation& sender) {
 /// question if its source has not asked too much. Outbound questions have a budget of their own.
 /// A frame that is not held is dropped now, for `reason`; one that is, when it goes in vain.
 void Inbound::hold(const Shim& shim, const Endpoint& from, ConstBytes datagram, DropReason reason) {
-  if (shim.index == 0 || shim.kind == Kind::kNet || shim.kind == Kind::kRelay) {
+  // Who has a link port has no members as peers, and the other way round: nobody to be asked for.
+  const bool link = share_.tables.settings().kind == PortKind::kLink;
+  const bool ours = shim.kind == Kind::kPath || (shim.kind == Kind::kNet) == link;
+  if (shim.index == 0 || shim.kind == Kind::kRelay || !ours) {
     return share_.drops.count(reason);
   }
   // Opened early, and the key went before its turn: what lies there is no sealed frame any more.
@@ -341,7 +354,7 @@ void Inbound::look_at_held() {
     if (sender == nullptr) return false;
     if (sender->peer == nullptr) return true;
     Shim shim;
-    shim.kind = (key >> 48) != 0 ? Kind::kGroup : Kind::kPair;
+    shim.kind = static_cast<Kind>(key >> 48);
     shim.kid = static_cast<std::uint16_t>(key >> 32);
     return find_keys(shim, *sender);
   });
@@ -366,7 +379,7 @@ void Inbound::receive_inner(const Shim& shim, const Incarnation& sender, const E
   std::array<std::uint8_t, kInnerHeaderSize> head;
   const ReceiveKey* const key = open(shim, from, datagram, head, place->subspan(outside));
   if (key == nullptr) return;
-  if (outside != 0) write_addresses(from, place->first(outside));
+  if (outside != 0) write_outside(shim, from, place->subspan(outside), place->first(outside));
   const auto inner = check_opened(shim, *key, head);
   if (!inner) return;
 
@@ -424,9 +437,9 @@ void Inbound::receive_part(const Shim& shim, const Incarnation& sender, const En
   if (!size) return share_.drops.count(DropReason::malformed);
   WorkerCounters::add(share_.counters.parts, 1);
   heard(*sender.peer, from, 0);
-  std::array<std::uint8_t, 2 * MacAddress::kSize> addresses{};
-  const Bytes front = Bytes(addresses).first(outside_bytes(shim, from));
-  if (!front.empty()) write_addresses(from, front);
+  std::array<std::uint8_t, kEthernetHeaderSize> outside{};
+  const Bytes front = Bytes(outside).first(outside_bytes(shim, from));
+  if (!front.empty()) write_outside(shim, from, body, front);
   // The window stands for the key: it belongs to the key's bytes, and stays when the key object
   // goes.
   const auto whole = parts_.add({.sender = sender.peer->number,
@@ -514,12 +527,43 @@ std::optional<InnerHeader> Inbound::check_opened(const Shim& shim, const Receive
   return inner;
 }
 
+/// What stands in front of an opened payload and was not sealed.
+void Inbound::write_outside(const Shim& shim, const Endpoint& from, ConstBytes body,
+                            Bytes out) const {
+  if (shim.kind != Kind::kNet) return write_addresses(from, out);
+  // The kernel takes what is for the TAP's own address; who it is from does not matter there.
+  const PortSettings& settings = share_.tables.settings();
+  const MacAddress mac = settings.macs.empty() ? MacAddress() : settings.macs.front();
+  std::ranges::copy(mac.bytes(), out.begin());
+  std::ranges::copy(mac.bytes(), out.begin() + MacAddress::kSize);
+  const bool v6 = !body.empty() && (body.front() >> 4) == 6;
+  store_be<std::uint16_t>(out.subspan<2 * MacAddress::kSize, 2>(),
+                          v6 ? ethertype::kIpv6 : ethertype::kIpv4);
+}
+
+/// Source and destination of a packet from another subnet.
+bool Inbound::check_net(const Peer& peer, ConstBytes frame) {
+  const auto refuse = [&](DropReason reason) {
+    share_.drops.count(reason);
+    return false;
+  };
+  const auto ends = ip_ends(frame.subspan(kEthernetHeaderSize));
+  if (!ends || ends->destination.is_group()) return refuse(DropReason::net_not_ip);
+  const NetRoutes& routes = share_.tables.routes();
+  const NetRoutes::Route* const from = routes.find(ends->source);
+  if (from == nullptr || from->net != peer.net) return refuse(DropReason::net_source);
+  const NetRoutes::Route* const to = routes.find(ends->destination);
+  if (to == nullptr || to->net != nullptr) return refuse(DropReason::net_destination);
+  return true;
+}
+
 /// `frame` has at least an Ethernet header.
 bool Inbound::check_addresses(const Opened& opened, ConstBytes frame) {
   const auto refuse = [&](DropReason reason) {
     share_.drops.count(reason);
     return false;
   };
+  if (opened.shim.kind == Kind::kNet) return check_net(*opened.sender.peer, frame);
   const MacAddress destination(frame.first<MacAddress::kSize>());
   const MacAddress source(frame.subspan<MacAddress::kSize, MacAddress::kSize>());
   const PortTables& tables = share_.tables;

@@ -78,6 +78,8 @@ class Inbound {
   void take_opened(const Opened& opened, ConstBytes frame, ChecksumClaim claim);
   [[nodiscard]] std::optional<Bytes> place_for(std::size_t length, const Shim& shim);
   [[nodiscard]] bool check_addresses(const Opened& opened, ConstBytes frame);
+  [[nodiscard]] bool check_net(const Peer& peer, ConstBytes frame);
+  void write_outside(const Shim& shim, const Endpoint& from, ConstBytes body, Bytes out) const;
   [[nodiscard]] bool passes_guard(const Peer& peer, ConstBytes frame);
   void deliver_padded(const Opened& opened, ConstBytes body);
   void receive_path(const Shim& shim, const Incarnation& sender, const Endpoint& from,

@@ -69,6 +69,10 @@ std::size_t frame_overhead(const Endpoint* to) {
   return kFrameOverhead + (to != nullptr && to->relayed != 0 ? kRelayHeaderSize : 0);
 }
 
+Kind kind_for(const Peer& peer) {
+  return peer.net != nullptr ? Kind::kNet : Kind::kPair;
+}
+
 /// Segments of one packet that can be numbered at once: far below the limit's margin.
 static_assert(Segmenter::kMaxSegments * kMaxParts < SendCounter::kMargin);
 
@@ -166,6 +170,7 @@ void Outbound::take(Bytes packet, bool held) {
     return share_.drops.count(DropReason::tap_source_mac);
   }
   if (is_loop(frame, settings)) return share_.drops.count(DropReason::loop);
+  if (settings.kind == PortKind::kLink) return take_for_net(packet);
   const VlanMac to{outer_vlan(frame), destination};
   if (learned_ != nullptr && !destination.is_group() && !is_for_members(to)) {
     return share_.drops.count(DropReason::plain_not_for_members);
@@ -351,6 +356,30 @@ void Outbound::take_unicast(const VlanMac& destination, Bytes packet, bool held)
   }
   if (!now_.lease) return share_.drops.count(DropReason::lease_over);
   send_unicast(*peer, *key, packet);
+}
+
+/// What the kernel has routed to other subnets. Keys are there before any traffic is, or none is let
+/// out: nothing waits.
+void Outbound::take_for_net(Bytes packet) {
+  const ConstBytes frame = packet.subspan(kVnetHeaderSize);
+  const auto ethernet = parse_ethernet(frame);
+  const auto ends = ip_ends(frame.subspan(kEthernetHeaderSize));
+  if (!ethernet || !ends || ethernet->size != kEthernetHeaderSize ||
+      ethernet->ethertype != ends->ethertype || ends->destination.is_group()) {
+    return share_.drops.count(DropReason::net_not_ip);
+  }
+  const NetRoutes& routes = share_.tables.routes();
+  const NetRoutes::Route* const to = routes.find(ends->destination);
+  if (to == nullptr || to->net == nullptr) {
+    return share_.drops.count(DropReason::net_destination);
+  }
+  const NetRoutes::Route* const from = routes.find(ends->source);
+  if (from == nullptr || from->net != nullptr) return share_.drops.count(DropReason::net_source);
+  Peer* const port = to->net->port.load(std::memory_order_acquire);
+  SendKey* const key = port == nullptr ? nullptr : port->send.load(std::memory_order_acquire);
+  if (key == nullptr) return share_.drops.count(DropReason::no_key);
+  if (!now_.lease) return share_.drops.count(DropReason::lease_over);
+  send_unicast(*port, *key, packet);
 }
 
 void Outbound::take_group(const Announcement& what, Bytes packet, bool held) {
@@ -611,7 +640,7 @@ void Outbound::send_unicast(Peer& peer, SendKey& key, Bytes packet) {
   const std::size_t overhead = frame_overhead(to);
   const bool inside = ethernet_ && carries_addresses(peer, packet.subspan(kVnetHeaderSize));
   if (inside && to == nullptr) return share_.drops.count(DropReason::no_endpoint);
-  const std::size_t outside = ethernet_ && !inside ? 2 * MacAddress::kSize : 0;
+  const std::size_t outside = outside_of(peer, inside);
   std::size_t limit = peer.max_frame.load(std::memory_order_relaxed);
   if (to != nullptr && to->relayed != 0) limit = std::min(limit, kMaxRelayedFrame);
   if (learned_ != nullptr) fit_segments(packet, limit - kFrameOverhead + outside);
@@ -623,7 +652,7 @@ void Outbound::send_unicast(Peer& peer, SendKey& key, Bytes packet) {
   const auto first = take_numbers(key, segmenter, segmenter.count(), peer.number);
   if (!first) return;
   const std::size_t count = segmenter.count();
-  const std::size_t size = count * (segmenter.largest() + overhead);  // At most.
+  const std::size_t size = count * (segmenter.largest() - outside + overhead);  // At most.
   if (!ethernet_ && !sender_.fits(count, size)) make_room();
   if (ethernet_) {
     send_unicast_ethernet(key, segmenter, *first, inside ? to : nullptr);
@@ -632,10 +661,12 @@ void Outbound::send_unicast(Peer& peer, SendKey& key, Bytes packet) {
     piece.key = &key;
     piece.to = to;
     piece.first = *first;
+    piece.kind = kind_for(peer);
+    piece.outside = outside;
     piece.out = {};
     std::size_t used = 0;
     for (std::size_t i = 0; i < count; ++i) {
-      const Bytes room = sender_.reserve(*to, piece.segmenter.size(i) + overhead);
+      const Bytes room = sender_.reserve(*to, piece.segmenter.size(i) - outside + overhead);
       if (i == 0) piece.out = Bytes(room.data(), size);
       used += room.size();
     }
@@ -646,8 +677,8 @@ void Outbound::send_unicast(Peer& peer, SendKey& key, Bytes packet) {
     // A super-frame of tiny segments: one by one, with as many flushes as it takes.
     Segmenter& tiny = pieces_[waiting_].segmenter;
     for (std::size_t i = 0; i < count; ++i) {
-      const ConstBytes segment = tiny.cut_in_place(i);
-      seal(sender_.reserve(*to, segment.size() + overhead), key, Kind::kPair, *to, *first + i,
+      const ConstBytes segment = ConstBytes(tiny.cut_in_place(i)).subspan(outside);
+      seal(sender_.reserve(*to, segment.size() + overhead), key, kind_for(peer), *to, *first + i,
            segment, i, tiny.claim());
     }
   }
@@ -660,7 +691,7 @@ void Outbound::send_unicast_cut(Peer& peer, SendKey& key, Bytes packet, std::siz
   if (waiting_ != 0) make_room();  // Frames are sealed as they are reserved here.
   Segmenter& segmenter = pieces_[waiting_].segmenter;
   const bool inside = ethernet_ && carries_addresses(peer, packet.subspan(kVnetHeaderSize));
-  const std::size_t outside = ethernet_ && !inside ? 2 * MacAddress::kSize : 0;
+  const std::size_t outside = outside_of(peer, inside);
   const std::size_t room = limit - kFrameOverhead;
   const Endpoint* const known = peer.endpoint.load(std::memory_order_acquire);
   // The sender keeps what it is told for minutes. While a direct path is still looked for, a relay
@@ -683,7 +714,7 @@ void Outbound::send_unicast_cut(Peer& peer, SendKey& key, Bytes packet, std::siz
     for_each_part(segment.subspan(outside), room, [&](ConstBytes bytes, Part part) {
       const std::size_t size = bytes.size() + frame_overhead(&to);
       const Bytes out = sender_.reserve(to, ethernet_ ? std::max(size, kMinEthernetFrame) : size);
-      seal(out, key, {Kind::kPair, inside}, to, counter++, bytes, i, segmenter.claim(), part);
+      seal(out, key, {kind_for(peer), inside}, to, counter++, bytes, i, segmenter.claim(), part);
       count_part(part);
     });
   }
@@ -744,9 +775,9 @@ void Outbound::make_room() {
 void Outbound::seal_piece(Piece& piece) const {
   Bytes out = piece.out;
   for (std::size_t i = 0; i < piece.segmenter.count(); ++i) {
-    const ConstBytes segment = piece.segmenter.cut_in_place(i);
+    const ConstBytes segment = ConstBytes(piece.segmenter.cut_in_place(i)).subspan(piece.outside);
     const std::size_t size = segment.size() + frame_overhead(piece.to);
-    seal(out.first(size), *piece.key, Kind::kPair, *piece.to, piece.first + i, segment, i,
+    seal(out.first(size), *piece.key, piece.kind, *piece.to, piece.first + i, segment, i,
          piece.segmenter.claim());
     out = out.subspan(size);
   }
@@ -779,6 +810,13 @@ void Outbound::tell_too_long() {
   event.kind = WorkerEvent::Kind::kTooLong;
   event.from = *to;
   put(event);
+}
+
+/// Bytes at the front of a segment that are not sealed: an Ethernet has most addresses outside, and
+/// between subnets only the IP packet travels.
+std::size_t Outbound::outside_of(const Peer& peer, bool inside) const {
+  if (peer.net != nullptr) return kEthernetHeaderSize;
+  return ethernet_ && !inside ? 2 * MacAddress::kSize : 0;
 }
 
 /// Whether a frame from or to a machine behind a plain port is at hand. On an Ethernet its own

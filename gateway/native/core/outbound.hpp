@@ -46,7 +46,9 @@ class Outbound {
     const SendKey* key = nullptr;
     const Endpoint* to = nullptr;
     std::uint64_t first = 0;
-    Bytes out;  ///< for all frames, one behind the other
+    Kind kind = Kind::kPair;
+    std::size_t outside = 0;  ///< bytes at the front of a segment that are not sealed
+    Bytes out;                ///< for all frames, one behind the other
   };
 
   void take_time();
@@ -59,6 +61,7 @@ class Outbound {
   [[nodiscard]] bool tell_learned(const VlanMac& address, std::uint64_t seen_ms, bool gone);
   [[nodiscard]] bool is_for_members(const VlanMac& destination);
   void take_unicast(const VlanMac& destination, Bytes packet, bool held);
+  void take_for_net(Bytes packet);
   [[nodiscard]] bool passes_guard(const Announcement& what, const MacAddress& source);
   void claim(const Announcement& what, const MacAddress& source);
   [[nodiscard]] bool answer(const Announcement& question, const MacAddress& source);
@@ -99,6 +102,7 @@ class Outbound {
   void flush();
   void send_unicast_ethernet(SendKey& key, Segmenter& segmenter, std::uint64_t first,
                              const Endpoint* inside);
+  [[nodiscard]] std::size_t outside_of(const Peer& peer, bool inside) const;
   [[nodiscard]] bool carries_addresses(const Peer& peer, ConstBytes frame) const;
   void relay_train(const Endpoint& to, ConstBytes train, std::size_t frame_size);
   [[nodiscard]] bool relay_usable() const;

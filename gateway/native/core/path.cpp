@@ -134,7 +134,10 @@ void PathManager::choose_first(Peer& peer) {
 /// The way to a member through the relay, if we are registered there.
 std::optional<Endpoint> PathManager::by_relay(const Peer& peer) const {
   const RelayUse* const relay = tables_.relay();
-  if (relay == nullptr || relay->token == 0 || peer.incarnations.empty()) return std::nullopt;
+  // Link ports of other subnets register at relays of their own.
+  if (relay == nullptr || relay->token == 0 || peer.incarnations.empty() || peer.net != nullptr) {
+    return std::nullopt;
+  }
   Endpoint endpoint = relay->address;
   endpoint.relayed = peer.incarnations.back()->index;
   return endpoint;
@@ -193,6 +196,11 @@ void PathManager::find_used(std::uint64_t now_ms) {
       peer->path.next_ms = now_ms;
     }
     if (peer->path.watched || peer->send.load(std::memory_order_relaxed) == nullptr) continue;
+    // A way between subnets is held open, also by NAT boxes, and known to work before it is used.
+    if (peer->net != nullptr) {
+      watch(*peer, now_ms);
+      continue;
+    }
     const std::uint64_t used = std::max(peer->tx_ms.load(std::memory_order_relaxed),
                                         peer->rx_ms.load(std::memory_order_relaxed));
     if (used != 0 && now_ms - std::min(used, now_ms) < kUsedMs) watch(*peer, now_ms);
@@ -233,7 +241,7 @@ bool PathManager::tend(Peer& peer, std::uint64_t now_ms) {
   const std::uint64_t used =
       std::max({peer.tx_ms.load(std::memory_order_relaxed),
                 peer.rx_ms.load(std::memory_order_relaxed), path.started_ms});
-  if (used + kUsedMs < now_ms) return false;
+  if (peer.net == nullptr && used + kUsedMs < now_ms) return false;
   end_trial(peer, now_ms);
   look_for_direct(peer, now_ms);
   if (stopped_answering(peer, now_ms)) path.next_ms = now_ms;

@@ -33,11 +33,20 @@ bool stays_inside(ConstBytes frame, BroadcastPolicy policy) noexcept {
 std::optional<PortKind> parse_port_kind(std::string_view name) {
   if (name == "host") return PortKind::kHost;
   if (name == "plain") return PortKind::kPlain;
+  if (name == "link") return PortKind::kLink;
   return std::nullopt;
 }
 
 std::string_view port_kind_name(PortKind kind) {
-  return kind == PortKind::kPlain ? "plain" : "host";
+  switch (kind) {
+    case PortKind::kHost:
+      return "host";
+    case PortKind::kPlain:
+      return "plain";
+    case PortKind::kLink:
+      return "link";
+  }
+  return "host";
 }
 
 std::optional<BroadcastPolicy> parse_broadcast_policy(std::string_view name) {

@@ -27,6 +27,7 @@ class PortTables;
 enum class PortKind : std::uint8_t {
   kHost,   ///< the TAP is an interface of this machine
   kPlain,  ///< the TAP is in a bridge, with machines behind it that can't encrypt
+  kLink,   ///< the kernel routes IP packets into the TAP that are for other subnets
 };
 [[nodiscard]] std::optional<PortKind> parse_port_kind(std::string_view name);
 [[nodiscard]] std::string_view port_kind_name(PortKind kind);

@@ -66,7 +66,9 @@ PortTables::PortTables()
       behind_(rcu_, seed_),
       bindings_(rcu_, seed_),
       owned_settings_(std::make_unique<PortSettings>()),
+      owned_routes_(std::make_unique<NetRoutes>()),
       owned_online_(std::make_unique<OnlineArray>(16)) {
+  routes_.store(owned_routes_.get(), std::memory_order_release);
   settings_.store(owned_settings_.get(), std::memory_order_release);
   online_.store(owned_online_.get(), std::memory_order_release);
 }
@@ -80,8 +82,8 @@ void PortTables::set_settings(std::unique_ptr<const PortSettings> settings) {
   const bool keyed = !boots_.empty() || !peers_.empty() || !groups_.empty();
   // Traffic keys were derived from these names and expanded for this cipher.
   if (keyed && (old.subnet != settings->subnet || old.member != settings->member ||
-                old.suite != settings->suite)) {
-    throw CommandError("subnet, member and suite of a port with keys can't change");
+                old.net != settings->net || old.suite != settings->suite)) {
+    throw CommandError("subnet, member, net and suite of a port with keys can't change");
   }
   if (keyed && old.kind != settings->kind) {
     throw CommandError("the kind of a port with keys can't change");
@@ -225,12 +227,20 @@ Peer& PortTables::set_peer(PeerSetting setting, std::uint64_t now_ms) {
     if (mac.is_group() || mac.is_zero()) throw CommandError("not a unicast address");
   }
 
+  const bool link = !setting.net.empty();
+  if (link != (owned_settings_->kind == PortKind::kLink)) {
+    throw CommandError("a link port has link ports as peers, and no other has");
+  }
+
   Peer* known = peer(setting.peer);
   if (known == nullptr) {
-    auto made = std::make_unique<Peer>(std::string(setting.peer), next_peer_++);
+    Net* const net = link ? &net_named(setting.net) : nullptr;
+    auto made = std::make_unique<Peer>(std::string(setting.peer), next_peer_++, net);
     known = made.get();
     by_number_.emplace(known->number, known);
     peers_.emplace(known->id, std::move(made));
+  } else if (link && known->net->id != setting.net) {
+    throw CommandError("the peer is a link port of another net");
   }
   set_macs(*known, std::move(setting.macs));
   known->candidates = std::move(setting.endpoints);
@@ -247,6 +257,7 @@ Peer& PortTables::set_peer(PeerSetting setting, std::uint64_t now_ms) {
     make_current(*known, setting.index, now_ms);
   }
   set_online(*known, setting.online);
+  if (known->net != nullptr) choose_port(*known->net);
   changed();
   return *known;
 }
@@ -328,8 +339,11 @@ void PortTables::remove_peer(std::string_view id) {
   }
   by_number_.erase(found->number);
   const auto entry = peers_.find(found->id);
-  rcu_.retire(std::move(entry->second));
+  std::unique_ptr<Peer> gone = std::move(entry->second);
   peers_.erase(entry);
+  if (gone->net != nullptr) choose_port(*gone->net);
+  rcu_.retire(std::move(gone));
+  forget_unused_nets();
   changed();
 }
 
@@ -376,6 +390,7 @@ void PortTables::set_endpoint(Peer& peer, const Endpoint& endpoint) {
 
 void PortTables::set_online(Peer& peer, bool online) {
   peer.online = online;
+  if (peer.net != nullptr) return;  // No group frames go to other subnets.
   if (online == (peer.slot != Peer::kNoSlot)) return;
   if (!online) {
     // A hole, which a later member fills: moving another into it could hide that one from
@@ -446,14 +461,19 @@ std::optional<PortTables::Installed> PortTables::install_pair_record(
 
   const auto shared = x25519(boot.keys.private_key, incarnation.boot);
   if (!shared) return std::nullopt;
-  const Secret<kKeySize> pair_key(key);
+  const Secret<kKeySize> secret(key);
   const PortSettings& settings = *owned_settings_;
-  const TrafficKey out = derive_pair_key(
-      pair_key, *shared,
-      {settings.subnet, settings.member, peer.id, boot.keys.public_key, incarnation.boot, pw_id});
-  const TrafficKey in = derive_pair_key(
-      pair_key, *shared,
-      {settings.subnet, peer.id, settings.member, incarnation.boot, boot.keys.public_key, pw_id});
+  const auto derive = [&](std::string_view sender, std::string_view receiver,
+                          PublicKey sender_boot, PublicKey receiver_boot) {
+    if (peer.net != nullptr) {
+      return derive_net_key(secret, *shared, {sender, receiver, sender_boot, receiver_boot, pw_id});
+    }
+    return derive_pair_key(secret, *shared,
+                           {settings.subnet, sender, receiver, sender_boot, receiver_boot, pw_id});
+  };
+  const std::string self = own_name();
+  const TrafficKey out = derive(self, peer.id, boot.keys.public_key, incarnation.boot);
+  const TrafficKey in = derive(peer.id, self, incarnation.boot, boot.keys.public_key);
 
   auto record = std::make_unique<PairKeyRecord>();
   record->boot = boot.number;
@@ -548,9 +568,81 @@ void PortTables::refresh_send(Peer& peer) {
   }
 }
 
+/// Our name in traffic keys: a link port's is NET/ID, as its peers' are.
+std::string PortTables::own_name() const {
+  const PortSettings& settings = *owned_settings_;
+  return settings.kind == PortKind::kLink ? settings.net + "/" + settings.member : settings.member;
+}
+
 void PortTables::drop_pair_keys(Peer& peer, std::uint64_t pw_id) {
   for (std::size_t i = peer.records.size(); i-- > 0;) {
     if (peer.records[i]->pw_id <= pw_id) retire_record(peer, *peer.records[i]);
+  }
+}
+
+// --- Other subnets ------------------------------------------------------------------------------
+
+void PortTables::set_routes(std::string_view id, std::vector<IpPrefix> prefixes) {
+  std::size_t all = prefixes.size();
+  for (const auto& [net, others] : prefixes_) all += net == id ? 0 : others.size();
+  if (all > NetRoutes::kMaxRoutes) throw CommandError("too many prefixes");
+  if (!id.empty()) static_cast<void>(net_named(id));
+  if (prefixes.empty()) {
+    if (const auto known = prefixes_.find(id); known != prefixes_.end()) prefixes_.erase(known);
+  } else {
+    prefixes_.insert_or_assign(std::string(id), std::move(prefixes));
+  }
+  std::vector<NetRoutes::Route> routes;
+  routes.reserve(all);
+  for (const auto& [net, list] : prefixes_) {
+    for (const IpPrefix& prefix : list) {
+      routes.push_back({prefix, net.empty() ? nullptr : &net_named(net)});
+    }
+  }
+  auto made = std::make_unique<const NetRoutes>(std::move(routes));
+  routes_.store(made.get(), std::memory_order_release);
+  rcu_.retire(std::exchange(owned_routes_, std::move(made)));
+  forget_unused_nets();
+  changed();
+}
+
+Net& PortTables::net_named(std::string_view id) {
+  const auto known = nets_.find(id);
+  if (known != nets_.end()) return *known->second;
+  if (nets_.size() >= kMaxNets) throw CommandError("too many nets");
+  auto made = std::make_unique<Net>(std::string(id));
+  return *nets_.emplace(made->id, std::move(made)).first->second;
+}
+
+/// The link port in use stays while its key server sees it; else the first one that is there.
+void PortTables::choose_port(Net& net) {
+  Peer* const used = net.port.load(std::memory_order_relaxed);
+  Peer* best = nullptr;
+  for (const auto& [id, peer] : peers_) {
+    if (peer->net != &net) continue;
+    const auto rank = [&](const Peer& one) { return std::pair(one.online, &one == used); };
+    if (best == nullptr || rank(*peer) > rank(*best) ||
+        (rank(*peer) == rank(*best) && peer->id < best->id)) {
+      best = peer.get();
+    }
+  }
+  net.port.store(best, std::memory_order_release);
+}
+
+/// Behind a change of routes or peers: what neither names is in nobody's sight any more.
+void PortTables::forget_unused_nets() {
+  for (auto entry = nets_.begin(); entry != nets_.end();) {
+    const Net* const net = entry->second.get();
+    const bool used =
+        owned_routes_->names(*net) || std::ranges::any_of(peers_, [&](const auto& one) {
+          return one.second->net == net;
+        });
+    if (used) {
+      ++entry;
+      continue;
+    }
+    rcu_.retire(std::move(entry->second));
+    entry = nets_.erase(entry);
   }
 }
 

@@ -33,6 +33,7 @@
 #include "core/endpoint.hpp"
 #include "core/frame.hpp"
 #include "core/keys.hpp"
+#include "core/net-routes.hpp"
 #include "core/own-addresses.hpp"
 #include "core/path-state.hpp"
 #include "core/plain-port.hpp"
@@ -63,6 +64,8 @@ inline constexpr std::size_t kMaxIncarnations = 4;
 /// Group generations that were dropped and whose windows are kept, should they come again.
 inline constexpr std::size_t kKeptGroups = 2;
 inline constexpr std::size_t kMaxRefusedMacs = 8192;
+/// Other subnets of one link port.
+inline constexpr std::size_t kMaxNets = 64;
 inline constexpr std::uint64_t kIncarnationGraceMs = 10'000;
 inline constexpr FrameTime kGroupKeySlack = kFrameTimePerSecond / 4;  ///< 250 ms
 static_assert(kFrameTimePerSecond % 4 == 0);
@@ -79,6 +82,7 @@ inline constexpr std::uint8_t kRightDhcp = 2;
 struct PortSettings {
   std::string subnet;
   std::string member;
+  std::string net;               ///< a link port's: the net id of our subnet
   std::vector<MacAddress> macs;  ///< our own
   Suite suite = Suite::kAes256Gcm;
   Backend backend = Backend::kLibcrypto;
@@ -154,10 +158,13 @@ using MacList = std::vector<MacAddress>;
 /// Threads: see the groups of fields.
 class Peer {
  public:
-  Peer(std::string name, std::uint32_t id_number) : id(std::move(name)), number(id_number) {}
+  Peer(std::string name, std::uint32_t id_number, Net* other = nullptr)
+      : id(std::move(name)), number(id_number), net(other) {}
 
   const std::string id;
   const std::uint32_t number;  ///< never reused; what events carry instead of a pointer
+  /// The other subnet that this is a link port of; null for members of ours. `id` then is NET/ID.
+  Net* const net;
 
   // Written by the control thread, read by workers.
   std::atomic<SendKey*> send{nullptr};
@@ -269,6 +276,10 @@ class PortTables {
   }
   /// Whether all addresses that are members' own were told.
   [[nodiscard]] bool own_complete() const noexcept { return own_.complete(); }
+  /// Which subnets there are, for a link port.
+  [[nodiscard]] const NetRoutes& routes() const noexcept {
+    return *routes_.load(std::memory_order_acquire);
+  }
   [[nodiscard]] SendKey* group_send() const noexcept {
     return group_send_.load(std::memory_order_acquire);
   }
@@ -326,6 +337,7 @@ class PortTables {
     bool relay_first = false;
     bool plain = false;
     std::uint8_t rights = 0;
+    std::string_view net = {};  ///< a link port of that subnet, and `peer` is NET/ID
   };
   Peer& set_peer(PeerSetting setting, std::uint64_t now_ms);
   void remove_peer(std::string_view id);
@@ -366,6 +378,8 @@ class PortTables {
   void set_bindings(std::span<const Bindings::Setting> settings, bool reset, bool more,
                     std::uint64_t now_ms);
   void remove_bindings(std::span<const IpAddress> ips);
+  /// Replaces the prefixes of a net; an empty one is ours.
+  void set_routes(std::string_view net, std::vector<IpPrefix> prefixes);
   /// A plain port may forward, or not.
   void set_forwarding(bool forwarding) { forwarding_.store(forwarding, std::memory_order_release); }
 
@@ -484,6 +498,10 @@ class PortTables {
   void make_room(Peer& peer, std::uint32_t index, std::uint32_t boot);
   void refresh_send(Peer& peer);
   void refresh_group_send();
+  [[nodiscard]] Net& net_named(std::string_view id);
+  void choose_port(Net& net);
+  void forget_unused_nets();
+  [[nodiscard]] std::string own_name() const;
   void add_group_receive(GroupGeneration& generation, Incarnation& sender, std::string_view id,
                          std::uint64_t now_ms);
   void retire_group(std::uint64_t pw_id);
@@ -504,6 +522,7 @@ class PortTables {
   BehindTable behind_;
   Bindings bindings_;
   std::atomic<bool> forwarding_{false};
+  std::atomic<const NetRoutes*> routes_{nullptr};
   std::atomic<const PortSettings*> settings_{nullptr};
   std::atomic<SendKey*> group_send_{nullptr};
   std::atomic<const RelayUse*> relay_{nullptr};
@@ -514,6 +533,9 @@ class PortTables {
   // The control thread's.
   std::unique_ptr<const PortSettings> owned_settings_;
   std::unique_ptr<const RelayUse> owned_relay_;
+  std::unique_ptr<const NetRoutes> owned_routes_;
+  std::map<std::string, std::unique_ptr<Net>, std::less<>> nets_;
+  std::map<std::string, std::vector<IpPrefix>, std::less<>> prefixes_;  ///< by net; empty: ours
   std::unique_ptr<OnlineArray> owned_online_;
   std::vector<std::size_t> online_holes_;
   std::vector<std::unique_ptr<BootKey>> boots_;  ///< the newest is the last

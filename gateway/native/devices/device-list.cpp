@@ -22,6 +22,8 @@ constexpr std::size_t kMaxDevices = 64;
 constexpr std::size_t kMaxAddresses = 16;
 constexpr std::size_t kMaxMacs = 64;
 constexpr std::size_t kMaxBridgePorts = 8;
+constexpr std::size_t kMaxForward = 8;
+constexpr std::size_t kMaxRoutes = 256;
 
 [[noreturn]] void refuse(const std::string& why) {
   throw std::runtime_error(why);
@@ -107,6 +109,19 @@ InterfaceAddress parse_address(const std::string& text) {
   return address;
 }
 
+/// A prefix that is routed: never all addresses, because the key server is reached by another way.
+InterfaceAddress parse_route(const std::string& text) {
+  InterfaceAddress route = parse_address(text);
+  if (is_link_local(route)) refuse("'" + text + "' can't be routed");
+  const int size = route.family == AF_INET ? 4 : 16;
+  for (int i = 0; i < size; ++i) {
+    const int fixed = std::clamp(route.prefix - 8 * i, 0, 8);
+    auto& byte = route.bytes[static_cast<std::size_t>(i)];
+    byte = static_cast<std::uint8_t>(byte & ~(0xff >> fixed));
+  }
+  return route;
+}
+
 in6_addr parse_bind(const std::string& text) {
   in6_addr out{};
   in_addr v4{};
@@ -125,12 +140,12 @@ in6_addr parse_bind(const std::string& text) {
 class Pairs {
  public:
   Pairs(const std::vector<std::string>& words, std::size_t from) : words_(words), at_(from) {}
-  bool next(const char* repeatable, const char* also = "") {
+  bool next(std::initializer_list<std::string_view> repeatable) {
     if (at_ >= words_.size()) return false;
     key = words_[at_++];
     if (at_ >= words_.size()) refuse("'" + key + "' has no value");
     value = words_[at_++];
-    if (!seen_.insert(key).second && key != repeatable && key != also)
+    if (!seen_.insert(key).second && std::ranges::find(repeatable, key) == repeatable.end())
       refuse("'" + key + "' is there twice");
     return true;
   }
@@ -148,7 +163,7 @@ TapDevice parse_tap(const std::vector<std::string>& words) {
   TapDevice tap;
   tap.name = parse_interface(words[1], true);
   Pairs pairs(words, 2);
-  while (pairs.next("address", "port")) {
+  while (pairs.next({"address", "port", "forward-to", "route"})) {
     if (pairs.key == "mac") {
       tap.mac = parse_mac(pairs.value);
     } else if (pairs.key == "mtu") {
@@ -160,6 +175,14 @@ TapDevice parse_tap(const std::vector<std::string>& words) {
       tap.addresses.push_back(parse_address(pairs.value));
     } else if (pairs.key == "forward" && pairs.value == "allow") {
       tap.forward = true;
+    } else if (pairs.key == "forward-to") {
+      if (tap.forward_to.size() == kMaxForward) refuse("too many interfaces to forward to");
+      tap.forward_to.push_back(parse_interface(pairs.value, false));
+    } else if (pairs.key == "arp" && pairs.value == "off") {
+      tap.arp = false;
+    } else if (pairs.key == "route") {
+      if (tap.routes.size() == kMaxRoutes) refuse("too many routes");
+      tap.routes.push_back(parse_route(pairs.value));
     } else if (pairs.key == "bridge") {
       tap.bridge = parse_interface(pairs.value, false);
       if (tap.bridge == tap.name) refuse("the bridge and the tap have one name");
@@ -172,9 +195,11 @@ TapDevice parse_tap(const std::vector<std::string>& words) {
   }
   if (!pairs.seen("mac") || !pairs.seen("mtu")) refuse("a tap needs mac and mtu");
   if (tap.bridge.empty() && !tap.ports.empty()) refuse("ports are for a tap with a bridge");
-  if (!tap.bridge.empty() && (!tap.addresses.empty() || tap.forward)) {
-    refuse("a tap in a bridge has no address and no forward: the bridge may");
+  if (!tap.bridge.empty() && (!tap.addresses.empty() || tap.forward || !tap.forward_to.empty() ||
+                              !tap.routes.empty() || !tap.arp)) {
+    refuse("a tap in a bridge has no address, no forward and no route: the bridge may");
   }
+  if (tap.forward && !tap.forward_to.empty()) refuse("either forward or forward-to");
   return tap;
 }
 
@@ -182,7 +207,7 @@ UdpDevice parse_udp(const std::vector<std::string>& words) {
   UdpDevice udp;
   udp.port = static_cast<std::uint16_t>(parse_number(words[1], 1, 65535, "the port"));
   Pairs pairs(words, 2);
-  while (pairs.next("")) {
+  while (pairs.next({})) {
     if (pairs.key == "bind") {
       udp.bind = parse_bind(pairs.value);
     } else if (pairs.key == "device") {
@@ -200,7 +225,7 @@ EthernetDevice parse_ethernet(const std::vector<std::string>& words) {
   EthernetDevice ethernet;
   ethernet.name = parse_interface(words[1], false);
   Pairs pairs(words, 2);
-  while (pairs.next("mac")) {
+  while (pairs.next({"mac"})) {
     if (pairs.key != "mac") refuse("an ethernet has no '" + pairs.key + "'");
     if (ethernet.macs.size() == kMaxMacs) refuse("too many MAC addresses");
     ethernet.macs.push_back(parse_mac(pairs.value));

@@ -3,7 +3,7 @@
 /// One device a line; `#` starts a comment.
 /// ```
 /// tap NAME mac XX:XX:XX:XX:XX:XX mtu N [txqueuelen N] [address IP/PREFIX]... [forward allow]
-///          [bridge NAME [port INTERFACE]...]
+///          [forward-to INTERFACE]... [arp off] [route IP/PREFIX]... [bridge NAME [port INTERFACE]...]
 /// udp PORT [bind IP] [device INTERFACE] [mark N]
 /// ethernet INTERFACE mac XX:XX:XX:XX:XX:XX [mac ...]
 /// ```
@@ -15,6 +15,9 @@
 /// | txqueuelen | 1 to 100000; default 4096 |
 /// | address | up to 16, IPv4 or IPv6, not unspecified, loopback or multicast |
 /// | forward allow | the kernel may forward between this TAP and other interfaces |
+/// | forward-to | instead: between this TAP and these, up to 8, and no others |
+/// | arp off | no neighbours are looked for: whatever the kernel routes into the TAP is for us |
+/// | route | up to 256 prefixes that are routed into the TAP |
 /// | bridge | the bridge that the TAP is put into, which then has no address and no forward |
 /// | port | up to 8 interfaces that are put into the bridge, none of them the underlay's |
 /// | PORT | 1 to 65535; below 1024 the broker keeps CAP_NET_BIND_SERVICE |
@@ -45,6 +48,9 @@ struct TapDevice {
   std::uint32_t queue_length = 4096;
   std::vector<InterfaceAddress> addresses;
   bool forward = false;
+  std::vector<std::string> forward_to;
+  bool arp = true;
+  std::vector<InterfaceAddress> routes;
   std::string bridge;              ///< empty: it is an interface of this machine
   std::vector<std::string> ports;  ///< that are in the bridge with it
 };

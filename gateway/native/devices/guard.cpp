@@ -29,6 +29,13 @@ InterfaceAddress with_host_bits(const InterfaceAddress& address, bool ones) {
   return out;
 }
 
+/// Interface names as further elements of a set.
+std::string quoted(const std::vector<std::string>& names) {
+  std::string out;
+  for (const std::string& name : names) out += ", \"" + name + '"';
+  return out;
+}
+
 std::string elements(const std::vector<std::string>& items) {
   std::string out;
   for (const std::string& item : items) {
@@ -107,13 +114,17 @@ std::string Guard::rules(const std::vector<Sets>& sets) const {
     arp_declared += declare("v4_", "ipv4_addr", sets[i].v4);
     counters += "counter underlay_" + n + " {}\ncounter forward_" + n + " {}\n";
     arp_counters += "counter arp_" + n + " {}\n";
-    const std::string elsewhere = "iifname != { " + tap + ", \"lo\" } ";
+    // What may be forwarded to the TAP may be for its own addresses, too.
+    const std::string neighbours = quoted(list_.taps[i].forward_to);
+    const std::string elsewhere = "iifname != { " + tap + ", \"lo\"" + neighbours + " } ";
     prerouting += elsewhere + "ip daddr @v4_" + n + " counter name underlay_" + n + " drop\n";
     prerouting += elsewhere + "ip6 daddr @v6_" + n + " counter name underlay_" + n + " drop\n";
     // What a bridge carries is not forwarded by IP.
     if (!list_.taps[i].forward && list_.taps[i].bridge.empty()) {
-      forward += "iifname " + tap + " oifname != " + tap + " counter name forward_" + n + " drop\n";
-      forward += "iifname != " + tap + " oifname " + tap + " counter name forward_" + n + " drop\n";
+      const std::string inside = "{ " + tap + neighbours + " }";
+      const std::string drop = " counter name forward_" + n + " drop\n";
+      forward += "iifname " + tap + " oifname != " + inside + drop;
+      forward += "iifname != " + inside + " oifname " + tap + drop;
     }
     arp_input +=
         "iifname != " + tap + " arp daddr ip @v4_" + n + " counter name arp_" + n + " drop\n";

@@ -135,6 +135,27 @@ void Netlink::add_address(int index, const InterfaceAddress& address) {
   }
 }
 
+void Netlink::add_route(int index, const InterfaceAddress& prefix) {
+  rtmsg header{};
+  header.rtm_family = static_cast<std::uint8_t>(prefix.family);
+  header.rtm_dst_len = prefix.prefix;
+  header.rtm_table = RT_TABLE_MAIN;
+  header.rtm_protocol = RTPROT_STATIC;
+  header.rtm_scope = prefix.family == AF_INET ? RT_SCOPE_LINK : RT_SCOPE_UNIVERSE;
+  header.rtm_type = RTN_UNICAST;
+  // Without NLM_F_EXCL: a route of the same prefix elsewhere stays, and ours goes before it.
+  Request request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_ACK, header);
+  request.attribute(RTA_DST, std::span(prefix.bytes).first(prefix.family == AF_INET ? 4 : 16));
+  std::array<std::uint8_t, sizeof(int)> device{};
+  std::memcpy(device.data(), &index, sizeof index);
+  request.attribute(RTA_OIF, device);
+  try {
+    ask(request.finish(), false);
+  } catch (const std::system_error& error) {
+    if (error.code().value() != EEXIST) throw;
+  }
+}
+
 void Netlink::delete_link(int index) {
   ifinfomsg header{};
   header.ifi_index = index;

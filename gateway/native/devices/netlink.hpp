@@ -22,6 +22,8 @@ class Netlink {
   std::optional<Link> find_link(const std::string& name);
   /// Adds an address; one that is there already is fine.
   void add_address(int index, const InterfaceAddress& address);
+  /// Routes a prefix into an interface that is up; a route that is there already is fine.
+  void add_route(int index, const InterfaceAddress& prefix);
   void delete_link(int index);
   /// Every address of every interface.
   std::vector<AssignedAddress> addresses();

@@ -88,6 +88,13 @@ void configure(int control, const TapDevice& tap, const Link& link) {
   set(SIOCSIFTXQLEN, request, "txqueuelen");
 }
 
+void set_no_arp(int control, const std::string& interface) {
+  ifreq request = request_for(interface);
+  if (ioctl(control, SIOCGIFFLAGS, &request) != 0) throw_errno(interface + ": flags");
+  request.ifr_flags = static_cast<short>(request.ifr_flags | IFF_NOARP);
+  if (ioctl(control, SIOCSIFFLAGS, &request) != 0) throw_errno(interface + ": arp off");
+}
+
 void bring_up(int control, const std::string& interface) {
   ifreq request = request_for(interface);
   if (ioctl(control, SIOCGIFFLAGS, &request) != 0) throw_errno(interface + ": flags");
@@ -175,8 +182,10 @@ OpenedTap open_tap(Netlink& netlink, const TapDevice& tap, uid_t owner,
     silence_ipv6(tap.name);
     if (!is_in(netlink, tap.name, tap.bridge)) put_into_bridge(tap.bridge, link->index);
   }
+  if (!tap.arp) set_no_arp(control.get(), tap.name);
   before_up();
   bring_up(control.get(), tap.name);
+  for (const InterfaceAddress& route : tap.routes) netlink.add_route(link->index, route);
   // Last, so that a TAP whose making failed half-way is gone with its descriptor.
   if (ioctl(fd, TUNSETPERSIST, 1UL) != 0) throw_errno(tap.name + ": TUNSETPERSIST");
   return opened;

@@ -24,10 +24,20 @@ TEST_CASE("device list: a good one") {
       "\n"
       "tap pw0 mac 02:00:5e:10:00:0f mtu 1400 address 192.0.2.1/24 address 2001:db8::1/64\r\n"
       "  tap\tpw-1 txqueuelen 500 mtu 9000 mac 02:00:00:00:00:01 forward allow # a router\n"
+      "tap link0 mac 02:00:00:00:00:03 mtu 1400 arp off forward-to pw0 forward-to eth0.7 "
+      "route 192.0.2.77/24 route 2001:db8:f::1/48\n"
       "udp 51820\n"
       "udp 443 bind 192.0.2.7 device eth0.100 mark 0xff\n"
       "ethernet eth1 mac 02:00:5e:10:00:0f mac 02:00:00:00:00:02");
-  REQUIRE(list.taps.size() == 2);
+  REQUIRE(list.taps.size() == 3);
+  CHECK(list.taps[0].arp);
+  CHECK_FALSE(list.taps[2].arp);
+  CHECK(list.taps[2].forward_to == std::vector<std::string>{"pw0", "eth0.7"});
+  REQUIRE(list.taps[2].routes.size() == 2);
+  // As the kernel wants them: without the bits of hosts.
+  CHECK(to_text(list.taps[2].routes[0]) == "192.0.2.0");
+  CHECK(list.taps[2].routes[0].prefix == 24);
+  CHECK(to_text(list.taps[2].routes[1]) == "2001:db8:f::");
   CHECK(list.taps[0].name == "pw0");
   CHECK(to_text(list.taps[0].mac) == "02:00:5e:10:00:0f");
   CHECK(list.taps[0].mtu == 1400);

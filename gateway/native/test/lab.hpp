@@ -81,6 +81,7 @@ struct Node {
     bool sends = true;  ///< false: without its outbound worker, which takes megabytes
     bool receives = true;
     PortKind kind = PortKind::kHost;
+    std::string net = {};  ///< of a link port
   };
   Node(std::string name, const MacAddress& own_mac, std::uint32_t own_index)
       : Node(std::move(name), own_mac, own_index, Options{}) {}
@@ -90,6 +91,7 @@ struct Node {
         index(own_index),
         suite(options.suite),
         kind(options.kind),
+        net(options.net),
         lan(std::move(options.lan)),
         crew(options.helpers, 0) {
     int pair[2];
@@ -128,6 +130,7 @@ struct Node {
     auto made = std::make_unique<PortSettings>();
     made->subnet = "lab";
     made->member = id;
+    made->net = net;
     made->macs = {mac};
     made->suite = suite;
     made->backend = best_backend();
@@ -155,6 +158,17 @@ struct Node {
   }
 
   void know(const Node& other, bool online = true) {
+    if (kind == PortKind::kLink) {
+      tables.set_peer({.peer = other.net + "/" + other.id,
+                       .index = other.index,
+                       .boot = other.boot_public,
+                       .macs = {},
+                       .endpoints = {loopback(other.udp_port)},
+                       .online = online,
+                       .net = other.net},
+                      boot_ms());
+      return;
+    }
     const Endpoint there = lan ? Endpoint::of_ethernet(other.mac, mac) : loopback(other.udp_port);
     tables.set_peer({other.id,
                      other.index,
@@ -225,6 +239,7 @@ struct Node {
   const std::uint32_t index;
   const Suite suite;
   const PortKind kind;
+  const std::string net;
   const UniqueFd lan;
   UniqueFd tap;
   UniqueFd tap_far;

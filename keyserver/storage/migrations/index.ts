@@ -7,6 +7,7 @@ import { plainSide } from './0004-plain-side.js';
 import { bindings } from './0005-bindings.js';
 import { putBack } from './0006-put-back.js';
 import { nets } from './0007-nets.js';
+import { netPorts } from './0008-net-ports.js';
 import type { Migration } from './migration.js';
 
 export const MIGRATIONS: readonly Migration[] = [
@@ -17,6 +18,7 @@ export const MIGRATIONS: readonly Migration[] = [
   bindings,
   putBack,
   nets,
+  netPorts,
 ];
 
 /** What the runner needs of a database. `atomically` is one transaction. */

@@ -50,7 +50,8 @@ async function expectWellBehaved(lab: Lab, restarts: boolean): Promise<void> {
   expect(lab.logTails(Number.POSITIVE_INFINITY)).not.toMatch(
     /(Address|Thread|Leak|UndefinedBehavior)Sanitizer|runtime error:/,
   );
-  for (const { host, subnet } of lab.topology.gateways) {
+  for (const name of lab.gatewayNames()) {
+    const { host } = lab.gateway(name);
     const gateways = lab.topology.gateways.filter((one) => one.host === host);
     const programs = (await pidsIn(lab.namespace(host))).map((pid) => exeOf(pid));
     const dataPlanes = programs.filter((path) => path.includes('pairwire-dataplane'));
@@ -58,8 +59,8 @@ async function expectWellBehaved(lab: Lab, restarts: boolean): Promise<void> {
       gateways.map(() => expect.stringContaining(`/build/${preset}/`)),
     );
     if (restarts) continue;
-    const { dataPlane } = await lab.status(`${host}/${subnet}`);
-    expect(dataPlane.restarts, `restarts on ${host}`).toBe(0);
+    const { dataPlane } = await lab.status(name);
+    expect(dataPlane.restarts, `restarts of ${name}`).toBe(0);
   }
 }
 

@@ -87,6 +87,41 @@ describe('gateway.yaml', () => {
     expect(() => load(stringify(self))).toThrow('must differ');
   });
 
+  it('the example of a link port, which stands in it as a comment, loads too', () => {
+    const text = readFileSync(join(root, 'config/gateway.example.yaml'), 'utf8');
+    const shown = /^# ports:\n(?:# {3}.*\n)+?# {5}kind: link\n(?:# {3}.*\n)+/m
+      .exec(text.slice(text.indexOf('role link')))?.[0]
+      .replace(/^# /gm, '');
+    const [port] = load(`${stringify({ ...GOOD, ports: undefined })}${shown}`).ports;
+    expect(port).toMatchObject({
+      ...{ kind: 'link', level: 'udp', net: 'east', inside: ['pw0'] },
+      nets: { west: { prefixes: ['10.78.0.0/24', 'fd78::/64'] } },
+    });
+  });
+
+  it('a link port is on udp, and knows of each address which one subnet it is in', () => {
+    const least = {
+      ...{ name: 'link', kind: 'link', interface: 'link0', inside: ['pw0'] },
+      prefixes: ['10.1.0.0/16'],
+      nets: { west: { prefixes: ['10.2.0.0/16'] } },
+    };
+    const loading =
+      (port: object, transport: object = {}) =>
+      () =>
+        load(stringify({ ...GOOD, ports: [{ ...least, ...port }], transport }));
+    expect(loading({})).not.toThrow();
+    expect(loading({}, { kind: 'ethernet', device: 'eth1' })).toThrow('on the transport udp');
+    expect(loading({ inside: ['link0'] })).toThrow('inside names the link itself');
+    expect(loading({ nets: {} })).toThrow('between 1 and 64 nets');
+    expect(loading({ inside: undefined })).toThrow('inside');
+    const nets = (one: string, other: string) => ({
+      nets: { west: { prefixes: [one] }, north: { prefixes: [other] } },
+    });
+    expect(loading(nets('10.2.0.0/16', '10.3.0.0/16'))).not.toThrow();
+    expect(loading(nets('10.2.0.0/16', '10.2.7.0/24'))).toThrow('is in two subnets');
+    expect(loading(nets('10.2.0.0/16', '10.0.0.0/8'))).toThrow('is in two subnets');
+  });
+
   it('every default that the example shows as a comment is the default', () => {
     const text = readFileSync(join(root, 'config/gateway.example.yaml'), 'utf8');
     const config = load(stringify(GOOD));
@@ -94,9 +129,9 @@ describe('gateway.yaml', () => {
     expect(shown('user')).toBe(config.user);
     expect(shown('dataplaneUser')).toBe(config.dataplaneUser);
     expect(shown('orphan')).toBe(String(config.orphan));
-    expect(shown('storm')).toBe(String(config.ports[0]?.storm));
     const [port] = config.ports;
     if (port?.kind !== 'host') throw new Error('the default is not host');
+    expect(shown('storm')).toBe(String(port.storm));
     expect(shown('forward')).toBe(String(port.forward));
     expect(shown('perPeer')).toBe(String(config.metrics.perPeer));
     if (config.transport.kind !== 'udp') throw new Error('the default is not udp');

@@ -7,6 +7,7 @@ import { loadGatewayConfig } from '../../../gateway/config.js';
 import { loadIdentity } from '../../../gateway/identity.js';
 import { type JoinOptions, join } from '../../../gateway/join.js';
 import { gatewayPaths } from '../../../gateway/paths.js';
+import { parseId } from '../../../src/protocol/ids.js';
 import { formatToken, type Token } from '../../../src/protocol/token.js';
 import { TestSubnet } from '../keyserver/support/subnet.js';
 
@@ -127,6 +128,31 @@ describe('join', () => {
     await join(options(token, { ...lan, port: undefined }));
     const { transport } = loadGatewayConfig(gatewayPaths(dir).config);
     expect(transport).toEqual({ kind: 'ethernet', device: 'eth1' });
+  });
+
+  it('a token of the role link gives a port to other nets, and no other token does', async () => {
+    const token: Token = {
+      ...subnet.token({ id: 'link', role: 'link' }),
+      net: parseId('east-net'),
+    };
+    const link = {
+      ...{ addresses: [], interface: 'link0', prefixes: ['10.1.0.0/16'], inside: ['pw0'] },
+      nets: { west: ['10.2.0.0/16', '10.3.0.0/16'] },
+    };
+    for (const missing of [{ prefixes: [] }, { nets: {} }, { inside: [] }]) {
+      await expect(join(options(token, { ...link, ...missing }))).rejects.toThrow(
+        'a link port knows its own prefixes',
+      );
+    }
+    await expect(join(options(subnet.token({ id: 'gina' }), link))).rejects.toThrow(
+      'only link has other nets',
+    );
+    expect((await join(options(token, link))).role).toBe('link');
+    const config = loadGatewayConfig(gatewayPaths(dir).config);
+    expect(config.ports[0]).toMatchObject({
+      ...{ kind: 'link', net: 'east-net', inside: ['pw0'], prefixes: ['10.1.0.0/16'] },
+      nets: { west: { prefixes: ['10.2.0.0/16', '10.3.0.0/16'] } },
+    });
   });
 
   it('a token of the role plain gives a port in a bridge, and no other token does', async () => {

@@ -27,7 +27,7 @@ const EXPECTED: Readonly<Record<Asker, readonly RequestType[]>> = {
   joining: ['ping', 'enrol'],
   host: [...MEMBER, 'bind'],
   plain: [...MEMBER, 'learned'],
-  link: [...MEMBER, 'bind'],
+  link: [...MEMBER, 'bind', 'key.net'],
   server: ['ping', 'net.sync', 'net.confirm', 'net.rekey'],
   operator: [
     'ping',
@@ -57,7 +57,10 @@ const FIELDS: Readonly<Record<RequestType, Record<string, unknown>>> = {
   'key.confirm': { pairs: [] },
   'key.held': { pairs: [] },
   'key.notice': { requester: 'x', index: 1, pwId: 1 },
-  'net.sync': { net: 'x', prefixes: [], held: 0 },
+  'key.net': { requester: 'x', index: 1, kid: 0 },
+  'net.sync': {
+    ...{ net: 'x', prefixes: [], held: 0, subnet: 'x', operator: randomBytes(32), ports: [] },
+  },
   'net.confirm': { net: 'x', pwId: 1 },
   'net.rekey': { net: 'x', force: false },
   'peer.add': { token: 'x', prefixes: ['10.0.0.0/8'] },

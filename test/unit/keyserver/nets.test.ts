@@ -15,6 +15,9 @@ import { HOUR, sleep, type TestMember, TestSubnet, until } from './support/subne
 const EAST = { subnet: parseId('east'), prefixes: ['198.51.100.0/24', '2001:db8:e::/48'] };
 const WEST = { subnet: parseId('west'), prefixes: ['203.0.113.0/24'] };
 
+/** What a far key server that the tests play tells of its link ports. */
+const FAR = { subnet: 'zone', operator: randomBytes(32), ports: [] };
+
 type NetChange = Extract<Change, { kind: 'net' | 'net.gone' }>;
 
 function netsOf(changes: readonly Change[]): NetChange[] {
@@ -196,7 +199,7 @@ describe('peered key servers', () => {
       ips: ['192.0.2.0/24'],
     });
     const ask = (net: string) =>
-      north.client.request({ t: 'net.sync', net, prefixes: [], held: 0 });
+      north.client.request({ t: 'net.sync', net, prefixes: [], held: 0, ...FAR });
     await expect(ask('west')).rejects.toMatchObject({ code: 'refused' });
     await expect(
       north.client.request({ t: 'net.confirm', net: 'west', pwId: 2 }),
@@ -208,7 +211,7 @@ describe('peered key servers', () => {
     // A server that speaks for no net at all.
     const plain = await east.enrolled('cascade', { role: 'server' });
     await expect(
-      plain.client.request({ t: 'net.sync', net: 'west', prefixes: [], held: 0 }),
+      plain.client.request({ t: 'net.sync', net: 'west', prefixes: [], held: 0, ...FAR }),
     ).rejects.toMatchObject({ code: 'refused' });
     await until(
       async () =>
@@ -272,7 +275,7 @@ describe('peered key servers', () => {
       net: parseId('zone'),
       ips: ['192.0.2.0/24'],
     });
-    await rogue.client.request({ t: 'net.sync', net: 'zone', prefixes: claims, held: 0 });
+    await rogue.client.request({ t: 'net.sync', net: 'zone', prefixes: claims, held: 0, ...FAR });
     const zone = () =>
       netsOf(gate.pushed())
         .filter(({ net }) => net === 'zone')
@@ -373,7 +376,7 @@ describe('peered key servers', () => {
       ...{ role: 'server', net: parseId('zone'), ips: ['192.0.2.0/24'] },
     });
     const ask = (held: number, mark?: Buffer) =>
-      zone.client.request({ t: 'net.sync', net: 'zone', prefixes: [], held, mark });
+      zone.client.request({ t: 'net.sync', net: 'zone', prefixes: [], held, mark, ...FAR });
     await expect(ask(1_000_002)).rejects.toMatchObject({ code: 'refused' });
     // Another key under a number that is in force, as after a restore.
     expect(await ask(1, randomBytes(16))).toMatchObject({ pwId: 2 });
@@ -466,7 +469,7 @@ describe('peered key servers', () => {
     expect((await east.store.net(parseId('zone')))?.pwId).toBe(2);
     await east.store.write((tx) => tx.setPutBack(true));
     await expect(
-      zone.client.request({ t: 'net.sync', net: 'zone', prefixes: [], held: 0 }),
+      zone.client.request({ t: 'net.sync', net: 'zone', prefixes: [], held: 0, ...FAR }),
     ).rejects.toMatchObject({ code: 'not_yet' });
   });
 
@@ -488,7 +491,7 @@ describe('peered key servers', () => {
     });
     const pieces = Array.from({ length: 63 }, (_, at) => `10.128.${at}.16/28`);
     const prefixes = ['10.2.0.0/15', ...pieces];
-    await zone.client.request({ t: 'net.sync', net: 'zone', prefixes, held: 0 });
+    await zone.client.request({ t: 'net.sync', net: 'zone', prefixes, held: 0, ...FAR });
     const gate = await link(east, 'gate');
     const [net] = netsOf((await gate.syncAll()).changes);
     expect(net?.kind === 'net' && net.prefixes).toHaveLength(64);

@@ -12,6 +12,11 @@ import { SUBNET } from './records.js';
 export const PORT = 1;
 const OWN_INDEX = 1_000;
 
+function routesText({ net, prefixes }: CommandFields<'routes.set'>): string {
+  const texts = prefixes.map(({ ip, bits }) => `${[...ip].join('.')}/${bits}`);
+  return ` ${net || 'ours'}: ${texts.join(' ')}`;
+}
+
 /** Passes commands on to the data plane and notes their names. */
 export class WatchedPort implements CommandPort {
   /** Our boot key in it. */
@@ -25,7 +30,8 @@ export class WatchedPort implements CommandPort {
     this.#client = client;
   }
 
-  static async make(path: string, member: string, mac: MacAddress): Promise<WatchedPort> {
+  /** @param net of a link port: the net id of its subnet */
+  static async make(path: string, member: string, mac: MacAddress, net = ''): Promise<WatchedPort> {
     const plane = await TestDataPlane.make(path, mac);
     const client = await DataPlaneClient.connect(path, { event: () => {}, close: () => {} });
     await client.request('attach', { epoch: 1 });
@@ -49,7 +55,8 @@ export class WatchedPort implements CommandPort {
       holdMs: 1_000,
       holdBytes: 1_048_576,
       stormFrames: 1_000,
-      kind: 'host',
+      kind: net === '' ? 'host' : 'link',
+      net,
       broadcast: 'all',
       stp: 'drop',
       learnSeconds: 300,
@@ -88,7 +95,8 @@ export class WatchedPort implements CommandPort {
     const peer = 'peer' in fields ? ` ${String(fields.peer) || 'group'}` : '';
     const waits = 'send' in fields && !fields.send ? ' to receive' : '';
     const now = 'graceMs' in fields && fields.graceMs === 0 ? ' now' : '';
-    this.#told.push(`${type}${peer}${generation}${waits}${now}`);
+    const prefixes = type === 'routes.set' ? routesText(fields as CommandFields<'routes.set'>) : '';
+    this.#told.push(`${type}${peer}${prefixes}${generation}${waits}${now}`);
     return this.#client.request(type, fields, timeoutMs);
   }
 

@@ -1,0 +1,43 @@
+/**
+ * Link ports as the key servers of two subnets tell each other of them (docs/protocol.md 9.4). What the other one says is
+ * kept and passed on as it is: whether it is so, gateways see by the signatures.
+ */
+import { encode } from '@msgpack/msgpack';
+import { MAX_NET_PORTS, type NetPorts } from '../../src/protocol/messages.js';
+import { toPeerRecord } from '../registry/peer-record.js';
+import type { Services } from '../services.js';
+
+/** Questions of a link port about frames that it can't open: so many at once, so many a second. */
+export const NET_ASK_BURST = 10;
+export const NET_ASKS_PER_SECOND = 2;
+
+/** Our own link ports, those first that are online. */
+export async function ownPorts({ store }: Pick<Services, 'store'>): Promise<NetPorts> {
+  const links = await store.links();
+  const ports = links.slice(0, MAX_NET_PORTS).map(toPeerRecord);
+  const { subnet, operator } = store.meta;
+  return { subnet, operator, ports };
+}
+
+/** Whether both say the same, byte for byte. */
+export function isSameFar(one: NetPorts | undefined, other: NetPorts | undefined): boolean {
+  if (one === undefined || other === undefined) return one === other;
+  return Buffer.compare(canonical(one), canonical(other)) === 0;
+}
+
+function canonical(ports: NetPorts): Uint8Array {
+  return encode(ports, { sortKeys: true, ignoreUndefined: true });
+}
+
+/** Whether both speak of one subnet with one operator. */
+export function isSameSubnet(
+  one: Pick<NetPorts, 'subnet' | 'operator'>,
+  other: Pick<NetPorts, 'subnet' | 'operator'>,
+): boolean {
+  return one.subnet === other.subnet && Buffer.compare(one.operator, other.operator) === 0;
+}
+
+/** The part of a message that is about link ports. */
+export function portsIn({ subnet, operator, ports }: NetPorts): NetPorts {
+  return { subnet, operator, ports };
+}
