@@ -358,8 +358,8 @@ void Outbound::take_unicast(const VlanMac& destination, Bytes packet, bool held)
   send_unicast(*peer, *key, packet);
 }
 
-/// What the kernel has routed to other subnets. Keys are there before any traffic is, or none is let
-/// out: nothing waits.
+/// What the kernel has routed to other subnets. Keys are there before any traffic is, or none is
+/// let out: nothing waits.
 void Outbound::take_for_net(Bytes packet) {
   const ConstBytes frame = packet.subspan(kVnetHeaderSize);
   const auto ethernet = parse_ethernet(frame);

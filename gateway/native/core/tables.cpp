@@ -463,8 +463,8 @@ std::optional<PortTables::Installed> PortTables::install_pair_record(
   if (!shared) return std::nullopt;
   const Secret<kKeySize> secret(key);
   const PortSettings& settings = *owned_settings_;
-  const auto derive = [&](std::string_view sender, std::string_view receiver,
-                          PublicKey sender_boot, PublicKey receiver_boot) {
+  const auto derive = [&](std::string_view sender, std::string_view receiver, PublicKey sender_boot,
+                          PublicKey receiver_boot) {
     if (peer.net != nullptr) {
       return derive_net_key(secret, *shared, {sender, receiver, sender_boot, receiver_boot, pw_id});
     }
@@ -634,9 +634,8 @@ void PortTables::forget_unused_nets() {
   for (auto entry = nets_.begin(); entry != nets_.end();) {
     const Net* const net = entry->second.get();
     const bool used =
-        owned_routes_->names(*net) || std::ranges::any_of(peers_, [&](const auto& one) {
-          return one.second->net == net;
-        });
+        owned_routes_->names(*net) ||
+        std::ranges::any_of(peers_, [&](const auto& one) { return one.second->net == net; });
     if (used) {
       ++entry;
       continue;

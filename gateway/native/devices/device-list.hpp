@@ -3,7 +3,8 @@
 /// One device a line; `#` starts a comment.
 /// ```
 /// tap NAME mac XX:XX:XX:XX:XX:XX mtu N [txqueuelen N] [address IP/PREFIX]... [forward allow]
-///          [forward-to INTERFACE]... [arp off] [route IP/PREFIX]... [bridge NAME [port INTERFACE]...]
+///          [forward-to INTERFACE]... [arp off] [route IP/PREFIX]... [bridge NAME [port
+///          INTERFACE]...]
 /// udp PORT [bind IP] [device INTERFACE] [mark N]
 /// ethernet INTERFACE mac XX:XX:XX:XX:XX:XX [mac ...]
 /// ```

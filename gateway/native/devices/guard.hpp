@@ -10,8 +10,9 @@
 /// |---|---|---|
 /// | inet prerouting, raw | packets for an address of a TAP that came in by another interface than
 /// it or lo | underlay | | inet forward | packets from a TAP to another interface or back, unless
-/// `forward allow`, or to an interface that `forward-to` does not name | forward | | arp input | questions for a TAP's address at another interface |
-/// arp | | arp output | ARP that would name a TAP's address at another interface | arp |
+/// `forward allow`, or to an interface that `forward-to` does not name | forward | | arp input |
+/// questions for a TAP's address at another interface | arp | | arp output | ARP that would name a
+/// TAP's address at another interface | arp |
 ///
 /// nft's `fib` can't do the first one: it tells whether an address is local, or local on the
 /// interface that a packet came in by (which would forbid all weak-host use, also between
