@@ -155,6 +155,8 @@ export class Agent extends EventEmitter<AgentEvents> {
   #backends: readonly string[] = [];
   /** Peers that a running data plane had when we came. */
   #leftovers = new Set<string>();
+  /** Nets that it had prefixes of. */
+  #leftNets: readonly string[] = [];
   #leaseUntil: number | undefined;
   #clockSent: string | undefined;
   #underlaySeen: string | undefined;
@@ -344,6 +346,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     this.#timers = [
       setInterval(() => this.#sendClock(), CLOCK_TICK_MS),
       setInterval(() => this.#command(this.#boots.tick()), BOOT_TICK_MS),
+      setInterval(() => this.#nets?.tick(), BOOT_TICK_MS),
       setInterval(() => this.#refreshUnderlay(), UNDERLAY_TICK_MS),
     ];
     await this.#startMetrics();
@@ -427,6 +430,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     this.#sendClock();
     this.#sendLease();
     this.#leftovers = new Set(held?.pairKeys.map((key) => key.peer) ?? []);
+    this.#leftNets = held?.nets ?? [];
     if (this.#nets === undefined) {
       // Before any peer: what is members' own never leaves, whoever says so.
       await this.#outside.installAll();
@@ -435,6 +439,8 @@ export class Agent extends EventEmitter<AgentEvents> {
     }
     // A data plane that outlived its control plane keeps its boot key, so traffic goes on.
     const kept = await this.#boots.attached(instance.toString('hex'), held);
+    // What was forgotten while nobody could tell it.
+    if (this.#session.status.fullSyncs > 0) this.#removeLeftovers();
     this.#log.info(
       {
         instance: instance.toString('hex'),
@@ -444,6 +450,13 @@ export class Agent extends EventEmitter<AgentEvents> {
       },
       kept ? 'attached to a running data plane' : 'data plane ready with a new boot key',
     );
+  }
+
+  #removeLeftovers(): void {
+    if (this.#nets === undefined) return;
+    this.#nets.removeLeftovers(this.#leftovers, this.#leftNets);
+    this.#leftovers.clear();
+    this.#leftNets = [];
   }
 
   /** A data plane that has its devices already needs no broker to go on. */
@@ -602,7 +615,8 @@ export class Agent extends EventEmitter<AgentEvents> {
 
   /** A link port of another subnet has started anew, or sends with a key that we were not told of. */
   #netMiss(index: number, kid: number): void {
-    if (!this.#netAsks.take(this.#clock.bootMs())) return;
+    // The data plane may be hostile: what the key server would take for malformed ends the channel.
+    if (index === 0 || !this.#netAsks.take(this.#clock.bootMs())) return;
     void this.#session.askNets(index, kid);
   }
 
@@ -772,8 +786,8 @@ export class Agent extends EventEmitter<AgentEvents> {
 
   #synced(full: boolean, leaseUntilMs: number | undefined): void {
     if (full && this.#nets !== undefined) {
-      this.#nets.endFull(this.#leftovers);
-      this.#leftovers.clear();
+      this.#nets.endFull();
+      this.#removeLeftovers();
     } else if (full) {
       this.#table.endFull(this.#leftovers);
       this.#leftovers.clear();
@@ -807,6 +821,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       nets: new Map(nets),
       dataPlane: this.#link,
       verifierOf: (net, subnet, operator) => this.#verifierOf(net, subnet, operator),
+      now: () => this.#clock.bootMs(),
       acceptsEndpoint: (endpoint) => this.#acceptsEndpoint(endpoint),
       onRefused: (what, error) => {
         this.#count(error.code);

@@ -285,9 +285,10 @@ export function wantedMtu(port: PortConfig | undefined): number | undefined {
 
 /** Interfaces that are inside the encrypted subnet: no sealed frame goes to or comes from an address of theirs. */
 export function insideInterfaces(config: Pick<GatewayConfig, 'ports'>): string[] {
-  return config.ports.flatMap((port) =>
-    port.kind === 'plain' ? [port.interface, port.bridge, ...port.bridgePorts] : [port.interface],
-  );
+  return config.ports.flatMap((port) => {
+    if (port.kind === 'plain') return [port.interface, port.bridge, ...port.bridgePorts];
+    return port.kind === 'link' ? [port.interface, ...port.inside] : [port.interface];
+  });
 }
 
 /** Sealed frames in the bridge that their plaintext comes from would go round (threats.md C11). */
@@ -324,6 +325,10 @@ function requireLink(
       new PairwireError('CONFIG_INVALID', what, { where: path });
     if (transport.kind !== 'udp') throw wrong('a link port is on the transport udp');
     if (port.inside.includes(port.interface)) throw wrong('inside names the link itself');
+    const { device } = transport;
+    if (device !== undefined && port.inside.includes(device)) {
+      throw wrong(`${device} carries the sealed frames, so it can't lead into our subnet`);
+    }
     const lists = [port.prefixes, ...Object.values(port.nets).map(({ prefixes }) => prefixes)];
     lists.forEach((list, at) => {
       const others = lists.slice(at + 1).flat();

@@ -33,6 +33,7 @@ import type { NetChange } from './nets/net-change.js';
 import { NetKeys } from './nets/net-keys.js';
 import { NetLinks } from './nets/net-links.js';
 import { NET_ASK_BURST, NET_ASKS_PER_SECOND } from './nets/net-ports.js';
+import { NetReach } from './nets/net-reach.js';
 import { NotFound, NotYet, Refusal } from './refusal.js';
 import { Bindings } from './registry/bindings.js';
 import { enrol, verifyStored } from './registry/enrol.js';
@@ -134,6 +135,7 @@ export class KeyServer {
   readonly #groups: GroupRekey;
   readonly #netKeys: NetKeys;
   readonly #netLinks: NetLinks;
+  readonly #netReach: NetReach;
   readonly #netAsks = new TokenBuckets(NET_ASK_BURST, NET_ASKS_PER_SECOND);
   readonly #putBack: PutBack;
   readonly #sweeper: NodeJS.Timeout;
@@ -180,7 +182,14 @@ export class KeyServer {
       clock,
       learn: (from, contact, answer) => this.#netKeys.learn(from, contact, answer),
       changed: (entry) => this.#netKeys.changed(entry),
+      heard: (from) => this.#netReach.heard(from),
+      lost: (from) => this.#netReach.lost(from),
     });
+    this.#netReach = new NetReach(
+      this.#services,
+      (entry) => this.#netKeys.tellLinks(entry),
+      tuning?.offlineAfterMs,
+    );
     this.#netKeys = new NetKeys(this.#services, {
       tellLinks: (change) => this.#tellLinks(change),
       tellServer: (id) => this.#tellServer(id),
@@ -258,6 +267,7 @@ export class KeyServer {
     await server.#rekey.resume();
     await server.#groups.resume();
     server.#addresses = await server.#channels.listen();
+    await server.#netReach.resume();
     await server.#netLinks.resume();
     const { subnet, server: id } = server.#services;
     const addresses = server.#addresses.map(formatChannelAddress);
@@ -282,6 +292,7 @@ export class KeyServer {
     this.#groups.close();
     this.#netKeys.close();
     this.#netLinks.close();
+    this.#netReach.close();
     this.#hints.close();
     this.#presence.close();
     await this.#channels.close();
@@ -298,6 +309,7 @@ export class KeyServer {
     this.#peers.delete(session);
     if (peer?.member === undefined) return;
     this.#services.log.info({ member: peer.member, reason }, 'a session ended');
+    if (peer.asker === 'server') this.#serverLeft(peer.member);
     if (this.#live.ended(peer.member, peer, this.#services.now())) {
       this.#presence.left(peer.member);
     }
@@ -383,7 +395,7 @@ export class KeyServer {
         return {};
       }
       case 'net.sync':
-        return { ...(await this.#netKeys.sync(memberOf(peer), request)) };
+        return this.#netSync(memberOf(peer), request);
       case 'net.confirm':
         await this.#netKeys.confirmedByServer(memberOf(peer), request.net, request.pwId);
         return {};
@@ -535,6 +547,12 @@ export class KeyServer {
     return done;
   }
 
+  async #netSync(id: Id, request: Extract<Request, { t: 'net.sync' }>): Promise<Answer> {
+    const answer = await this.#netKeys.sync(id, request);
+    this.#netReach.heard(request.net);
+    return { ...answer };
+  }
+
   /** Only who is told of net keys can have one. */
   async #confirmNets(
     peer: Peer,
@@ -639,6 +657,14 @@ export class KeyServer {
       .member(id)
       .then((member) => (member?.role === 'link' ? this.#compareNets() : undefined))
       .catch((err: unknown) => log.warn({ err }, 'other key servers were not told of a link port'));
+  }
+
+  /** The key server of another subnet has no session here any more, or another one. */
+  #serverLeft(id: Id): void {
+    if ([...this.#peers.values()].some(({ member }) => member === id)) return;
+    this.#netReach
+      .lostServer(id)
+      .catch((err: unknown) => this.#services.log.warn({ err }, 'the nets could not be read'));
   }
 
   /** Asks those whom we ask, and has the others ask us: what either does not know of the other is told with it. */

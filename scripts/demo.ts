@@ -1,31 +1,44 @@
 /**
- * The demonstration; run it by scripts/demo. Three members and a key server on one segment, a machine
- * that can't encrypt behind a plain port, real programs, one line per claim, and a capture of the underlay
- * beside one of the inside.
+ * The demonstration; run it by scripts/demo. Two encrypted subnets with two members and a key server each, linked
+ * through a router and a NAT box, a machine that can't encrypt behind a plain port, real programs, one line per
+ * claim, captures of the underlay beside those of the inside, and a picture of what was built.
  */
-import { readFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import pc from 'picocolors';
 import { parseId } from '../src/protocol/ids.js';
 import { defaultMac, macToBytes } from '../src/protocol/mac.js';
 import { Lab } from './laboratory/lab.js';
 import { cutOffloads } from './laboratory/network.js';
+import { drawTopology } from './laboratory/picture.js';
 import { run, waitFor } from './laboratory/processes.js';
 import { listLabs } from './laboratory/state.js';
 import { readTopology } from './laboratory/topology.js';
 
 const NAME = `demo-${process.pid}`;
-const SUBNET = 'lan';
-const TOPOLOGY = 'config/lab/plain-machine.yaml';
+const SUBNET = 'east';
+const SERVER = 'server-east';
+const TOPOLOGY = 'config/lab/two-subnets.yaml';
+const PICTURE = '.cache/demo.svg';
 const BOB = '198.51.100.12';
 const BOB_6 = '2001:db8:51::12';
 const BOB_UNDERLAY = '192.0.2.12';
 const PRINTER = '198.51.100.31';
+const ALICE = '198.51.100.11';
+/** In the other subnet. */
+const CAROL = '203.0.113.13';
+const CAROL_6 = '2001:db8:71::13';
+const DAVE = '203.0.113.14';
+/** Of no subnet. */
+const STRANGER = '10.9.9.9';
 const BROADCAST = '198.51.100.255';
 const IPERF_SECONDS = 3;
 /** Goes over TCP and in a broadcast; must never be seen outside. */
 const SECRET = 'the-harvest-figures-are-4711';
 const SHOUT = 'who-has-the-coffee-key';
+/** Goes from one subnet to the other. */
+const FAR_SECRET = 'the-vintage-figures-are-1147';
+const LINK_MS = 30_000;
 /** 16 bytes in each ping. */
 const PING_HEX = '70696e672d7061796c6f61642d313131';
 
@@ -63,13 +76,22 @@ async function step(text: string, action: () => Promise<void>): Promise<void> {
 }
 
 async function main(): Promise<void> {
-  console.log(pc.bold('Pairwire: an encrypted Ethernet subnet of three hosts and a plain machine'));
-  note('alice, bob and carol share a wire with each other and with a key server.');
-  note('Each has an interface pw0 in the encrypted subnet 198.51.100.0/24.');
+  console.log(pc.bold('Pairwire: two encrypted Ethernet subnets, linked, and a plain machine'));
+  note(
+    'alice and bob share a wire in the east, carol and dave one in the west; each side has a key server.',
+  );
+  note(
+    'Each has an interface pw0 in the encrypted subnet of its side, 198.51.100.0/24 or 203.0.113.0/24.',
+  );
   note('printer knows nothing of all this: it stands behind edge, a gateway with a plain port.');
+  note('Between the sides are a router and a NAT box; gw-east and gw-west link the two subnets.');
 
   title('Building the laboratory');
-  const lab = await Lab.create(readTopology(TOPOLOGY), { name: NAME, log: (line) => note(line) });
+  const topology = readTopology(TOPOLOGY);
+  mkdirSync('.cache', { recursive: true });
+  writeFileSync(PICTURE, drawTopology(topology, 'Two encrypted subnets, linked'));
+  note(`a picture of it: ${PICTURE}`);
+  const lab = await Lab.create(topology, { name: NAME, log: (line) => note(line) });
 
   await step('Ping', () => showPing(lab));
   await step('Broadcast and multicast', () => showBroadcast(lab));
@@ -77,6 +99,10 @@ async function main(): Promise<void> {
   await step('What a listener on the wire sees', () => showCaptures(lab));
   await step("A machine that can't encrypt", () => showPlainMachine(lab));
   await step('A machine that lies about its address', () => showForgedArp(lab));
+  await step('The other subnet', () => showOtherSubnet(lab));
+  await step('What is seen on the way to it', () => showFiveCaptures(lab));
+  await step('What does not cross', () => showWhatDoesNotCross(lab));
+  await step('A new key between the subnets', () => showNetRekey(lab));
   await step('Status', () => showStatus(lab));
 }
 
@@ -98,7 +124,7 @@ async function showPing(lab: Lab): Promise<void> {
 }
 
 async function showBroadcast(lab: Lab): Promise<void> {
-  const tap = await lab.capture('carol', { interface: 'pw0' });
+  const tap = await lab.capture('bob', { interface: 'pw0' });
   const shout = ['socat', '-u', '-', `UDP4-DATAGRAM:${BROADCAST}:9999,broadcast`];
   await lab.exec('alice', shout, { input: SHOUT });
   const heard = await tap
@@ -106,7 +132,7 @@ async function showBroadcast(lab: Lab): Promise<void> {
     .then(() => true)
     .catch(() => false);
   await tap.stop();
-  claim("carol hears alice's broadcast", heard);
+  claim("bob hears alice's broadcast", heard);
   const { stdout } = await lab.exec(
     'alice',
     ['ping', '-n', '-c', '2', '-i', '0.3', 'ff02::1%pw0'],
@@ -115,9 +141,9 @@ async function showBroadcast(lab: Lab): Promise<void> {
     },
   );
   const answers = new Set([...stdout.matchAll(/from (fe80::[0-9a-f:]+)/g)].map((m) => m[1]));
-  const others = await Promise.all(['bob', 'carol'].map((host) => linkLocal(lab, host)));
+  const others = await Promise.all(['bob', 'gw-east'].map((host) => linkLocal(lab, host)));
   claim(
-    'bob and carol both answer an IPv6 multicast ping',
+    'bob and gw-east both answer an IPv6 multicast ping',
     others.every((address) => address !== undefined && answers.has(address)),
   );
 }
@@ -151,9 +177,9 @@ async function iperf(lab: Lab, address: string, port: number): Promise<number> {
 }
 
 async function showCaptures(lab: Lab): Promise<void> {
-  for (const host of ['alice', 'bob', 'carol', 'edge'])
+  for (const host of ['alice', 'bob', 'edge', 'gw-east', 'gw-west', 'carol'])
     await cutOffloads(lab.namespace(host), 'eth0');
-  const outside = await lab.capture('wire');
+  const outside = await lab.capture('east');
   const inside = await lab.capture('bob', { interface: 'pw0' });
   await lab.exec('alice', ['ping', '-n', '-c', '2', '-i', '0.2', '-p', PING_HEX, BOB]);
   const text = await sendText(lab, `${SECRET}\n`.repeat(200));
@@ -171,7 +197,7 @@ async function showCaptures(lab: Lab): Promise<void> {
   shown(await excerpt(outside.file));
 
   const expected =
-    'udp.port == 7000 or tcp.port == 7100 or udp.port == 7100 or arp or icmpv6 or igmp';
+    'udp.port == 7000 or udp.port == 7010 or tcp.port == 7100 or arp or icmpv6 or igmp';
   const rest = await run(['tshark', '-r', outside.file, '-Y', `not (${expected})`]);
   claim(
     'on the wire tshark sees sealed frames and secure-channel records only',
@@ -197,7 +223,7 @@ async function showCaptures(lab: Lab): Promise<void> {
 
 async function showPlainMachine(lab: Lab): Promise<void> {
   const office = await lab.capture('office');
-  const wire = await lab.capture('wire');
+  const wire = await lab.capture('east');
   const there = await lab.exec(
     'alice',
     ['ping', '-n', '-c', '3', '-i', '0.2', '-p', PING_HEX, PRINTER],
@@ -220,7 +246,7 @@ async function showPlainMachine(lab: Lab): Promise<void> {
     inOffice.includes(ping) && !onWire.includes(ping),
   );
   claim("nothing that alice and bob say gets to printer's wire", !inOffice.includes(SECRET));
-  const { stdout } = await lab.pairwire('server', ['macs', '--dir', lab.serverDir(SUBNET)]);
+  const { stdout } = await lab.pairwire(SERVER, ['macs', '--dir', lab.serverDir(SUBNET)]);
   shown(stdout);
 }
 
@@ -254,7 +280,7 @@ async function showForgedArp(lab: Lab): Promise<void> {
     [before, after].every((one) => one.includes(bob)),
   );
   const list = async (name: string): Promise<string> =>
-    (await lab.pairwire('server', [name, '--dir', lab.serverDir(SUBNET)])).stdout;
+    (await lab.pairwire(SERVER, [name, '--dir', lab.serverDir(SUBNET)])).stdout;
   const written = await waitFor(async () => (await list('audit')).includes('arp_spoof'), {
     what: 'the key server to write it down',
   })
@@ -264,16 +290,107 @@ async function showForgedArp(lab: Lab): Promise<void> {
   shown(await list('ip'));
 }
 
-async function sendText(lab: Lab, text: string): Promise<boolean> {
+async function showOtherSubnet(lab: Lab): Promise<void> {
+  await waitFor(
+    async () => (await lab.port('gw-east/link')).peers.some((peer) => peer.path === 'direct'),
+    { what: 'the link', timeoutMs: LINK_MS },
+  );
+  const reaches = async (from: string, to: string) => {
+    const argv = ['ping', '-n', '-c', '3', '-i', '0.2', '-W', '2', to];
+    return (await lab.exec(from, argv, { check: false })).stdout.includes(' 3 received');
+  };
+  claim(
+    'alice in the east reaches carol in the west, behind the NAT box',
+    await reaches('alice', CAROL),
+  );
+  claim('and dave reaches alice', await reaches('dave', ALICE));
+  claim('IPv6 crosses alike', await reaches('alice', CAROL_6));
+  claim(
+    'printer, which can not encrypt, reaches dave by the same way',
+    await reaches('printer', DAVE),
+  );
+  const argv = ['traceroute', '-n', '-q', '1', '-w', '3', '-m', '6', CAROL];
+  const { stdout } = await lab.exec('alice', argv, { check: false });
+  shown(stdout);
+  const hops = [...stdout.matchAll(/^ *\d+ +(\S+)/gm)].map((match) => match[1]);
+  claim(
+    'on the way are the two link gateways, and nothing is seen of the routers between',
+    hops.length === 3 && hops[0] === '198.51.100.1' && hops[2] === CAROL,
+  );
+}
+
+/** In both subnets, at each side of the router and beyond the NAT box, and where nothing is encrypted. */
+async function showFiveCaptures(lab: Lab): Promise<void> {
+  const inside = await Promise.all(
+    ['alice', 'carol'].map((host) => lab.capture(host, { interface: 'pw0' })),
+  );
+  const outside = await Promise.all(
+    ['east', 'core', 'west', 'office'].map((segment) => lab.capture(segment)),
+  );
+  const text = await sendText(lab, `${FAR_SECRET}\n`.repeat(200), 'carol', CAROL);
+  claim('a text over TCP from alice to carol arrives unchanged', text);
+  const files = await Promise.all(
+    [...inside, ...outside].map(async (capture) => {
+      await capture.stop();
+      return readFileSync(capture.file);
+    }),
+  );
+  const [alice, carol, east, core, west, office] = files.map((file) => file.includes(FAR_SECRET));
+  claim('it is in clear at the two members', alice === true && carol === true);
+  claim('not on the wire in the east', east === false);
+  claim('not between the router and the NAT box', core === false);
+  claim('not on the wire in the west', west === false);
+  claim("and not on printer's wire, which is plain", office === false);
+}
+
+async function showWhatDoesNotCross(lab: Lab): Promise<void> {
+  await lab.exec('alice', ['ip', 'address', 'add', `${STRANGER}/32`, 'dev', 'lo']);
+  const tap = await lab.capture('carol', { interface: 'pw0', filter: `host ${STRANGER}` });
+  await lab.exec(
+    'alice',
+    ['ping', '-n', '-c', '3', '-i', '0.2', '-W', '1', '-I', STRANGER, CAROL],
+    {
+      check: false,
+    },
+  );
+  const { drops } = await lab.port('gw-east/link');
+  claim(
+    "a packet with a source outside of alice's subnet does not cross, and is counted",
+    (await tap.stop()).length === 0 && (drops.net_source ?? 0) === 3,
+  );
+  const wire = await lab.capture('east', { filter: 'net 203.0.113.0/24' });
+  await lab.exec('gw-east', ['ip', 'link', 'set', 'link0', 'down']);
+  await lab.exec('alice', ['ping', '-n', '-c', '3', '-i', '0.2', '-W', '1', CAROL], {
+    check: false,
+  });
+  await lab.exec('gw-east', ['ip', 'link', 'set', 'link0', 'up']);
+  claim('while the link is down nothing goes round it in clear', (await wire.stop()).length === 0);
+}
+
+async function showNetRekey(lab: Lab): Promise<void> {
+  const generation = async () => (await lab.port('gw-west/link')).link?.nets[0]?.pwId ?? 0;
+  const before = await generation();
+  const ping = lab.exec('alice', ['ping', '-n', '-c', '40', '-i', '0.1', CAROL], { check: false });
+  await lab.pairwire(SERVER, ['rekey', '--dir', lab.serverDir(SUBNET), '--net', 'west']);
+  const { stdout } = await ping;
+  claim('both sides have another key', (await generation()) === before + 1);
+  claim('and not one of 40 pings was lost meanwhile', stdout.includes(' 40 received'));
+  shown((await lab.pairwire(SERVER, ['peer', 'list', '--dir', lab.serverDir(SUBNET)])).stdout);
+  shown(
+    (await lab.pairwire('gw-east', ['status', '--dir', lab.gatewayDir('gw-east/link')])).stdout,
+  );
+}
+
+async function sendText(lab: Lab, text: string, to = 'bob', address = BOB): Promise<boolean> {
   const send = async () => {
     await waitFor(
-      async () => (await lab.exec('bob', ['ss', '-Hltn', 'sport = :8080'])).stdout !== '',
+      async () => (await lab.exec(to, ['ss', '-Hltn', 'sport = :8080'])).stdout !== '',
       { what: 'socat to listen' },
     );
-    await lab.exec('alice', ['socat', '-u', '-', `TCP:${BOB}:8080`], { input: text });
+    await lab.exec('alice', ['socat', '-u', '-', `TCP:${address}:8080`], { input: text });
   };
   const [received] = await Promise.all([
-    lab.exec('bob', ['socat', '-u', 'TCP-LISTEN:8080,reuseaddr', '-']),
+    lab.exec(to, ['socat', '-u', 'TCP-LISTEN:8080,reuseaddr', '-']),
     send(),
   ]);
   return received.stdout === text;

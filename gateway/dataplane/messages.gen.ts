@@ -69,6 +69,7 @@ export const portStateSchema = z.strictObject({
   boots: z.array(bootSchema).max(8),
   pairKeys: z.array(pairKeySchema).max(16384),
   groupKeys: z.array(groupKeySchema).max(8),
+  nets: z.array(text(63)).max(65),
 });
 export type PortState = z.infer<typeof portStateSchema>;
 

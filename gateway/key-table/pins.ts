@@ -15,6 +15,8 @@ import { PairwireError } from '../../src/runtime/errors.js';
 import { readSecretFile, writeFileAtomic } from '../../src/runtime/files.js';
 
 const WRITE_DELAY_MS = 500;
+/** Members of another subnet that are remembered: its operator could sign any number. */
+const MAX_FOREIGN = 1_024;
 /** Revoked ids that are remembered: no signature of the operator stands behind one, so a hostile server could name any number. */
 const MAX_REVOKED = 100_000;
 
@@ -139,6 +141,12 @@ export class Pins {
       });
     }
     const pin = this.#members.get(member.id);
+    if (pin === undefined && this.#subnet !== undefined && this.#members.size >= MAX_FOREIGN) {
+      throw new PairwireError('PIN_MISMATCH', `${member.id} is one too many`, {
+        where: member.id,
+        hint: `more than ${MAX_FOREIGN} link ports were seen of that subnet; remove its pins to begin anew`,
+      });
+    }
     if (pin !== undefined && pin.identity !== member.identityDigest.toString('hex')) {
       throw mismatch(member.id, 'has another identity than before');
     }

@@ -8,18 +8,31 @@
  * As the table of members this holds state, not events, and every command may be repeated.
  */
 import type { Id } from '../../src/protocol/ids.js';
-import { ipToBytes } from '../../src/protocol/ip.js';
-import type { Change, Endpoint, PeerRecord } from '../../src/protocol/messages.js';
-import { narrowed, networkOf } from '../../src/protocol/prefixes.js';
+import { ipToBytes, ipToText } from '../../src/protocol/ip.js';
+import {
+  type Change,
+  type Endpoint,
+  MAX_NET_PREFIXES,
+  MAX_NETS,
+  type PeerRecord,
+} from '../../src/protocol/messages.js';
+import { covers, narrowed, networkOf } from '../../src/protocol/prefixes.js';
 import { PairwireError } from '../../src/runtime/errors.js';
 import type { CommandPort } from '../dataplane/client.js';
 import type { CommandFields } from '../dataplane/messages.gen.js';
 import { asPairwireError, fingerprint, keyFingerprint } from '../key-table/installed.js';
 import { copyOf, type Generation } from '../key-table/peer-table.js';
 import type { Verifier } from '../key-table/verifier.js';
+import { TokenBucket } from '../rate-limit.js';
 
 /** How long a former generation may still be heard, ms. */
 const GRACE_MS = 10_000;
+/** A command that the data plane refused is tried again after so long, ms. */
+const RETRY_MS = 5_000;
+/** Starts of link ports of one net that are taken: so many at once, then one in 5 s. Each costs memory until our own boot key goes. */
+export const NET_STARTS = { burst: 32, perSecond: 0.2 } as const;
+/** Refusals that are told of: so many at once, so many a second. */
+const REFUSALS = { burst: 10, perSecond: 0.2 } as const;
 
 /** What gateway.yaml says of another subnet. */
 export interface LocalNet {
@@ -40,7 +53,13 @@ export interface NetTableDeps {
   readonly nets: ReadonlyMap<Id, LocalNet>;
   readonly dataPlane: CommandPort;
   /** Judges records of another subnet. @throws PairwireError PIN_MISMATCH if its operator is another than before */
-  readonly verifierOf: (net: Id, subnet: Id, operator: Uint8Array) => Pick<Verifier, 'peer'>;
+  readonly verifierOf: (
+    net: Id,
+    subnet: Id,
+    operator: Uint8Array,
+  ) => Pick<Verifier, 'peer' | 'forget'>;
+  /** Time in ms that only goes up. */
+  readonly now: () => number;
   readonly acceptsEndpoint: (endpoint: Endpoint) => boolean;
   /** A net, or a link port (NET/ID), is not believed: log it, count it. */
   readonly onRefused: (what: string, error: PairwireError) => void;
@@ -80,14 +99,21 @@ export interface NetEntry {
   next: Generation | undefined;
   readonly ports: Map<Id, LinkPort>;
   seq: number;
-  /** The next generation that the data plane has. */
+  /** The oldest generation that may be heard. */
+  oldest: number;
+  /** The next generation that the data plane has; of a net that is none of our business, or refused, the one that nobody need wait for us with. */
   prepared: number | undefined;
+  readonly starts: TokenBucket;
+  verifier: Pick<Verifier, 'peer' | 'forget'> | undefined;
 }
 
+/** What the data plane was told of a link port. */
 interface Sent {
   link: string;
   key: string;
   next: string;
+  /** Whether it has taken the next generation. */
+  taken: Promise<boolean>;
 }
 
 /** Other subnets of one link port. */
@@ -100,13 +126,18 @@ export class NetTable {
   readonly #routes = new Map<Id | '', string>();
   #ownBoot: number | undefined;
   #seen: Set<Id> | undefined;
+  /** When commands that failed are due again. */
+  #retryAt = Number.POSITIVE_INFINITY;
+  readonly #refusals: TokenBucket;
 
   constructor(deps: NetTableDeps) {
     this.#deps = deps;
+    this.#refusals = new TokenBucket(REFUSALS.perSecond, REFUSALS.burst, deps.now());
   }
 
-  nets(): IterableIterator<NetEntry> {
-    return this.#nets.values();
+  /** Those that the configuration names, as far as the key server has told of them. */
+  *nets(): Generator<NetEntry> {
+    for (const entry of this.#nets.values()) if (this.#deps.nets.has(entry.net)) yield entry;
   }
 
   /** Link ports of all nets. */
@@ -117,12 +148,16 @@ export class NetTable {
   /** Takes what the key server says of a net. */
   take(change: NetChange): void {
     const entry = this.#entry(change.net);
+    if (entry === undefined) return;
     this.#seen?.add(change.net);
     if (change.seq < entry.seq) return;
     entry.seq = change.seq;
     const local = this.#deps.nets.get(change.net);
+    if (local === undefined) {
+      this.#waitForNobody(entry, change);
+      return;
+    }
     try {
-      if (local === undefined) throw unconfigured(change.net);
       if (local.operator !== undefined && !isEqual(local.operator, change.operator)) {
         throw new PairwireError('PIN_MISMATCH', 'it has another operator than gateway.yaml says', {
           where: change.net,
@@ -130,12 +165,14 @@ export class NetTable {
       }
       const verifier = this.#deps.verifierOf(change.net, change.subnet, change.operator);
       entry.subnet = change.subnet;
+      entry.verifier = verifier;
       entry.refusal = undefined;
-      entry.prefixes = narrowed(local.prefixes, change.prefixes);
+      entry.prefixes = narrowed(local.prefixes, change.prefixes).slice(0, MAX_NET_PREFIXES);
       this.#takeKeys(entry, change);
       this.#takePorts(entry, change.ports, verifier);
     } catch (thrown) {
       this.#refuse(entry, asPairwireError(thrown));
+      this.#waitForNobody(entry, change);
       return;
     }
     void Promise.all(this.#install(entry));
@@ -164,8 +201,8 @@ export class NetTable {
 
   /** The next generations that the data plane can receive under. */
   prepared(): { readonly net: Id; readonly pwId: number }[] {
-    return [...this.#nets.values()].flatMap(({ net, next, prepared }) =>
-      next !== undefined && next.pwId === prepared ? [{ net, pwId: next.pwId }] : [],
+    return [...this.#nets.values()].flatMap(({ net, prepared }) =>
+      prepared === undefined ? [] : [{ net, pwId: prepared }],
     );
   }
 
@@ -179,8 +216,18 @@ export class NetTable {
     this.detached();
     this.#ownBoot = ownBoot;
     const commands = this.#tellRoutes('', this.#deps.prefixes.map(networkOf));
-    for (const entry of this.#nets.values()) commands.push(...this.#install(entry));
+    for (const entry of this.#nets.values()) {
+      if (entry.refusal !== undefined) commands.push(...this.#tellRoutes(entry.net, []));
+      commands.push(...this.#install(entry));
+    }
     await Promise.all(commands);
+  }
+
+  /** To be called now and then: says again what the data plane has refused. */
+  tick(): void {
+    if (this.#deps.now() < this.#retryAt) return;
+    this.#retryAt = Number.POSITIVE_INFINITY;
+    for (const entry of this.#nets.values()) void Promise.all(this.#install(entry));
   }
 
   /** The data plane is gone: nothing is installed until `installAll`. */
@@ -188,7 +235,7 @@ export class NetTable {
     this.#ownBoot = undefined;
     this.#sent.clear();
     this.#routes.clear();
-    for (const entry of this.#nets.values()) entry.prepared = undefined;
+    for (const entry of this.#nets.values()) if (entry.next) entry.prepared = undefined;
   }
 
   /** Begins a synchronisation from nothing: what is not named until `endFull` is gone. */
@@ -197,13 +244,20 @@ export class NetTable {
     for (const entry of this.#nets.values()) entry.seq = 0;
   }
 
-  /** Ends it. `leftovers` are link ports that only the data plane still knows. */
-  endFull(leftovers: Iterable<string> = []): void {
+  /** Ends it. */
+  endFull(): void {
     const seen = this.#seen;
     if (seen === undefined) return;
     this.#seen = undefined;
     for (const net of [...this.#nets.keys()]) if (!seen.has(net)) this.gone(net);
-    for (const port of leftovers) if (this.#portNamed(port) === undefined) this.#remove(port);
+  }
+
+  /** Takes away what only the data plane still knows; to be called when this table knows all that there is. */
+  removeLeftovers(ports: Iterable<string>, nets: Iterable<string>): void {
+    for (const port of ports) if (this.#portNamed(port)?.state !== 'ready') this.#remove(port);
+    for (const net of nets) {
+      if (net !== '' && !this.#routes.has(net as Id)) this.#tellRoutes(net as Id, []);
+    }
   }
 
   /** Wipes the keys held here. */
@@ -216,12 +270,16 @@ export class NetTable {
     this.detached();
   }
 
-  #entry(net: Id): NetEntry {
+  /** Undefined if there are as many already as one subnet can have. */
+  #entry(net: Id): NetEntry | undefined {
     const known = this.#nets.get(net);
     if (known !== undefined) return known;
+    if (this.#nets.size >= MAX_NETS) return undefined;
     const entry: NetEntry = {
       ...{ net, subnet: undefined, refusal: undefined, prefixes: [], key: undefined },
-      ...{ next: undefined, ports: new Map(), seq: 0, prepared: undefined },
+      ...{ next: undefined, ports: new Map(), seq: 0, oldest: 0, prepared: undefined },
+      starts: new TokenBucket(NET_STARTS.perSecond, NET_STARTS.burst, this.#deps.now()),
+      verifier: undefined,
     };
     this.#nets.set(net, entry);
     return entry;
@@ -241,54 +299,85 @@ export class NetTable {
     if (told.pwId < (former?.pwId ?? 0)) return;
     entry.key = copyOf(told);
     entry.next = told.next === undefined ? undefined : copyOf(told.next);
-    if (entry.next?.pwId !== formerNext?.pwId) entry.prepared = undefined;
+    if (!isSameGeneration(entry.next, formerNext)) entry.prepared = undefined;
+    entry.oldest = told.oldest;
     if (former !== undefined && former.pwId < told.pwId) this.#dropBelow(entry, told.pwId);
-    if (told.oldest > 1) this.#drop(entry, told.oldest - 1, 0);
     former?.key.fill(0);
     formerNext?.key.fill(0);
+  }
+
+  /** Who waits for all link ports need not wait for this one: it sends and hears nothing under the net's keys. */
+  #waitForNobody(entry: NetEntry, told: NetChange): void {
+    entry.prepared = told.next?.pwId;
+    if (entry.prepared !== undefined) this.#deps.onPrepared(entry.net);
   }
 
   #takePorts(
     entry: NetEntry,
     records: readonly PeerRecord[],
-    verifier: Pick<Verifier, 'peer'>,
+    verifier: Pick<Verifier, 'peer' | 'forget'>,
   ): void {
     for (const [id, port] of [...entry.ports]) {
       if (records.some((record) => record.id === id)) continue;
       entry.ports.delete(id);
+      verifier.forget(id);
       this.#remove(port.id);
     }
     for (const record of records) {
       const port = entry.ports.get(record.id) ?? blankPort(entry.net, record.id);
       entry.ports.set(record.id, port);
       try {
-        this.#takePort(port, record, verifier);
+        this.#takePort(entry, port, record, verifier);
       } catch (thrown) {
         const error = asPairwireError(thrown);
         const known = port.refusal?.message === error.message;
         port.state = 'refused';
         port.refusal = { code: error.code, message: error.message };
         this.#remove(port.id);
-        if (!known) this.#deps.onRefused(port.id, error);
+        if (!known) this.#told(port.id, error);
       }
     }
   }
 
-  #takePort(port: LinkPort, record: PeerRecord, verifier: Pick<Verifier, 'peer'>): void {
+  #takePort(
+    entry: NetEntry,
+    port: LinkPort,
+    record: PeerRecord,
+    verifier: Pick<Verifier, 'peer'>,
+  ): void {
     const { member, boot } = verifier.peer(record);
     if (member.role !== 'link') {
       throw new PairwireError('RECORD_MISMATCH', `a ${member.role} is no link port`, {
         where: port.id,
       });
     }
+    const isNew = boot !== undefined && !isEqual(boot.boot, port.boot ?? new Uint8Array());
+    if (isNew && !entry.starts.take(this.#deps.now())) {
+      throw new PairwireError('REFUSED', 'it starts anew too often', { where: port.id });
+    }
     port.refusal = undefined;
     port.online = record.online;
-    port.endpoints = record.endpoints.filter(this.#deps.acceptsEndpoint);
+    port.endpoints = record.endpoints.filter((one) => this.#acceptsEndpoint(one));
     port.index = record.index;
     port.boot = boot?.boot;
     port.bootSequence = boot?.sequence ?? 0;
     port.state = port.boot === undefined || port.index === undefined ? 'absent' : 'ready';
     if (port.state === 'absent') this.#remove(port.id);
+  }
+
+  /** The word of another subnet must not make us send sealed frames into a subnet of ours, or through the link itself. */
+  #acceptsEndpoint(endpoint: Endpoint): boolean {
+    const inside = [
+      this.#deps.prefixes,
+      ...[...this.#deps.nets.values()].map(({ prefixes }) => prefixes),
+    ].flat();
+    const text = ipToText(Buffer.from(endpoint.ip));
+    return this.#deps.acceptsEndpoint(endpoint) && !inside.some((one) => covers(one, text));
+  }
+
+  /** Tells of what was refused, but not without end. */
+  #told(what: string, error: PairwireError): void {
+    if (this.#refusals.take(this.#deps.now())) this.#deps.onRefused(what, error);
   }
 
   /** Nothing of this net is believed until another word of it. */
@@ -298,11 +387,14 @@ export class NetTable {
     entry.refusal = { code: error.code, message: error.message };
     entry.prefixes = [];
     this.#tellRoutes(entry.net, []);
-    if (!known) this.#deps.onRefused(entry.net, error);
+    if (!known) this.#told(entry.net, error);
   }
 
   #forgetKeys(entry: NetEntry): void {
-    for (const { id } of entry.ports.values()) this.#remove(id);
+    for (const [id, port] of entry.ports) {
+      entry.verifier?.forget(id);
+      this.#remove(port.id);
+    }
     entry.ports.clear();
     entry.key?.key.fill(0);
     entry.next?.key.fill(0);
@@ -313,16 +405,21 @@ export class NetTable {
 
   #install(entry: NetEntry): Promise<void>[] {
     if (this.#ownBoot === undefined || entry.refusal !== undefined) return [];
+    if (!this.#deps.nets.has(entry.net)) return [];
     const commands = this.#tellRoutes(entry.net, entry.prefixes);
     for (const port of entry.ports.values()) commands.push(...this.#installPort(entry, port));
-    const next = entry.next?.pwId;
+    const { next } = entry;
     if (next === undefined) return commands;
-    const ready = Promise.all(commands).then(() => {
-      if (entry.next?.pwId !== next || this.#ownBoot === undefined) return;
-      entry.prepared = next;
+    const ready = [...entry.ports.values()].filter(({ state }) => state === 'ready');
+    const taken = ready.map(({ id }) => this.#sent.get(id)?.taken ?? Promise.resolve(false));
+    const boot = this.#ownBoot;
+    const told = Promise.all(taken).then((all) => {
+      // What was said meanwhile is judged by itself.
+      if (!all.every(Boolean) || entry.next !== next || this.#ownBoot !== boot) return;
+      entry.prepared = next.pwId;
       this.#deps.onPrepared(entry.net);
     });
-    return [...commands, ready];
+    return [...commands, told];
   }
 
   #installPort(entry: NetEntry, port: LinkPort): Promise<void>[] {
@@ -331,9 +428,15 @@ export class NetTable {
     port.key = entry.key;
     if (ownBoot === undefined || index === undefined || boot === undefined) return [];
     if (port.state !== 'ready') return [];
-    const sent = this.#sent.get(port.id) ?? { link: '', key: '', next: '' };
+    const fresh = { link: '', key: '', next: '', taken: Promise.resolve(true) };
+    const sent: Sent = this.#sent.get(port.id) ?? fresh;
     this.#sent.set(port.id, sent);
-    const commands: Promise<void>[] = [];
+    const commands: Promise<unknown>[] = [];
+    const failed = (): void => {
+      // All of it once more, because one command may have needed the other.
+      if (this.#sent.get(port.id) === sent) this.#sent.delete(port.id);
+      this.#retryAt = Math.min(this.#retryAt, this.#deps.now() + RETRY_MS);
+    };
     const link: CommandFields<'link.set'> = {
       port: this.#deps.port,
       net: entry.net,
@@ -346,8 +449,9 @@ export class NetTable {
     const text = fingerprint(link);
     if (sent.link !== text) {
       sent.link = text;
-      commands.push(this.#settle(this.#deps.dataPlane.request('link.set', link)));
+      commands.push(this.#settle(this.#deps.dataPlane.request('link.set', link), failed));
     }
+    const first = sent.key === '';
     for (const [generation, which] of [
       [entry.key, 'key'],
       [entry.next, 'next'],
@@ -359,30 +463,45 @@ export class NetTable {
       const print = keyFingerprint(command, index, boot);
       if (sent[which] === print) continue;
       sent[which] = print;
-      commands.push(this.#settle(this.#deps.dataPlane.request('key.pair', command)));
+      const done = this.#settle(this.#deps.dataPlane.request('key.pair', command), failed);
+      if (which === 'next') sent.taken = done;
+      commands.push(done);
     }
-    return commands;
+    // Whatever an earlier control plane left in the data plane is covered, too.
+    if (first && entry.key !== undefined) {
+      if (entry.oldest > 1) this.#dropAt(port.id, entry.oldest - 1, 0);
+      if (entry.key.pwId > entry.oldest) this.#dropAt(port.id, entry.key.pwId - 1, GRACE_MS);
+    }
+    return commands.map(async (command) => {
+      await command;
+    });
   }
 
   #tellRoutes(net: Id | '', prefixes: readonly string[]): Promise<void>[] {
     const text = prefixes.join();
-    if (this.#ownBoot === undefined || (this.#routes.get(net) ?? '') === text) return [];
+    if (this.#ownBoot === undefined || this.#routes.get(net) === text) return [];
     this.#routes.set(net, text);
     const command = { port: this.#deps.port, net, prefixes: prefixes.map(prefixOf) };
-    return [this.#settle(this.#deps.dataPlane.request('routes.set', command))];
+    const done = this.#settle(this.#deps.dataPlane.request('routes.set', command), () => {
+      this.#routes.delete(net);
+      this.#retryAt = Math.min(this.#retryAt, this.#deps.now() + RETRY_MS);
+    });
+    return [done.then(() => {})];
   }
 
+  /** Former generations: those before the oldest that may be heard at once, others after a while. */
   #dropBelow(entry: NetEntry, pwId: number): void {
-    this.#drop(entry, pwId - 1, GRACE_MS);
-  }
-
-  #drop(entry: NetEntry, pwId: number, graceMs: number): void {
-    if (this.#ownBoot === undefined) return;
     for (const { id } of entry.ports.values()) {
       if (!this.#sent.has(id)) continue;
-      const drop = { port: this.#deps.port, peer: id, pwId, graceMs };
-      void this.#settle(this.#deps.dataPlane.request('key.drop', drop));
+      this.#dropAt(id, pwId - 1, GRACE_MS);
+      if (entry.oldest > 1) this.#dropAt(id, entry.oldest - 1, 0);
     }
+  }
+
+  #dropAt(port: string, pwId: number, graceMs: number): void {
+    if (this.#ownBoot === undefined) return;
+    const drop = { port: this.#deps.port, peer: port, pwId, graceMs };
+    void this.#settle(this.#deps.dataPlane.request('key.drop', drop));
   }
 
   #remove(port: string): void {
@@ -392,13 +511,17 @@ export class NetTable {
     void this.#settle(this.#deps.dataPlane.request('peer.remove', remove));
   }
 
-  /** A missing data plane is no failure: `installAll` will say it all again. */
-  async #settle(command: Promise<unknown>): Promise<void> {
+  /** True if the data plane did it. A missing data plane is no failure: `installAll` will say it all again. */
+  async #settle(command: Promise<unknown>, failed: () => void = () => {}): Promise<boolean> {
     try {
       await command;
+      return true;
     } catch (thrown) {
       const error = asPairwireError(thrown);
-      if (error.code !== 'DATAPLANE_GONE') this.#deps.onCommandFailed(error);
+      if (error.code === 'DATAPLANE_GONE') return false;
+      failed();
+      this.#deps.onCommandFailed(error);
+      return false;
     }
   }
 }
@@ -421,9 +544,7 @@ function isEqual(a: Uint8Array, b: Uint8Array): boolean {
   return Buffer.compare(a, b) === 0;
 }
 
-function unconfigured(net: Id): PairwireError {
-  return new PairwireError('CONFIG_INVALID', 'gateway.yaml does not name this net', {
-    where: net,
-    hint: `add it at ports[0].nets, with the prefixes that may be behind ${net}`,
-  });
+function isSameGeneration(one: Generation | undefined, other: Generation | undefined): boolean {
+  if (one === undefined || other === undefined) return one === other;
+  return one.pwId === other.pwId && isEqual(one.key, other.key);
 }

@@ -105,6 +105,16 @@ export class GatewayMetrics extends Metrics {
     'The address guard: bound IP addresses, own ones that were told, what the key server was told of.',
     ['port', 'what'],
   );
+  readonly #nets = this.gauge(
+    'gateway_net_key_generation',
+    'Generation of the key with another subnet, 0 without one.',
+    ['port', 'net'],
+  );
+  readonly #netPorts = this.gauge(
+    'gateway_net_link_ports_alive',
+    'Link ports of another subnet that answer.',
+    ['port', 'net'],
+  );
   readonly #peers = this.gauge('gateway_peers', 'Members known.', ['port', 'state']);
   readonly #peerFrames = this.counter('gateway_peer_frames_total', 'Frames by peer.', [
     'port',
@@ -185,6 +195,11 @@ export class GatewayMetrics extends Metrics {
     if (port.bootAgeMs !== null) this.#bootAge.labels(port.name).set(port.bootAgeMs / 1_000);
     this.#bootRenewals.labels(port.name).inc(port.bootRenewals);
     this.#fillPlain(port);
+    for (const { net, pwId } of port.link?.nets ?? []) {
+      const alive = port.peers.filter((peer) => peer.alive && peer.id.startsWith(`${net}/`));
+      this.#nets.labels(port.name, net).set(pwId ?? 0);
+      this.#netPorts.labels(port.name, net).set(alive.length);
+    }
     const { bindings, claims, claimsRefused, claimsOver, reported } = port.guard;
     const guard = { bindings, claims, claimsRefused, claimsOver, reported };
     for (const [what, value] of Object.entries(guard))

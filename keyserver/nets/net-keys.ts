@@ -88,6 +88,11 @@ export class NetKeys {
     this.#rounds.close();
   }
 
+  /** Tells link ports of a net. */
+  tellLinks(entry: Net): void {
+    this.#tellLinks(entry);
+  }
+
   /** Tells link ports of a net, and the far server that there is something to ask for. */
   changed(entry: Net): void {
     this.#tellLinks(entry);

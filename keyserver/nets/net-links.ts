@@ -41,6 +41,9 @@ export interface NetLinksDeps {
   learn(net: Id, contact: NetContact, answer: NetSyncAnswer): Promise<void>;
   /** There is a net, or none any more. */
   changed(entry: Net): void;
+  /** A net's server has answered, or can't be reached. */
+  heard(net: Id): void;
+  lost(net: Id): void;
 }
 
 /** How a link is. */
@@ -319,7 +322,9 @@ export class NetLinks {
       },
       onState: (state) => {
         if (state.kind === 'open' && !state.renewed) void this.#ask(link);
-        if (state.kind === 'down') link.problem = state.error.message;
+        if (state.kind !== 'down') return;
+        link.problem = state.error.message;
+        this.#deps.lost(net);
       },
     });
     const timer = setInterval(() => void this.#ask(link), SYNC_INTERVAL);
@@ -372,6 +377,7 @@ export class NetLinks {
       throw new PairwireError('REFUSED', `it speaks for ${answer.net} now`, { where: link.net });
     }
     await this.#deps.learn(link.net, link.contact, answer);
+    this.#deps.heard(link.net);
     if (link.problem !== undefined) {
       link.problem = undefined;
       this.#services.log.info({ net: link.net }, 'a key server answers again');

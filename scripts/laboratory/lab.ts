@@ -49,6 +49,7 @@ import {
   type Topology,
   type TopologyGateway,
   type TopologyInput,
+  type TopologyPeering,
   topologySchema,
 } from './topology.js';
 
@@ -287,6 +288,10 @@ export class Lab {
       await this.initKeyServer(subnet);
       await this.startKeyServer(subnet);
     }
+    for (const peering of this.topology.peerings) {
+      this.log(`key servers of ${peering.maker} and ${peering.asker} get to know each other`);
+      await this.peerKeyServers(peering);
+    }
     for (const name of this.gatewayNames()) {
       this.log(`gateway ${name}`);
       await this.joinGateway(name);
@@ -307,6 +312,19 @@ export class Lab {
       config.setIn(['log', 'level'], server.logLevel);
       writeFileSync(file, config.toString(), { mode: 0o600 });
     }
+  }
+
+  /** `pairwire peer token` at the one, `pairwire peer add` at the other. */
+  async peerKeyServers({ maker, asker, prefixes }: TopologyPeering): Promise<void> {
+    const behind = (subnet: string): string[] =>
+      (prefixes[subnet] ?? []).flatMap((prefix) => ['--prefix', prefix]);
+    const token = ['peer', 'token', '--dir', this.serverDir(maker), '--net', asker];
+    const { stdout } = await this.pairwire(this.keyServer(maker).host, [
+      ...token,
+      ...behind(asker),
+    ]);
+    const add = ['peer', 'add', '--dir', this.serverDir(asker), ...behind(maker), '-'];
+    await this.pairwire(this.keyServer(asker).host, add, { input: stdout });
   }
 
   /** `pairwire keyserver`, until it listens. */
@@ -382,6 +400,10 @@ export class Lab {
       },
       { what: `the gateway ${name} to be ready`, timeoutMs: UP_MS, everyMs: 100 },
     );
+    const { host, interface: device, routes } = this.gateway(name);
+    for (const { to, via } of routes) {
+      await this.exec(host, ['ip', 'route', 'replace', toText(to), 'via', via, 'dev', device]);
+    }
     return started;
   }
 
@@ -457,6 +479,10 @@ export class Lab {
     for (const dir of this.runDirs()) rmSync(dir, { recursive: true, force: true });
     removeState(this.name);
   }
+}
+
+function toText(to: string): string {
+  return to === 'default6' ? 'default' : to;
 }
 
 class GoneError extends HopelessError {

@@ -99,6 +99,8 @@ const gatewaySchema = z.strictObject({
   ethernet: interfaceNameSchema.optional(),
   /** Rights of its grant: it, or what is behind its plain port, advertises itself as router or serves DHCP. */
   rights: z.array(z.enum(RIGHTS)).default([]),
+  /** Ways through its interface, once that is there. */
+  routes: z.array(routeSchema).max(32).default([]),
   /** More options for `pairwire token` (role, addresses) and `pairwire join`. */
   token: z.array(z.string()).default([]),
   join: z.array(z.string()).default([]),
@@ -106,6 +108,14 @@ const gatewaySchema = z.strictObject({
   config: z
     .record(z.string(), z.union([z.string(), z.number(), z.boolean(), z.array(z.string())]))
     .default({}),
+});
+
+/** Two subnets whose key servers know each other; the maker has the smaller net id. */
+const peeringSchema = z.strictObject({
+  maker: nameSchema,
+  asker: nameSchema,
+  /** What is in each of the two. */
+  prefixes: z.record(nameSchema, z.array(cidrSchema).min(1)),
 });
 
 export const topologySchema = z
@@ -116,6 +126,7 @@ export const topologySchema = z
     /** By the name of the subnet that the server keeps. */
     keyServers: z.record(nameSchema, keyServerSchema).default({}),
     gateways: z.array(gatewaySchema).default([]),
+    peerings: z.array(peeringSchema).default([]),
   })
   .superRefine((topology, context) => {
     const problem = (path: (string | number)[], message: string): void => {
@@ -155,6 +166,12 @@ export const topologySchema = z
     for (const [subnet, server] of Object.entries(topology.keyServers)) {
       hostNamed(['keyServers', subnet, 'host'], server.host);
     }
+    topology.peerings.forEach(({ maker, asker, prefixes }, at) => {
+      for (const subnet of [maker, asker]) {
+        if (subnet in topology.keyServers && subnet in prefixes) continue;
+        problem(['peerings', at], `the subnet ${subnet} needs a key server, and prefixes here`);
+      }
+    });
     topology.gateways.forEach((one, at) => {
       hostNamed(['gateways', at, 'host'], one.host);
       const interfaces = topology.hosts[one.host]?.interfaces ?? [];
@@ -172,6 +189,7 @@ export type Topology = z.infer<typeof topologySchema>;
 export type TopologyInput = z.input<typeof topologySchema>;
 export type TopologyHost = Topology['hosts'][string];
 export type TopologyGateway = Topology['gateways'][number];
+export type TopologyPeering = Topology['peerings'][number];
 
 /** A mistake in a topology file: each line says where and what. */
 export class TopologyError extends Error {

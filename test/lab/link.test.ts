@@ -10,12 +10,14 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, test } from 'vitest';
+import { z } from 'zod';
 import type { Capture } from '../../scripts/laboratory/capture.js';
 import type { Lab } from '../../scripts/laboratory/lab.js';
 import { waitFor } from '../../scripts/laboratory/processes.js';
 import { NumberedStream } from '../../scripts/laboratory/stream.js';
 import type { TopologyInput } from '../../scripts/laboratory/topology.js';
 import { FrameKind } from '../../src/protocol/constants.js';
+import { renderedMetrics } from '../unit/gateway/support/metrics.js';
 import { growth } from './helpers/drops.js';
 import { ping } from './helpers/hosts.js';
 import { useLab } from './helpers/use-lab.js';
@@ -38,6 +40,9 @@ const UNDERLAY = {
 } as const;
 const LINK_PORT = 7_010;
 const READY_MS = 30_000;
+const findingsSchema = z.object({
+  findings: z.array(z.object({ check: z.string(), state: z.string() })),
+});
 /** 16 bytes, of which ping makes its payload. */
 const MARKER = 'marker-marker-m!';
 const hex = (text: string) => Buffer.from(text).toString('hex');
@@ -59,12 +64,13 @@ function hostsOf(side: Side): TopologyInput['hosts'] {
   };
 }
 
+const prefixes = (of: Side) => [`${INNER4[of]}.0/24`, `${INNER6[of]}::/64`];
+
 function gatewaysOf(side: Side): NonNullable<TopologyInput['gateways']> {
   const inside = (number: number) => [
     `${address4(side, number)}/24`,
     `${address6(side, number)}/64`,
   ];
-  const prefixes = (of: Side) => [`${INNER4[of]}.0/24`, `${INNER6[of]}::/64`];
   const other = OTHER[side];
   return [
     {
@@ -87,7 +93,14 @@ function gatewaysOf(side: Side): NonNullable<TopologyInput['gateways']> {
         ...['--inside', 'pw0'],
       ],
     },
-    { host: MEMBER[side], subnet: side, addresses: inside(2) },
+    {
+      ...{ host: MEMBER[side], subnet: side, addresses: inside(2) },
+      // Members learn the way to the other subnet as from any router.
+      routes: [
+        { to: `${INNER4[other]}.0/24`, via: address4(side, 1) },
+        { to: `${INNER6[other]}::/64`, via: address6(side, 1) },
+      ],
+    },
   ];
 }
 
@@ -96,7 +109,7 @@ function topology(nat = false): TopologyInput {
   const server = (side: Side) => ({
     host: `server-${side}`,
     listen: `${UNDERLAY[side].server}:7100`,
-    init: ['--prefix', `${INNER4[side]}.0/24`, '--prefix', `${INNER6[side]}::/64`],
+    init: prefixes(side).flatMap((prefix) => ['--prefix', prefix]),
   });
   return {
     segments: { east: {}, west: {} },
@@ -114,34 +127,13 @@ function topology(nat = false): TopologyInput {
     },
     keyServers: { east: server('east'), west: server('west') },
     gateways: [...gatewaysOf('east'), ...gatewaysOf('west')],
+    peerings: [
+      {
+        ...{ maker: 'east', asker: 'west' },
+        prefixes: { east: prefixes('east'), west: prefixes('west') },
+      },
+    ],
   };
-}
-
-/** The operators of both sides: the server of the smaller net id makes the key, the other one asks it. */
-async function peer(lab: Lab): Promise<void> {
-  const prefixes = (side: Side) => [
-    ...['--prefix', `${INNER4[side]}.0/24`],
-    ...['--prefix', `${INNER6[side]}::/64`],
-  ];
-  const east = ['--dir', lab.serverDir('east')];
-  const token = await lab.pairwire('server-east', [
-    ...['peer', 'token', ...east, '--net', 'west', ...prefixes('west')],
-  ]);
-  const west = ['--dir', lab.serverDir('west')];
-  await lab.pairwire('server-west', ['peer', 'add', ...west, ...prefixes('east'), '-'], {
-    input: token.stdout,
-  });
-}
-
-/** Members learn the way to the other subnet as from any router. */
-async function route(lab: Lab): Promise<void> {
-  for (const side of SIDES) {
-    const other = OTHER[side];
-    const add = (family: string, to: string, via: string) =>
-      lab.exec(MEMBER[side], ['ip', family, 'route', 'add', to, 'via', via, 'dev', 'pw0']);
-    await add('-4', `${INNER4[other]}.0/24`, address4(side, 1));
-    await add('-6', `${INNER6[other]}::/64`, address6(side, 1));
-  }
 }
 
 /** Waits until each link port has a key, and a way to the other that answers. */
@@ -155,19 +147,13 @@ async function linked(lab: Lab): Promise<void> {
   );
 }
 
-async function setUp(lab: Lab): Promise<void> {
-  await peer(lab);
-  await route(lab);
-  await linked(lab);
-}
-
 const containing = async (capture: Capture, text: string) =>
   (await capture.stop()).filter(({ bytes }) => bytes.includes(text)).length;
 
 describe('two subnets, linked at level udp', () => {
   const handle = useLab(topology());
 
-  beforeAll(() => setUp(handle.lab));
+  beforeAll(() => linked(handle.lab));
 
   test.each([
     ['alice', 'bob', address4('west')],
@@ -309,24 +295,51 @@ describe('two subnets, linked at level udp', () => {
     }
   });
 
-  test('when the link is down nothing goes round it in clear', async () => {
+  test('when the link is down nothing goes round it in clear, nor what the gateway says itself', async () => {
     const { lab } = handle;
-    const wire = await lab.capture('east', { filter: `net ${INNER4.west}.0/24` });
+    const filter = `net ${INNER4.west}.0/24 or net ${INNER6.west}::/64`;
+    const wire = await lab.capture('east', { filter });
     await lab.exec('gw-east', ['ip', 'link', 'set', 'link0', 'down']);
-    try {
-      expect(
-        (await ping(lab, 'alice', address4('west'), { count: 5, intervalMs: 50, waitMs: 300 }))
-          .received,
-      ).toBe(0);
-    } finally {
-      await lab.exec('gw-east', ['ip', 'link', 'set', 'link0', 'up']);
-      for (const prefix of [`${INNER4.west}.0/24`, `${INNER6.west}::/64`]) {
-        await lab.exec('gw-east', ['ip', 'route', 'replace', prefix, 'dev', 'link0']);
-      }
+    const options = { count: 5, intervalMs: 50, waitMs: 300 };
+    expect((await ping(lab, 'alice', address4('west'), options)).received).toBe(0);
+    expect((await ping(lab, 'alice', address6('west'), options)).received).toBe(0);
+    for (const address of [address4('west'), address6('west')]) {
+      await lab.exec('gw-east', ['ping', '-n', '-c', '2', '-W', '1', address], { check: false });
     }
+    await lab.exec('gw-east', ['ip', 'link', 'set', 'link0', 'up']);
     expect(await wire.stop()).toEqual([]);
-    expect((await ping(lab, 'alice', address4('west'), { count: 3 })).received).toBe(3);
+    // Its routes come back by themselves.
+    for (const address of [address4('west'), address6('west')]) {
+      await waitFor(async () => (await ping(lab, 'alice', address)).received === 1, {
+        ...{ what: `${address} to be reached again`, timeoutMs: READY_MS },
+      });
+    }
   });
+
+  test('status, metrics and doctor show the link, and doctor what is amiss', async () => {
+    const { lab } = handle;
+    const dir = ['--dir', lab.gatewayDir(link('east'))];
+    const { stdout } = await lab.pairwire('gw-east', ['status', ...dir]);
+    expect(stdout).toMatch(/level udp, net east: 198\.51\.100\.0\/24 2001:db8:e::\/64/);
+    expect(stdout).toMatch(/to west: .*203\.0\.113\.0\/24.*net key generation \d+/);
+    expect(stdout).toMatch(/west\/link +ready +yes +\d+ +direct/);
+    const metrics = await renderedMetrics(await lab.status(link('east')));
+    expect(metrics).toMatch(/gateway_net_key_generation\{port="link",net="west"\} [1-9]/);
+    expect(metrics).toMatch(/gateway_net_link_ports_alive\{port="link",net="west"\} 1/);
+    const verdict = async () => {
+      const found = await lab.pairwire('gw-east', ['doctor', ...dir, '--json'], { check: false });
+      const { findings } = findingsSchema.parse(JSON.parse(found.stdout));
+      return findings.filter(({ check }) => check === 'link').map(({ state }) => state);
+    };
+    expect(await verdict()).toEqual(['ok']);
+    const west = [`${INNER4.west}.0/24`, 'dev', 'link0'];
+    await lab.exec('gw-east', ['sysctl', '-q', '-w', 'net.ipv4.ip_forward=0']);
+    await lab.exec('gw-east', ['ip', 'route', 'del', ...west]);
+    expect(await verdict()).toEqual(['fail', 'fail']);
+    await lab.exec('gw-east', ['sysctl', '-q', '-w', 'net.ipv4.ip_forward=1']);
+    await lab.exec('gw-east', ['ip', 'route', 'add', ...west]);
+    expect(await verdict()).toEqual(['ok']);
+  }, 60_000);
 
   test('ten renewals of the net key under a stream lose nothing and double nothing', async () => {
     const { lab } = handle;
@@ -335,9 +348,6 @@ describe('two subnets, linked at level udp', () => {
     const shape = { from: 'alice', to: 'bob', address: address4('west'), port: 9_505 };
     const stream = await NumberedStream.start(lab, { ...shape, perSecond: 500, size: 200 });
     for (let round = 1; round <= 10; round += 1) {
-      // From either side in turn.
-      const side = round % 2 === 0 ? 'west' : 'east';
-      if (side === 'west') await sleep(1_000);
       const args = ['rekey', '--dir', lab.serverDir('east'), '--net', 'west'];
       await lab.pairwire('server-east', args);
       await waitFor(async () => (await generation()) >= first + round, {
@@ -418,7 +428,7 @@ describe('two subnets, linked at level udp', () => {
 
 describe('one subnet behind a NAT box', () => {
   const handle = useLab(topology(true));
-  beforeAll(() => setUp(handle.lab));
+  beforeAll(() => linked(handle.lab));
 
   test('the way is held open from inside, so both sides may begin', async () => {
     const { lab } = handle;

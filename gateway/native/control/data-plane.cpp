@@ -581,6 +581,7 @@ answer::Attached DataPlane::attached() const {
     }
     for (const auto& group : tables.group_keys())
       port.group_keys.push_back({group.pw_id, group.send});
+    port.nets = tables.routed_nets();
     state.ports.push_back(std::move(port));
   }
   return state;

@@ -59,6 +59,7 @@ struct PortState {
   std::vector<Boot> boots;  ///< at most 8
   std::vector<PairKey> pair_keys;  ///< at most 16384
   std::vector<GroupKey> group_keys;  ///< at most 8
+  std::vector<std::string> nets;  ///< at most 65, each at most 63 bytes
 };
 
 struct BehindEntry {
@@ -857,13 +858,14 @@ inline void write_item(FrameWriter& writer, const GroupKey& value) {
 }
 
 inline void write_item(FrameWriter& writer, const PortState& value) {
-  writer.map(6);
+  writer.map(7);
   writer.value("port", value.port);
   writer.text("subnet", value.subnet, 63);
   writer.text("member", value.member, 63);
   writer.list("boots", value.boots, 8, [](FrameWriter& out, std::string_view name, const auto& item) { static_cast<void>(name); write_item(out, item); });
   writer.list("pairKeys", value.pair_keys, 16384, [](FrameWriter& out, std::string_view name, const auto& item) { static_cast<void>(name); write_item(out, item); });
   writer.list("groupKeys", value.group_keys, 8, [](FrameWriter& out, std::string_view name, const auto& item) { static_cast<void>(name); write_item(out, item); });
+  writer.list("nets", value.nets, 65, [](FrameWriter& out, std::string_view name, const auto& item) { out.text_item(name, item, 63); });
 }
 
 inline void write_item(FrameWriter& writer, const BehindEntry& value) {

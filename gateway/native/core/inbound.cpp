@@ -67,9 +67,10 @@ constexpr std::size_t kReasonInNote = 18;
 constexpr std::size_t kEthernetInNote = 19;
 constexpr std::size_t kRelayedInNote = 20;
 
-/// Waiting frames are found by what they wait for: index, kid and kind.
-constexpr std::uint64_t hold_key(const Shim& shim) {
-  const auto kind = shim.kind == Kind::kPath ? Kind::kPair : shim.kind;  // One key for both.
+/// Waiting frames are found by what they wait for: index, kid and kind. Path frames are sealed with
+/// the key that frames of members have, or of link ports at one.
+std::uint64_t hold_key(const Shim& shim, bool link) {
+  const Kind kind = shim.kind != Kind::kPath ? shim.kind : link ? Kind::kNet : Kind::kPair;
   return (std::uint64_t{static_cast<std::uint8_t>(kind)} << 48) | (std::uint64_t{shim.kid} << 32) |
          shim.index;
 }
@@ -311,7 +312,7 @@ void Inbound::hold(const Shim& shim, const Endpoint& from, ConstBytes datagram, 
   }
   // Opened early, and the key went before its turn: what lies there is no sealed frame any more.
   if (early_at_ != nullptr && early_at_->key != nullptr) return share_.drops.count(reason);
-  const std::uint64_t key = hold_key(shim);
+  const std::uint64_t key = hold_key(shim, link);
   TokenBucket& source = source_budgets_[((from.prefix() ^ seed_) * 0xbf58476d1ce4e5b9U) >> 56];
   static_assert(kSourceBudgets == 256);
   // Noted as asked only when it is: else a stranger whose budget is used up could keep the question

@@ -26,8 +26,8 @@ bool IpPrefix::covers(const IpAddress& address) const noexcept {
 }
 
 NetRoutes::NetRoutes(std::vector<Route> routes) : routes_(std::move(routes)) {
-  std::ranges::stable_sort(routes_, std::ranges::greater{},
-                           [](const Route& route) { return route.prefix.bits(); });
+  std::ranges::sort(routes_, std::ranges::greater{},
+                    [](const Route& route) { return route.prefix.bits(); });
 }
 
 const NetRoutes::Route* NetRoutes::find(const IpAddress& address) const noexcept {

@@ -120,6 +120,7 @@ void PathManager::candidates_set(Peer& peer, std::uint64_t now_ms) {
 
 /// Where frames go before anything has answered.
 void PathManager::choose_first(Peer& peer) {
+  if (peer.net != nullptr) return;  // Only where it has answered.
   const auto relay = by_relay(peer);
   std::optional<Endpoint> first;
   if (relay && (peer.relay_first || peer.candidates.empty())) {

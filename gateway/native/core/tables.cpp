@@ -248,7 +248,8 @@ Peer& PortTables::set_peer(PeerSetting setting, std::uint64_t now_ms) {
   known->plain.store(setting.plain, std::memory_order_relaxed);
   known->rights.store(setting.rights, std::memory_order_relaxed);
   behind_.member_known(known->id, known);
-  if (known->owned_endpoint == nullptr && !known->candidates.empty()) {
+  // What another subnet's server names is not sent to before it has answered.
+  if (!link && known->owned_endpoint == nullptr && !known->candidates.empty()) {
     set_endpoint(*known, known->candidates.front());
   }
   if (holder == nullptr) {
@@ -604,6 +605,12 @@ void PortTables::set_routes(std::string_view id, std::vector<IpPrefix> prefixes)
   rcu_.retire(std::exchange(owned_routes_, std::move(made)));
   forget_unused_nets();
   changed();
+}
+
+std::vector<std::string> PortTables::routed_nets() const {
+  std::vector<std::string> nets;
+  for (const auto& [net, list] : prefixes_) nets.push_back(net);
+  return nets;
 }
 
 Net& PortTables::net_named(std::string_view id) {

@@ -380,6 +380,8 @@ class PortTables {
   void remove_bindings(std::span<const IpAddress> ips);
   /// Replaces the prefixes of a net; an empty one is ours.
   void set_routes(std::string_view net, std::vector<IpPrefix> prefixes);
+  /// Those that have prefixes.
+  [[nodiscard]] std::vector<std::string> routed_nets() const;
   /// A plain port may forward, or not.
   void set_forwarding(bool forwarding) { forwarding_.store(forwarding, std::memory_order_release); }
 

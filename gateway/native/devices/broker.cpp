@@ -139,8 +139,9 @@ void Broker::run() {
       drain_watch(address_watch_.get());
       try {
         guard_.follow_addresses();
+        for (const TapDevice& tap : options_.list.taps) add_routes(netlink_, tap);
       } catch (const std::exception& error) {
-        std::fprintf(stderr, "pairwire-devices: guard: %s\n", error.what());
+        std::fprintf(stderr, "pairwire-devices: guard, routes: %s\n", error.what());
       }
     }
     if (waiting[2].revents != 0) data_plane_ended();

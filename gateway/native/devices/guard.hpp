@@ -14,6 +14,9 @@
 /// questions for a TAP's address at another interface | arp | | arp output | ARP that would name a
 /// TAP's address at another interface | arp |
 ///
+/// What `forward-to` names may speak to the TAP's own addresses as well: it is as near as what is
+/// forwarded.
+///
 /// nft's `fib` can't do the first one: it tells whether an address is local, or local on the
 /// interface that a packet came in by (which would forbid all weak-host use, also between
 /// interfaces that are none of our business), but never on which interface it is. So the

@@ -54,6 +54,29 @@ std::span<const std::uint8_t> bytes_of(const std::string& text) {
   return {reinterpret_cast<const std::uint8_t*>(text.c_str()), text.size() + 1};
 }
 
+std::span<const std::uint8_t> bytes_of(const InterfaceAddress& address) {
+  return std::span(address.bytes).first(address.family == AF_INET ? 4 : 16);
+}
+
+std::array<std::uint8_t, sizeof(std::uint32_t)> bytes_of(std::uint32_t number) {
+  std::array<std::uint8_t, sizeof number> bytes{};
+  std::memcpy(bytes.data(), &number, sizeof number);
+  return bytes;
+}
+
+constexpr std::uint32_t kBestMetric = 1;
+/// After whatever else leads somewhere.
+constexpr std::uint32_t kBarrierMetric = 0x7fff'ffff;
+
+rtmsg route_of(const InterfaceAddress& prefix) {
+  rtmsg header{};
+  header.rtm_family = static_cast<std::uint8_t>(prefix.family);
+  header.rtm_dst_len = prefix.prefix;
+  header.rtm_table = RT_TABLE_MAIN;
+  header.rtm_protocol = RTPROT_STATIC;
+  return header;
+}
+
 UniqueFd open_route_socket(std::uint32_t groups, int flags) {
   UniqueFd fd(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | flags, NETLINK_ROUTE));
   if (!fd) throw_errno("netlink");
@@ -136,23 +159,42 @@ void Netlink::add_address(int index, const InterfaceAddress& address) {
 }
 
 void Netlink::add_route(int index, const InterfaceAddress& prefix) {
-  rtmsg header{};
-  header.rtm_family = static_cast<std::uint8_t>(prefix.family);
-  header.rtm_dst_len = prefix.prefix;
-  header.rtm_table = RT_TABLE_MAIN;
-  header.rtm_protocol = RTPROT_STATIC;
+  rtmsg header = route_of(prefix);
   header.rtm_scope = prefix.family == AF_INET ? RT_SCOPE_LINK : RT_SCOPE_UNIVERSE;
   header.rtm_type = RTN_UNICAST;
   // Without NLM_F_EXCL: a route of the same prefix elsewhere stays, and ours goes before it.
   Request request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_ACK, header);
-  request.attribute(RTA_DST, std::span(prefix.bytes).first(prefix.family == AF_INET ? 4 : 16));
-  std::array<std::uint8_t, sizeof(int)> device{};
-  std::memcpy(device.data(), &index, sizeof index);
-  request.attribute(RTA_OIF, device);
+  request.attribute(RTA_DST, bytes_of(prefix));
+  request.attribute(RTA_OIF, bytes_of(static_cast<std::uint32_t>(index)));
+  // IPv4 has 0, the best, without being told; IPv6 1,024.
+  if (prefix.family == AF_INET6) request.attribute(RTA_PRIORITY, bytes_of(kBestMetric));
   try {
     ask(request.finish(), false);
   } catch (const std::system_error& error) {
     if (error.code().value() != EEXIST) throw;
+  }
+}
+
+void Netlink::add_barrier(const InterfaceAddress& prefix) {
+  change_barrier(prefix, true);
+}
+
+void Netlink::remove_barrier(const InterfaceAddress& prefix) {
+  change_barrier(prefix, false);
+}
+
+void Netlink::change_barrier(const InterfaceAddress& prefix, bool add) {
+  rtmsg header = route_of(prefix);
+  header.rtm_type = RTN_UNREACHABLE;
+  header.rtm_scope = add ? RT_SCOPE_UNIVERSE : RT_SCOPE_NOWHERE;
+  Request request(add ? RTM_NEWROUTE : RTM_DELROUTE,
+                  static_cast<std::uint16_t>(NLM_F_ACK | (add ? NLM_F_CREATE : 0)), header);
+  request.attribute(RTA_DST, bytes_of(prefix));
+  request.attribute(RTA_PRIORITY, bytes_of(kBarrierMetric));
+  try {
+    ask(request.finish(), false);
+  } catch (const std::system_error& error) {
+    if (error.code().value() != (add ? EEXIST : ESRCH)) throw;
   }
 }
 

@@ -22,14 +22,19 @@ class Netlink {
   std::optional<Link> find_link(const std::string& name);
   /// Adds an address; one that is there already is fine.
   void add_address(int index, const InterfaceAddress& address);
-  /// Routes a prefix into an interface that is up; a route that is there already is fine.
+  /// Routes a prefix into an interface that is up, before other routes of that prefix; one that is
+  /// there already is fine.
   void add_route(int index, const InterfaceAddress& prefix);
+  /// Has what is for a prefix refused while no other route has it: a default route must not.
+  void add_barrier(const InterfaceAddress& prefix);
+  void remove_barrier(const InterfaceAddress& prefix);
   void delete_link(int index);
   /// Every address of every interface.
   std::vector<AssignedAddress> addresses();
 
  private:
   /// Sends one request; calls nothing back, returns the answers' messages one behind the other.
+  void change_barrier(const InterfaceAddress& prefix, bool add);
   std::vector<std::uint8_t> ask(std::span<const std::uint8_t> request, bool dump);
 
   UniqueFd fd_;

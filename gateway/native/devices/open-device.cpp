@@ -185,13 +185,22 @@ OpenedTap open_tap(Netlink& netlink, const TapDevice& tap, uid_t owner,
   if (!tap.arp) set_no_arp(control.get(), tap.name);
   before_up();
   bring_up(control.get(), tap.name);
-  for (const InterfaceAddress& route : tap.routes) netlink.add_route(link->index, route);
+  for (const InterfaceAddress& route : tap.routes) netlink.add_barrier(route);
+  add_routes(netlink, tap);
   // Last, so that a TAP whose making failed half-way is gone with its descriptor.
   if (ioctl(fd, TUNSETPERSIST, 1UL) != 0) throw_errno(tap.name + ": TUNSETPERSIST");
   return opened;
 }
 
+void add_routes(Netlink& netlink, const TapDevice& tap) {
+  if (tap.routes.empty()) return;
+  const auto link = netlink.find_link(tap.name);
+  if (!link || (link->flags & IFF_UP) == 0) return;
+  for (const InterfaceAddress& route : tap.routes) netlink.add_route(link->index, route);
+}
+
 bool remove_tap(Netlink& netlink, const TapDevice& tap, uid_t owner) {
+  for (const InterfaceAddress& route : tap.routes) netlink.remove_barrier(route);
   const auto link = netlink.find_link(tap.name);
   if (!link || link->kind != "tun" || !link->tap || link->owner != owner) return false;
   netlink.delete_link(link->index);

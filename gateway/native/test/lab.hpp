@@ -167,6 +167,8 @@ struct Node {
                        .online = online,
                        .net = other.net},
                       boot_ms());
+      // As after an answer to a probe.
+      tables.set_endpoint(*tables.peer(other.net + "/" + other.id), loopback(other.udp_port));
       return;
     }
     const Endpoint there = lan ? Endpoint::of_ethernet(other.mac, mac) : loopback(other.udp_port);

@@ -261,6 +261,53 @@ TEST_CASE("link: a frame under an index or kid that is not held is asked about")
   CHECK(link.west.to_host());
 }
 
+TEST_CASE("link: nothing is sent to an address that has not answered") {
+  Link link;
+  link.east.tables.remove_peer("west/gw");
+  link.east.tables.set_peer({.peer = "west/gw",
+                             .index = link.west.index,
+                             .boot = link.west.boot_public,
+                             .macs = {},
+                             .endpoints = {loopback(link.west.udp_port)},
+                             .online = true,
+                             .net = "west"},
+                            boot_ms());
+  link.install();
+  Peer& west = *link.east.tables.peer("west/gw");
+  link.send(make_frame({}));
+  CHECK(link.east.drops(DropReason::no_endpoint) == 1);
+  const std::uint64_t now = boot_ms();
+  link.east.paths.key_installed(west, now);
+  link.east.paths.run(now);
+  link.west.pump_in();
+  link.east.pump_in();
+  for (const WorkerEvent& event : link.east.events()) {
+    if (event.kind != WorkerEvent::Kind::kPathAnswer) continue;
+    link.east.paths.answered(event.peer, event.number, event.time_us, now);
+  }
+  link.send(make_frame({}));
+  CHECK(link.west.to_host());
+}
+
+TEST_CASE("link: a probe that comes before the key waits for it") {
+  Link link;
+  link.east.tables.install_pair_key("west/gw", link.east.boot, link.key, 1, true);
+  const std::uint64_t now = boot_ms();
+  link.east.paths.key_installed(*link.east.tables.peer("west/gw"), now);
+  link.east.paths.run(now);
+  link.west.pump_in();
+  CHECK(link.west.in.counters.held.load() == 1);
+  CHECK(link.west.events().size() == 1);
+  link.west.tables.install_pair_key("east/gw", link.west.boot, link.key, 1, true);
+  link.west.pump_in();
+  link.east.pump_in();
+  bool answered = false;
+  for (const WorkerEvent& event : link.east.events()) {
+    answered = answered || event.kind == WorkerEvent::Kind::kPathAnswer;
+  }
+  CHECK(answered);
+}
+
 TEST_CASE("link: another link port of a net takes over when one is gone") {
   Link link;
   Node second("gw2", MacAddress{std::array<std::uint8_t, 6>{2, 0, 0, 0, 0, 9}}, 1003,

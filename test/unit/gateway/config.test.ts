@@ -112,6 +112,7 @@ describe('gateway.yaml', () => {
     expect(loading({})).not.toThrow();
     expect(loading({}, { kind: 'ethernet', device: 'eth1' })).toThrow('on the transport udp');
     expect(loading({ inside: ['link0'] })).toThrow('inside names the link itself');
+    expect(loading({}, { device: 'pw0' })).toThrow('carries the sealed frames');
     expect(loading({ nets: {} })).toThrow('between 1 and 64 nets');
     expect(loading({ inside: undefined })).toThrow('inside');
     const nets = (one: string, other: string) => ({

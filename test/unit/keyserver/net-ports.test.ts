@@ -210,7 +210,8 @@ describe('link ports of peered subnets', () => {
     for (const { here, there, name } of sides()) {
       const gate = await link(here, 'gate');
       const far = await link(there, 'watcher');
-      await until(() => port(far, 'gate')?.online === true, `gate of ${name}`, SOON);
+      // After a restart of the other side's server ours takes its time to look for it again.
+      await until(() => port(far, 'gate')?.online === true, `gate of ${name}`, 30_000);
       const { index } = (await here.store.member(gate.id))?.boot ?? {};
       await here.stopServer();
       try {
@@ -225,6 +226,22 @@ describe('link ports of peered subnets', () => {
       }
     }
   });
+
+  it('are offline while their key server is away, and are not when it is back', async () => {
+    await peered();
+    for (const { here, there, name } of sides()) {
+      await link(here, 'gate');
+      const far = await link(there, 'watcher');
+      await until(() => port(far, 'gate')?.online === true, `gate of ${name}`, 30_000);
+      await here.stopServer();
+      await until(() => port(far, 'gate')?.online === false, `${name} to be away`, 30_000);
+      const late = await there.member('late', { role: 'link' });
+      const net = lastNet((await late.syncAll()).changes);
+      expect(net?.ports.find(({ id }) => id === 'gate')?.online, name).toBe(false);
+      await here.startServer();
+      await until(() => port(far, 'gate')?.online === true, `${name} to be back`, 30_000);
+    }
+  }, 120_000);
 
   it('come with those first that are online, and not all if there are many', async () => {
     await peered();

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { Pins } from '../../../../gateway/key-table/pins.js';
 import { Verifier } from '../../../../gateway/key-table/verifier.js';
-import { type NetChange, NetTable } from '../../../../gateway/link/net-table.js';
+import { NET_STARTS, type NetChange, NetTable } from '../../../../gateway/link/net-table.js';
 import { isUsable } from '../../../../gateway/underlay.js';
 import { type Id, parseId } from '../../../../src/protocol/ids.js';
 import { defaultMac } from '../../../../src/protocol/mac.js';
@@ -24,6 +24,7 @@ class Bench {
   readonly refused: string[] = [];
   readonly failed: string[] = [];
   readonly prepared: string[] = [];
+  now = 1_000;
   readonly #pins = new Map<Id, Pins>();
   readonly table: NetTable;
 
@@ -48,6 +49,7 @@ class Bench {
         const input = { subnet, operator: importPublic('ed25519', theirs), pins, now: () => NOW };
         return new Verifier(input);
       },
+      now: () => this.now,
       acceptsEndpoint: (endpoint) => isUsable(endpoint.ip, false),
       onRefused: (what, error) => this.refused.push(`${what}: ${error.code}`),
       onCommandFailed: (error) => this.failed.push(error.message),
@@ -152,14 +154,16 @@ describe('the nets of a link port', () => {
     bench.table.take(bench.change(1));
     bench.table.beginFull();
     bench.table.take(bench.change(1));
-    bench.table.endFull(['west/gw', 'north/old']);
+    bench.table.endFull();
+    bench.table.removeLeftovers(['west/gw', 'north/old'], ['', 'west', 'north']);
     await dataPlane.holds();
-    expect(dataPlane.told()).toContain('peer.remove north/old');
+    const told = dataPlane.told();
+    expect(told).toContain('peer.remove north/old');
+    expect(told.filter((one) => one.endsWith(': '))).toEqual(['routes.set north: ']);
     expect(await dataPlane.holds()).toEqual(['west/gw 7 1']);
   });
 
   it.each<[string, (bench: Bench) => Partial<NetChange>, string]>([
-    ['a net that is not configured', () => ({ net: parseId('north') }), 'north: CONFIG_INVALID'],
     [
       'a link port that another operator let in',
       () => ({ ports: [new TestPeer(new TestOperator(), 'gw', [], 'link').record(7, 1)] }),
@@ -191,11 +195,102 @@ describe('the nets of a link port', () => {
     const told = more(bench);
     bench.table.take(bench.change(2, told));
     expect(bench.refused).toEqual([refusal]);
-    const left = refusal.startsWith('north') ? ['west/gw 6 1'] : [];
-    expect(await dataPlane.holds()).toEqual(left);
+    expect(await dataPlane.holds()).toEqual([]);
     // Once, however often it is said.
     bench.table.take(bench.change(3, told));
     expect(bench.refused).toHaveLength(1);
+  });
+
+  it("a net that is another link port's business is no fault, and its renewal does not wait for us", async () => {
+    const next = { key: key(2), pwId: 2 };
+    bench.table.take(bench.change(1, { net: parseId('north'), next }));
+    expect(bench.table.prepared()).toEqual([{ net: 'north', pwId: 2 }]);
+    expect([bench.refused, [...bench.table.nets()]]).toEqual([[], []]);
+    expect(await dataPlane.holds()).toEqual([]);
+    bench.table.take(bench.change(2, { net: parseId('north'), key: key(2), pwId: 2 }));
+    expect(bench.table.prepared()).toEqual([]);
+  });
+
+  it('nor does the renewal of a net that is refused', () => {
+    const next = { key: key(2), pwId: 2 };
+    bench.table.take(bench.change(1));
+    bench.table.take(bench.change(2, { operator: new TestOperator().public, next }));
+    expect(bench.refused).toEqual(['west: PIN_MISMATCH']);
+    expect(bench.table.prepared()).toEqual([{ net: 'west', pwId: 2 }]);
+  });
+
+  it('says that it is prepared only when the data plane has the key, and tries again what was refused', async () => {
+    // The index of our own boot key: the data plane refuses it.
+    const own = dataPlane.index;
+    const next = { key: key(2), pwId: 2 };
+    bench.table.take(bench.change(1, { ports: [bench.gw.record(own, 1)], next }));
+    expect(await dataPlane.holds()).toEqual([]);
+    expect(bench.failed.splice(0).length).toBeGreaterThan(0);
+    expect([bench.prepared, bench.table.prepared()]).toEqual([[], []]);
+    await dataPlane.newBoot();
+    await bench.table.installAll(dataPlane.boot);
+    expect(await dataPlane.holds()).toEqual([`west/gw ${own} 1`]);
+    expect(bench.table.prepared()).toEqual([{ net: 'west', pwId: 2 }]);
+  });
+
+  it('says again after a while what the data plane refused', async () => {
+    const own = dataPlane.index;
+    bench.table.take(bench.change(1, { ports: [bench.gw.record(own, 1)] }));
+    await dataPlane.holds();
+    expect(bench.failed.splice(0).length).toBeGreaterThan(0);
+    await dataPlane.newBoot();
+    bench.table.tick();
+    expect(await dataPlane.holds()).toEqual([]);
+    bench.now += 10_000;
+    bench.table.tick();
+    await until('it is there', async () => (await dataPlane.holds()).length > 0);
+    bench.failed.splice(0);
+  });
+
+  it('forgets what an earlier control plane left of former generations', async () => {
+    bench.table.take(bench.change(1, { key: key(9), pwId: 9, oldest: 7 }));
+    await dataPlane.holds();
+    expect(dataPlane.told().filter((one) => one.startsWith('key.drop'))).toEqual([
+      'key.drop west/gw 6 now',
+      'key.drop west/gw 8',
+    ]);
+  });
+
+  it('takes no prefixes away from a data plane in silence', async () => {
+    bench.table.take(bench.change(1));
+    bench.table.detached();
+    bench.table.take(bench.change(2, { prefixes: [] }));
+    dataPlane.told();
+    await bench.table.installAll(dataPlane.boot);
+    expect(dataPlane.told()).toContain('routes.set west: ');
+  });
+
+  it('sends no sealed frame into a subnet of ours, or of others, whoever says so', async () => {
+    const at = (...ip: number[]) => ({ ip: Buffer.from(ip), port: 7_000 });
+    const endpoints = [at(10, 1, 0, 9), at(10, 2, 0, 9), at(10, 3, 0, 9), at(192, 0, 2, 9)];
+    bench.table.take(bench.change(1, { ports: [bench.gw.record(7, 1, { endpoints })] }));
+    const [port] = bench.table.ports();
+    expect(port?.endpoints).toEqual([at(192, 0, 2, 9)]);
+  });
+
+  it('takes a bounded number of starts, ids and refusals of another subnet', () => {
+    let seq = 0;
+    const many = (records: (at: number) => Partial<NetChange>, count: number) => {
+      for (let at = 0; at < count; at += 1) {
+        seq += 1;
+        bench.table.take(bench.change(seq, records(at)));
+      }
+    };
+    many((at) => ({ ports: [bench.gw.record(7 + at, 2 + at)] }), NET_STARTS.burst + 5);
+    expect([...bench.table.ports()][0]?.index).toBe(7 + NET_STARTS.burst - 1);
+    expect([...bench.table.ports()][0]?.refusal?.message).toContain('too often');
+    bench.refused.splice(0);
+    many(() => ({ ports: [new TestPeer(new TestOperator(), 'gw', [], 'link').record(7, 1)] }), 2);
+    many(
+      (at) => ({ ports: [new TestPeer(new TestOperator(), `g${at}`, [], 'link').record(7, 1)] }),
+      30,
+    );
+    expect(bench.refused.length).toBeLessThan(15);
   });
 
   it('an operator that gateway.yaml names is the only one', async () => {

@@ -21,6 +21,8 @@ function routesText({ net, prefixes }: CommandFields<'routes.set'>): string {
 export class WatchedPort implements CommandPort {
   /** Our boot key in it. */
   boot = 0;
+  /** Its sender index. */
+  index = 0;
   #told: string[] = [];
   readonly #plane: TestDataPlane;
   readonly #client: DataPlaneClient;
@@ -74,6 +76,7 @@ export class WatchedPort implements CommandPort {
     const former = this.boot;
     this.boot = (await this.#client.request('boot.make', { port: PORT })).boot;
     const index = OWN_INDEX + this.boot;
+    this.index = index;
     await this.#client.request('boot.index', {
       port: PORT,
       boot: this.boot,
