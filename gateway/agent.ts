@@ -88,7 +88,7 @@ const INITIAL = { suite: 'aes-256-gcm', freshnessMs: 30_000, hold: 64 } as const
 /** How often the key server is told of peers that send with an older key, whatever the data plane says. */
 const NOTICES = { perSecond: 1, burst: 10 } as const;
 /** The same of frames between subnets that nobody here can open. */
-const NET_ASKS = { perSecond: 2, burst: 5 } as const;
+const NET_ASKS = { perSecond: 0.5, burst: 5 } as const;
 
 /** 4095 is no VLAN, and a request about one would end our channel. */
 const LAST_VLAN = 4_094;

@@ -42,6 +42,7 @@ interface JoinFlags extends DirOption {
   readonly transport: TransportKind;
   readonly port?: number;
   readonly device?: string;
+  readonly forward: readonly string[];
   readonly bridge?: string;
   readonly bridgePort: readonly string[];
   readonly prefix: readonly string[];
@@ -68,6 +69,12 @@ export function gatewayCommands(program: Command): void {
     )
     .option('--port <number>', 'udp: port of the sealed frames (default: 51820)', portNumber)
     .option('--device <name>', 'underlay interface; ethernet needs one')
+    .option(
+      '--forward <name>',
+      'an interface that packets may be forwarded to, as link0 beside a link port; repeatable',
+      collect,
+      [],
+    )
     .option(
       '--bridge <name>',
       'role plain: the bridge of the machines outside; made if it is not there',
@@ -208,6 +215,7 @@ async function runJoin(
     ...(flags.port === undefined ? {} : { port: flags.port }),
     ...(flags.device === undefined ? {} : { device: flags.device }),
     ...(flags.bridge === undefined ? {} : { bridge: flags.bridge }),
+    forward: flags.forward,
     bridgePorts: flags.bridgePort,
     prefixes: flags.prefix,
     nets: flags.net,

@@ -50,6 +50,8 @@ export interface JoinOptions {
   readonly id?: string;
   readonly interface: string;
   readonly addresses: readonly string[];
+  /** For a host: interfaces that packets of this one may be forwarded to. */
+  readonly forward?: readonly string[];
   /** For the role `plain`: the bridge that the machines outside are in. */
   readonly bridge?: string;
   /** Interfaces to put into it. */
@@ -268,7 +270,12 @@ function portOf(
   role: Role,
   options: JoinOptions,
 ): GatewayConfigInput['ports'][number] {
-  const { bridge, bridgePorts = [], addresses } = options;
+  const { bridge, bridgePorts = [], addresses, forward = [] } = options;
+  if (forward.length > 0 && (role === 'plain' || role === 'link')) {
+    throw new PairwireError('USAGE', `the token has the role ${role}: --forward is for hosts`, {
+      hint: 'a bridge forwards by itself; a link port has --inside',
+    });
+  }
   const { prefixes = [], nets = {}, inside = [] } = options;
   const named = prefixes.length + Object.keys(nets).length + inside.length;
   if (role !== 'link' && named > 0) {
@@ -301,7 +308,10 @@ function portOf(
         hint: 'leave --bridge out, or ask the operator for a token with --role plain',
       });
     }
-    return { name: 'host', interface: options.interface, addresses: [...addresses] };
+    return {
+      ...{ name: 'host', interface: options.interface, addresses: [...addresses] },
+      ...(forward.length === 0 ? {} : { forward: [...forward] }),
+    };
   }
   if (bridge === undefined || addresses.length > 0) {
     throw new PairwireError('USAGE', 'a plain port has a bridge and no addresses of its own', {

@@ -105,9 +105,7 @@ const gatewaySchema = z.strictObject({
   token: z.array(z.string()).default([]),
   join: z.array(z.string()).default([]),
   /** Settings for its gateway.yaml, by their path: `ports.0.forward: true`. */
-  config: z
-    .record(z.string(), z.union([z.string(), z.number(), z.boolean(), z.array(z.string())]))
-    .default({}),
+  config: z.record(z.string(), z.union([z.string(), z.number(), z.boolean()])).default({}),
 });
 
 /** Two subnets whose key servers know each other; the maker has the smaller net id. */

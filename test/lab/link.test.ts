@@ -77,7 +77,7 @@ function gatewaysOf(side: Side): NonNullable<TopologyInput['gateways']> {
       host: `gw-${side}`,
       subnet: side,
       addresses: inside(1),
-      config: { 'ports.0.forward': ['link0'] },
+      join: ['--forward', 'link0'],
     },
     {
       host: `gw-${side}`,

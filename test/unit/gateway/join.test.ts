@@ -147,11 +147,21 @@ describe('join', () => {
     await expect(join(options(subnet.token({ id: 'gina' }), link))).rejects.toThrow(
       'only link has other nets',
     );
+    await expect(join(options(token, { ...link, forward: ['eth1'] }))).rejects.toThrow(
+      '--forward is for hosts',
+    );
     expect((await join(options(token, link))).role).toBe('link');
     const config = loadGatewayConfig(gatewayPaths(dir).config);
     expect(config.ports[0]).toMatchObject({
       ...{ kind: 'link', net: 'east-net', inside: ['pw0'], prefixes: ['10.1.0.0/16'] },
       nets: { west: { prefixes: ['10.2.0.0/16', '10.3.0.0/16'] } },
+    });
+  });
+
+  it('a host may be told where it may forward to', async () => {
+    await join(options(subnet.token({ id: 'router' }), { forward: ['link0'] }));
+    expect(loadGatewayConfig(gatewayPaths(dir).config).ports[0]).toMatchObject({
+      forward: ['link0'],
     });
   });
 
