@@ -9,21 +9,26 @@ export interface TellDeps {
   readonly onCommandFailed: (error: PairwireError) => void;
 }
 
+/** What became of a command. */
+export type Told = 'done' | 'refused' | 'gone';
+
 /** Sends a command. A data plane that is gone is no failure: it is told everything when it is back. */
 export async function tellDataPlane<T extends CommandType>(
   { dataPlane, onCommandFailed }: TellDeps,
   type: T,
   command: CommandFields<T>,
-): Promise<void> {
+): Promise<Told> {
   try {
     await dataPlane.request(type, command);
+    return 'done';
   } catch (thrown) {
-    if (thrown instanceof PairwireError && thrown.code === 'DATAPLANE_GONE') return;
+    if (thrown instanceof PairwireError && thrown.code === 'DATAPLANE_GONE') return 'gone';
     const error =
       thrown instanceof PairwireError
         ? thrown
         : new PairwireError('DATAPLANE_PROTOCOL', messageOf(thrown), { cause: thrown });
     onCommandFailed(error);
+    return 'refused';
   }
 }
 

@@ -112,7 +112,7 @@ export class Bindings {
   }
 
   /** Before all was told there is no list: a data plane that outlived its control plane knows more. */
-  #flush(): Promise<void>[] {
+  #flush(): Promise<unknown>[] {
     if (!this.#attached || !this.#complete) return [];
     const { port } = this.#deps;
     const changed = [...this.#changed];
@@ -121,7 +121,7 @@ export class Bindings {
     this.#whole = false;
     const entries = [...(whole ? this.#bound.keys() : changed)].flatMap((ip) => this.#entry(ip));
     const gone = whole ? [] : changed.filter((ip) => !this.#bound.has(ip)).map(bytesOf);
-    const sent: Promise<void>[] = [];
+    const sent: Promise<unknown>[] = [];
     // First those that go: there must be room for those that come.
     for (const ips of batches(gone, BATCH)) {
       sent.push(tellDataPlane(this.#deps, 'bind.remove', { port, ips }));

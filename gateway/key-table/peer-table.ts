@@ -15,6 +15,7 @@ import type { Role } from '../../src/protocol/records.js';
 import type { PairwireError } from '../../src/runtime/errors.js';
 import type { CommandPort } from '../dataplane/client.js';
 import type { CommandFields } from '../dataplane/messages.gen.js';
+import { type Told, tellDataPlane } from '../dataplane/tell.js';
 import { rightsBits } from '../guard/rights.js';
 import { asPairwireError, fingerprint, keyFingerprint } from './installed.js';
 import type { VerifiedPeer, Verifier } from './verifier.js';
@@ -400,7 +401,7 @@ export class PeerTable {
     this.#preparedGroup = undefined;
     this.#overtaken.clear();
     this.#overtakenGroup = undefined;
-    let sent: Promise<void>[] = [];
+    let sent: Promise<unknown>[] = [];
     for (const entry of [...this.#entries.values()]) {
       if (this.#entries.get(entry.id) !== entry) continue;
       sent.push(...this.#install(entry));
@@ -522,14 +523,14 @@ export class PeerTable {
     }
   }
 
-  #install(entry: PeerEntry): Promise<void>[] {
+  #install(entry: PeerEntry): Promise<unknown>[] {
     const { index, boot } = entry;
     const ownBoot = this.#ownBoot;
     if (ownBoot === undefined || entry.state !== 'ready') return [];
     if (index === undefined || boot === undefined) return [];
     const sent = this.#sent.get(entry.id) ?? { peer: '', key: '', next: '' };
     this.#sent.set(entry.id, sent);
-    const commands: Promise<void>[] = [];
+    const commands: Promise<unknown>[] = [];
     // The outside of a NAT box lets nobody in who was not called, however near it is.
     const near = entry.endpoints.filter((one) => one.seen !== true && this.#deps.isNear(one));
     const far = entry.endpoints.filter((one) => !near.includes(one));
@@ -549,7 +550,7 @@ export class PeerTable {
     const peerText = fingerprint(peer);
     if (sent.peer !== peerText) {
       sent.peer = peerText;
-      commands.push(this.#settle(this.#deps.dataPlane.request('peer.set', peer)));
+      commands.push(tellDataPlane(this.#deps, 'peer.set', peer));
     }
     if (entry.key === undefined) return commands;
     const command = ({ key, pwId }: Generation, send: boolean): CommandFields<'key.pair'> => {
@@ -559,7 +560,7 @@ export class PeerTable {
     const keyText = keyFingerprint(key, index, boot);
     if (sent.key !== keyText) {
       sent.key = keyText;
-      commands.push(this.#settle(this.#deps.dataPlane.request('key.pair', key)));
+      commands.push(tellDataPlane(this.#deps, 'key.pair', key));
     }
     if (entry.next === undefined) return commands;
     const next = command(entry.next, false);
@@ -572,29 +573,27 @@ export class PeerTable {
     sent.next = nextText;
     this.#prepared.delete(entry.id);
     commands.push(
-      this.#settle(
-        this.#deps.dataPlane.request('key.pair', next).then(() => {
-          if (sent.next !== nextText) return;
-          this.#prepared.add(entry.id);
-          this.#deps.onPrepared(entry.id);
-        }),
-      ),
+      tellDataPlane(this.#deps, 'key.pair', next).then((told) => {
+        if (told !== 'done' || sent.next !== nextText) return;
+        this.#prepared.add(entry.id);
+        this.#deps.onPrepared(entry.id);
+      }),
     );
     return commands;
   }
 
-  #installGroup(): Promise<void>[] {
+  #installGroup(): Promise<unknown>[] {
     if (this.#group === undefined || this.#ownBoot === undefined || !this.#groupWanted) return [];
-    const { port, dataPlane } = this.#deps;
+    const { port } = this.#deps;
     const next = this.#nextGroup;
-    const install = ({ pwId, key }: Generation, send: boolean): Promise<unknown> =>
-      dataPlane.request('key.group', { port, key, pwId, send });
-    const commands = [this.#settle(install(this.#group, true))];
+    const install = ({ pwId, key }: Generation, send: boolean): Promise<Told> =>
+      tellDataPlane(this.#deps, 'key.group', { port, key, pwId, send });
+    const commands: Promise<unknown>[] = [install(this.#group, true)];
     for (const generation of [this.#group, ...(next === undefined ? [] : [next])]) {
       const probe = this.#deps.probeKey?.(generation);
       if (probe === undefined) continue;
       const { pwId } = generation;
-      commands.push(this.#settle(dataPlane.request('probe.key', { port, key: probe, pwId })));
+      commands.push(tellDataPlane(this.#deps, 'probe.key', { port, key: probe, pwId }));
     }
     // Whatever an earlier control plane left in the data plane is covered, too.
     const { pwId } = this.#group;
@@ -602,13 +601,11 @@ export class PeerTable {
     if (pwId > this.#oldestGroup) this.#drop('', pwId - 1, GRACE_MS);
     if (next === undefined) return commands;
     commands.push(
-      this.#settle(
-        install(next, false).then(() => {
-          if (this.#nextGroup?.pwId !== next.pwId) return;
-          this.#preparedGroup = next.pwId;
-          this.#deps.onGroupPrepared();
-        }),
-      ),
+      install(next, false).then((told) => {
+        if (told !== 'done' || this.#nextGroup?.pwId !== next.pwId) return;
+        this.#preparedGroup = next.pwId;
+        this.#deps.onGroupPrepared();
+      }),
     );
     return commands;
   }
@@ -616,26 +613,14 @@ export class PeerTable {
   #drop(peer: Id | '', pwId: number, graceMs = GRACE_MS): void {
     if (this.#ownBoot === undefined) return;
     const drop = { port: this.#deps.port, peer, pwId, graceMs };
-    void this.#settle(this.#deps.dataPlane.request('key.drop', drop));
+    void tellDataPlane(this.#deps, 'key.drop', drop);
   }
 
   #remove(id: Id): void {
     this.#sent.delete(id);
     this.#prepared.delete(id);
     if (this.#ownBoot === undefined) return;
-    void this.#settle(
-      this.#deps.dataPlane.request('peer.remove', { port: this.#deps.port, peer: id }),
-    );
-  }
-
-  /** A missing data plane is no failure: `installAll` will say it all again. */
-  async #settle(command: Promise<unknown>): Promise<void> {
-    try {
-      await command;
-    } catch (thrown) {
-      const error = asPairwireError(thrown);
-      if (error.code !== 'DATAPLANE_GONE') this.#deps.onCommandFailed(error);
-    }
+    void tellDataPlane(this.#deps, 'peer.remove', { port: this.#deps.port, peer: id });
   }
 }
 

@@ -19,7 +19,8 @@ import {
 import { covers, narrowed, networkOf } from '../../src/protocol/prefixes.js';
 import { PairwireError } from '../../src/runtime/errors.js';
 import type { CommandPort } from '../dataplane/client.js';
-import type { CommandFields } from '../dataplane/messages.gen.js';
+import type { CommandFields, CommandType } from '../dataplane/messages.gen.js';
+import { type Told, tellDataPlane } from '../dataplane/tell.js';
 import { asPairwireError, fingerprint, keyFingerprint } from '../key-table/installed.js';
 import { copyOf, type Generation } from '../key-table/peer-table.js';
 import type { Verifier } from '../key-table/verifier.js';
@@ -83,8 +84,10 @@ export interface LinkPort {
   readonly macs: readonly [];
   readonly ips: readonly [];
   endpoints: readonly Endpoint[];
-  key: Generation | undefined;
 }
+
+/** A link port with the key of its net. */
+export type KeyedLinkPort = LinkPort & { readonly key: Generation | undefined };
 
 /** Another subnet. */
 export interface NetEntry {
@@ -113,7 +116,7 @@ interface Sent {
   key: string;
   next: string;
   /** Whether it has taken the next generation. */
-  taken: Promise<boolean>;
+  taken: Promise<Told>;
 }
 
 /** Other subnets of one link port. */
@@ -140,9 +143,11 @@ export class NetTable {
     for (const entry of this.#nets.values()) if (this.#deps.nets.has(entry.net)) yield entry;
   }
 
-  /** Link ports of all nets. */
-  *ports(): Generator<LinkPort> {
-    for (const { ports } of this.#nets.values()) yield* ports.values();
+  /** Link ports of all nets, with the key in force. */
+  *ports(): Generator<KeyedLinkPort> {
+    for (const { ports, key } of this.#nets.values()) {
+      for (const port of ports.values()) yield { ...port, key };
+    }
   }
 
   /** Takes what the key server says of a net. */
@@ -334,7 +339,7 @@ export class NetTable {
         port.state = 'refused';
         port.refusal = { code: error.code, message: error.message };
         this.#remove(port.id);
-        if (!known) this.#told(port.id, error);
+        if (!known) this.#report(port.id, error);
       }
     }
   }
@@ -376,7 +381,7 @@ export class NetTable {
   }
 
   /** Tells of what was refused, but not without end. */
-  #told(what: string, error: PairwireError): void {
+  #report(what: string, error: PairwireError): void {
     if (this.#refusals.take(this.#deps.now())) this.#deps.onRefused(what, error);
   }
 
@@ -387,7 +392,7 @@ export class NetTable {
     entry.refusal = { code: error.code, message: error.message };
     entry.prefixes = [];
     this.#tellRoutes(entry.net, []);
-    if (!known) this.#told(entry.net, error);
+    if (!known) this.#report(entry.net, error);
   }
 
   #forgetKeys(entry: NetEntry): void {
@@ -403,7 +408,7 @@ export class NetTable {
     entry.prepared = undefined;
   }
 
-  #install(entry: NetEntry): Promise<void>[] {
+  #install(entry: NetEntry): Promise<unknown>[] {
     if (this.#ownBoot === undefined || entry.refusal !== undefined) return [];
     if (!this.#deps.nets.has(entry.net)) return [];
     const commands = this.#tellRoutes(entry.net, entry.prefixes);
@@ -411,31 +416,30 @@ export class NetTable {
     const { next } = entry;
     if (next === undefined) return commands;
     const ready = [...entry.ports.values()].filter(({ state }) => state === 'ready');
-    const taken = ready.map(({ id }) => this.#sent.get(id)?.taken ?? Promise.resolve(false));
+    const taken = ready.map(({ id }) => this.#sent.get(id)?.taken ?? Promise.resolve<Told>('gone'));
     const boot = this.#ownBoot;
     const told = Promise.all(taken).then((all) => {
       // What was said meanwhile is judged by itself.
-      if (!all.every(Boolean) || entry.next !== next || this.#ownBoot !== boot) return;
+      if (all.some((one) => one !== 'done') || entry.next !== next || this.#ownBoot !== boot)
+        return;
       entry.prepared = next.pwId;
       this.#deps.onPrepared(entry.net);
     });
     return [...commands, told];
   }
 
-  #installPort(entry: NetEntry, port: LinkPort): Promise<void>[] {
+  #installPort(entry: NetEntry, port: LinkPort): Promise<unknown>[] {
     const { index, boot } = port;
     const ownBoot = this.#ownBoot;
-    port.key = entry.key;
     if (ownBoot === undefined || index === undefined || boot === undefined) return [];
     if (port.state !== 'ready') return [];
-    const fresh = { link: '', key: '', next: '', taken: Promise.resolve(true) };
+    const fresh = { link: '', key: '', next: '', taken: Promise.resolve<Told>('done') };
     const sent: Sent = this.#sent.get(port.id) ?? fresh;
     this.#sent.set(port.id, sent);
     const commands: Promise<unknown>[] = [];
     const failed = (): void => {
       // All of it once more, because one command may have needed the other.
       if (this.#sent.get(port.id) === sent) this.#sent.delete(port.id);
-      this.#retryAt = Math.min(this.#retryAt, this.#deps.now() + RETRY_MS);
     };
     const link: CommandFields<'link.set'> = {
       port: this.#deps.port,
@@ -449,7 +453,7 @@ export class NetTable {
     const text = fingerprint(link);
     if (sent.link !== text) {
       sent.link = text;
-      commands.push(this.#settle(this.#deps.dataPlane.request('link.set', link), failed));
+      commands.push(this.#tell('link.set', link, failed));
     }
     const first = sent.key === '';
     for (const [generation, which] of [
@@ -463,30 +467,24 @@ export class NetTable {
       const print = keyFingerprint(command, index, boot);
       if (sent[which] === print) continue;
       sent[which] = print;
-      const done = this.#settle(this.#deps.dataPlane.request('key.pair', command), failed);
-      if (which === 'next') sent.taken = done;
-      commands.push(done);
+      const told = this.#tell('key.pair', command, failed);
+      if (which === 'next') sent.taken = told;
+      commands.push(told);
     }
     // Whatever an earlier control plane left in the data plane is covered, too.
     if (first && entry.key !== undefined) {
       if (entry.oldest > 1) this.#dropAt(port.id, entry.oldest - 1, 0);
       if (entry.key.pwId > entry.oldest) this.#dropAt(port.id, entry.key.pwId - 1, GRACE_MS);
     }
-    return commands.map(async (command) => {
-      await command;
-    });
+    return commands;
   }
 
-  #tellRoutes(net: Id | '', prefixes: readonly string[]): Promise<void>[] {
+  #tellRoutes(net: Id | '', prefixes: readonly string[]): Promise<unknown>[] {
     const text = prefixes.join();
     if (this.#ownBoot === undefined || this.#routes.get(net) === text) return [];
     this.#routes.set(net, text);
     const command = { port: this.#deps.port, net, prefixes: prefixes.map(prefixOf) };
-    const done = this.#settle(this.#deps.dataPlane.request('routes.set', command), () => {
-      this.#routes.delete(net);
-      this.#retryAt = Math.min(this.#retryAt, this.#deps.now() + RETRY_MS);
-    });
-    return [done.then(() => {})];
+    return [this.#tell('routes.set', command, () => this.#routes.delete(net))];
   }
 
   /** Former generations: those before the oldest that may be heard at once, others after a while. */
@@ -501,28 +499,27 @@ export class NetTable {
   #dropAt(port: string, pwId: number, graceMs: number): void {
     if (this.#ownBoot === undefined) return;
     const drop = { port: this.#deps.port, peer: port, pwId, graceMs };
-    void this.#settle(this.#deps.dataPlane.request('key.drop', drop));
+    void tellDataPlane(this.#deps, 'key.drop', drop);
   }
 
   #remove(port: string): void {
     this.#sent.delete(port);
     if (this.#ownBoot === undefined) return;
-    const remove = { port: this.#deps.port, peer: port };
-    void this.#settle(this.#deps.dataPlane.request('peer.remove', remove));
+    void tellDataPlane(this.#deps, 'peer.remove', { port: this.#deps.port, peer: port });
   }
 
-  /** True if the data plane did it. A missing data plane is no failure: `installAll` will say it all again. */
-  async #settle(command: Promise<unknown>, failed: () => void = () => {}): Promise<boolean> {
-    try {
-      await command;
-      return true;
-    } catch (thrown) {
-      const error = asPairwireError(thrown);
-      if (error.code === 'DATAPLANE_GONE') return false;
-      failed();
-      this.#deps.onCommandFailed(error);
-      return false;
+  /** Says it, and again after a while if the data plane refuses. @param refused undoes what notes that it was said */
+  async #tell<T extends CommandType>(
+    type: T,
+    command: CommandFields<T>,
+    refused: () => void,
+  ): Promise<Told> {
+    const told = await tellDataPlane(this.#deps, type, command);
+    if (told === 'refused') {
+      refused();
+      this.#retryAt = Math.min(this.#retryAt, this.#deps.now() + RETRY_MS);
     }
+    return told;
   }
 }
 
@@ -530,7 +527,6 @@ function blankPort(net: Id, id: Id): LinkPort {
   return {
     ...{ id: `${net}/${id}`, role: 'link', state: 'absent', refusal: undefined, online: false },
     ...{ index: undefined, boot: undefined, bootSequence: 0, macs: [], ips: [], endpoints: [] },
-    key: undefined,
   };
 }
 

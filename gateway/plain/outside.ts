@@ -163,10 +163,10 @@ export class Outside {
   }
 
   /** Before all was told there is no list: a plain port does nothing without a complete one. */
-  #flushOwn(): Promise<void>[] {
+  #flushOwn(): Promise<unknown>[] {
     if (!this.#attached || !this.#complete) return [];
     const { port } = this.#deps;
-    const sent: Promise<void>[] = [];
+    const sent: Promise<unknown>[] = [];
     const tell = (macs: readonly MacAddress[], whole: boolean): void => {
       for (const { reset, more, some } of listParts(macs, OWN_BATCH, whole)) {
         const command = { port, reset, more, macs: some.map(macToBytes) };
@@ -187,7 +187,7 @@ export class Outside {
     return sent;
   }
 
-  #flushBehind(): Promise<void>[] {
+  #flushBehind(): Promise<unknown>[] {
     if (!this.#attached || this.#changed.size === 0) return [];
     const { port, now } = this.#deps;
     const gone: CommandFields<'behind.forget'>['entries'][number][] = [];
@@ -210,7 +210,7 @@ export class Outside {
       by.set(place.peer, list);
     }
     this.#changed.clear();
-    const sent: Promise<void>[] = [];
+    const sent: Promise<unknown>[] = [];
     for (const entries of batches(gone, BEHIND_BATCH)) {
       sent.push(tellDataPlane(this.#deps, 'behind.forget', { port, entries }));
     }

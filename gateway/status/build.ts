@@ -14,7 +14,7 @@ import type { DataPlaneLink } from '../dataplane/link.js';
 import type { AnswerTo, PeerStats, PortStats } from '../dataplane/messages.gen.js';
 import type { ClaimsStatus } from '../guard/claims.js';
 import type { PeerEntry, PeerTable } from '../key-table/peer-table.js';
-import type { LinkPort, NetTable } from '../link/net-table.js';
+import type { KeyedLinkPort, NetTable } from '../link/net-table.js';
 import type { Outside } from '../plain/outside.js';
 import type { ReporterStatus } from '../plain/reporter.js';
 import { endpointText, type MtuPlan } from '../underlay.js';
@@ -254,7 +254,7 @@ function portStatus(
 }
 
 function peerStatus(
-  entry: PeerEntry | LinkPort,
+  entry: PeerEntry | KeyedLinkPort,
   stats: PeerStats | undefined,
   rates: Rates,
   now: number,

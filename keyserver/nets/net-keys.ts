@@ -88,14 +88,9 @@ export class NetKeys {
     this.#rounds.close();
   }
 
-  /** Tells link ports of a net. */
-  tellLinks(entry: Net): void {
-    this.#tellLinks(entry);
-  }
-
   /** Tells link ports of a net, and the far server that there is something to ask for. */
   changed(entry: Net): void {
-    this.#tellLinks(entry);
+    this.tellLinks(entry);
     if (entry.member !== undefined) this.#deps.tellServer(entry.member);
   }
 
@@ -146,7 +141,7 @@ export class NetKeys {
     if (news !== undefined) {
       if (news.restored) this.#count('restored', 'forced');
       if (news.differs) this.#judge(member, entry, told);
-      this.#tellLinks(entry);
+      this.tellLinks(entry);
     }
     const { key, pwId, oldest, next } = entry;
     if (key === undefined) throw new NotFound();
@@ -265,7 +260,7 @@ export class NetKeys {
     const { row, learned } = entry;
     if (row.pwId !== pwId) metrics.netRekeys.inc({ reason: 'learned', step: 'learned' });
     if (row.told.join() !== told.join()) this.#judge(net, learned, told);
-    this.#tellLinks(learned);
+    this.tellLinks(learned);
     if (learned.next === undefined) this.#waiting.delete(net);
     else await this.#lookAfter(net);
   }
@@ -322,7 +317,7 @@ export class NetKeys {
     }
     if (!due) return;
     waiting.toldAt = now();
-    if (missing.length > 0) this.#tellLinks(entry);
+    if (missing.length > 0) this.tellLinks(entry);
     if (member !== undefined && !waiting.far) this.#deps.tellServer(member);
     if (now() - waiting.namedAt < SLOW) return;
     waiting.namedAt = now();
@@ -381,7 +376,8 @@ export class NetKeys {
     throw tooOften(member);
   }
 
-  #tellLinks(entry: Net): void {
+  /** Tells our link ports of a net. */
+  tellLinks(entry: Net): void {
     this.#deps.tellLinks(netChange(entry, this.#services.net));
   }
 

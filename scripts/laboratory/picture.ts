@@ -2,7 +2,7 @@
  * A topology as a picture (SVG): each segment is a bar, each host a box that hangs on it; hosts on two segments
  * stand between their bars.
  */
-import type { Topology, TopologyHost } from './topology.js';
+import type { Topology, TopologyGateway, TopologyHost } from './topology.js';
 
 /** Pixels. */
 const BOX = { width: 168, height: 96, gap: 16 } as const;
@@ -89,21 +89,18 @@ function places(host: TopologyHost): string[] {
   return [...new Set(host.interfaces.map(({ segment }) => segment))];
 }
 
+/** What a host without a key server is. */
+function kindOf(host: TopologyHost, gateways: readonly TopologyGateway[]): keyof typeof COLOURS {
+  const isLink = ({ token }: TopologyGateway) => token[token.indexOf('--role') + 1] === 'link';
+  if (gateways.some(isLink)) return 'link';
+  if (gateways.length > 0) return 'member';
+  return host.kind === 'plain' ? 'plain' : 'router';
+}
+
 function box(topology: Topology, name: string, host: TopologyHost, x: number, y: number): string {
   const gateways = topology.gateways.filter((one) => one.host === name);
   const servers = Object.entries(topology.keyServers).filter(([, one]) => one.host === name);
-  const role = (gateway: (typeof gateways)[number]) =>
-    gateway.token[gateway.token.indexOf('--role') + 1];
-  const kind =
-    servers.length > 0
-      ? 'server'
-      : gateways.some((one) => role(one) === 'link')
-        ? 'link'
-        : gateways.length > 0
-          ? 'member'
-          : host.kind === 'plain'
-            ? 'plain'
-            : 'router';
+  const kind = servers.length > 0 ? 'server' : kindOf(host, gateways);
   const lines = [
     ...host.interfaces.flatMap(({ name: device, addresses }) =>
       addresses.filter((one) => !one.includes(':')).map((one) => `${device} ${one}`),

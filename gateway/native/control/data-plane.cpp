@@ -56,12 +56,14 @@ std::vector<MacAddress> to_macs(const std::vector<std::array<std::uint8_t, 6>>& 
   return macs;
 }
 
-std::vector<Endpoint> to_endpoints(const std::vector<messages::Endpoint>& candidates) {
+/// `who` of those that may not have such an address.
+std::vector<Endpoint> to_endpoints(const std::vector<messages::Endpoint>& candidates,
+                                   const char* who) {
   std::vector<Endpoint> endpoints;
   endpoints.reserve(candidates.size());
   for (const messages::Endpoint& candidate : candidates) {
     const auto endpoint = Endpoint::from(candidate.ip.bytes(), candidate.port);
-    if (!endpoint) throw CommandError("not an address that a member can have");
+    if (!endpoint) throw CommandError(std::string("not an address that a ") + who + " can have");
     endpoints.push_back(*endpoint);
   }
   return endpoints;
@@ -370,7 +372,7 @@ Answer DataPlane::on(const command::Lease& command) {
 
 Answer DataPlane::on(const command::PeerSet& command) {
   Port& port = require_port(command.port);
-  std::vector<Endpoint> endpoints = to_endpoints(command.endpoints);
+  std::vector<Endpoint> endpoints = to_endpoints(command.endpoints, "member");
   const PortSettings& settings = port.tables().settings();
   if (settings.transport == Transport::kEthernet) {
     // A member is where its addresses are: nothing is told, and nothing found out.
@@ -397,7 +399,7 @@ Answer DataPlane::on(const command::LinkSet& command) {
                                        .index = command.index,
                                        .boot = command.boot,
                                        .macs = {},
-                                       .endpoints = to_endpoints(command.endpoints),
+                                       .endpoints = to_endpoints(command.endpoints, "link port"),
                                        .online = command.online,
                                        .net = command.net},
                                       now);
@@ -520,12 +522,7 @@ Answer DataPlane::on(const command::ProbeKey& command) {
 Answer DataPlane::on(const command::RelaySet& command) {
   Port& port = require_port(command.port);
   if (port.tables().settings().transport != Transport::kUdp) throw CommandError("not on udp");
-  std::vector<Endpoint> addresses;
-  for (const messages::Endpoint& one : command.addresses) {
-    const auto address = Endpoint::from(one.ip.bytes(), one.port);
-    if (!address) throw CommandError("not an address that a relay can have");
-    addresses.push_back(*address);
-  }
+  std::vector<Endpoint> addresses = to_endpoints(command.addresses, "relay");
   if (command.index == 0 && !addresses.empty()) throw CommandError("index 0");
   RelayTicket ticket{command.index, command.not_after_ms, {}};
   std::ranges::copy(command.ticket, ticket.key.begin());

@@ -111,15 +111,9 @@ InterfaceAddress parse_address(const std::string& text) {
 
 /// A prefix that is routed: never all addresses, because the key server is reached by another way.
 InterfaceAddress parse_route(const std::string& text) {
-  InterfaceAddress route = parse_address(text);
+  const InterfaceAddress route = parse_address(text);
   if (is_link_local(route)) refuse("'" + text + "' can't be routed");
-  const int size = route.family == AF_INET ? 4 : 16;
-  for (int i = 0; i < size; ++i) {
-    const int fixed = std::clamp(route.prefix - 8 * i, 0, 8);
-    auto& byte = route.bytes[static_cast<std::size_t>(i)];
-    byte = static_cast<std::uint8_t>(byte & ~(0xff >> fixed));
-  }
-  return route;
+  return with_host_bits(route, false);
 }
 
 in6_addr parse_bind(const std::string& text) {
@@ -317,6 +311,18 @@ std::string to_text(const std::array<std::uint8_t, 6>& mac) {
   std::snprintf(text.data(), text.size(), "%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2],
                 mac[3], mac[4], mac[5]);
   return text.data();
+}
+
+InterfaceAddress with_host_bits(const InterfaceAddress& address, bool ones) {
+  InterfaceAddress out = address;
+  const int size = address.family == AF_INET ? 4 : 16;
+  for (int i = 0; i < size; ++i) {
+    const int fixed = std::clamp(address.prefix - 8 * i, 0, 8);
+    const auto host = static_cast<std::uint8_t>(0xff >> fixed);
+    auto& byte = out.bytes[static_cast<std::size_t>(i)];
+    byte = static_cast<std::uint8_t>(ones ? byte | host : byte & ~host);
+  }
+  return out;
 }
 
 bool is_link_local(const InterfaceAddress& address) {

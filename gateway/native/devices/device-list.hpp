@@ -86,6 +86,9 @@ std::string read_device_list(const std::string& file);
 std::string to_text(const std::array<std::uint8_t, 6>& mac);
 std::string to_text(const InterfaceAddress& address);  ///< without the prefix
 
+/// The address with all bits behind its prefix set, or clear.
+InterfaceAddress with_host_bits(const InterfaceAddress& address, bool ones);
+
 /// IPv6 fe80::/10: every interface may have the same ones.
 bool is_link_local(const InterfaceAddress& address);
 

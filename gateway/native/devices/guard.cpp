@@ -17,18 +17,6 @@ constexpr const char* kNft = "/usr/sbin/nft";
 /// More addresses on one TAP than this are a mistake, or an attack by router advertisements.
 constexpr std::size_t kMaxAddresses = 512;
 
-InterfaceAddress with_host_bits(const InterfaceAddress& address, bool ones) {
-  InterfaceAddress out = address;
-  const int size = address.family == AF_INET ? 4 : 16;
-  for (int i = 0; i < size; ++i) {
-    const int fixed = std::clamp(address.prefix - 8 * i, 0, 8);
-    const auto host = static_cast<std::uint8_t>(0xff >> fixed);
-    auto& byte = out.bytes[static_cast<std::size_t>(i)];
-    byte = static_cast<std::uint8_t>(ones ? byte | host : byte & ~host);
-  }
-  return out;
-}
-
 /// Interface names as further elements of a set.
 std::string quoted(const std::vector<std::string>& names) {
   std::string out;

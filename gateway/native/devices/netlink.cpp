@@ -120,6 +120,14 @@ std::vector<std::uint8_t> Netlink::ask(std::span<const std::uint8_t> request, bo
   }
 }
 
+void Netlink::change(std::span<const std::uint8_t> request, int fine) {
+  try {
+    ask(request, false);
+  } catch (const std::system_error& error) {
+    if (error.code().value() != fine) throw;
+  }
+}
+
 std::optional<Link> Netlink::find_link(const std::string& name) {
   ifinfomsg header{};
   Request request(RTM_GETLINK, 0, header);
@@ -140,22 +148,14 @@ void Netlink::add_address(int index, const InterfaceAddress& address) {
   header.ifa_prefixlen = address.prefix;
   header.ifa_index = static_cast<std::uint32_t>(index);
   Request request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK, header);
-  const auto bytes = std::span(address.bytes).first(address.family == AF_INET ? 4 : 16);
+  const auto bytes = bytes_of(address);
   request.attribute(IFA_LOCAL, bytes);
   request.attribute(IFA_ADDRESS, bytes);
   if (address.family == AF_INET && address.prefix < 31) {
-    std::array<std::uint8_t, 4> broadcast{};
-    for (std::size_t i = 0; i < 4; ++i) {
-      const int fixed = std::clamp(address.prefix - static_cast<int>(8 * i), 0, 8);
-      broadcast[i] = static_cast<std::uint8_t>(address.bytes[i] | (0xff >> fixed));
-    }
-    request.attribute(IFA_BROADCAST, broadcast);
+    const InterfaceAddress broadcast = with_host_bits(address, true);
+    request.attribute(IFA_BROADCAST, bytes_of(broadcast));
   }
-  try {
-    ask(request.finish(), false);
-  } catch (const std::system_error& error) {
-    if (error.code().value() != EEXIST) throw;
-  }
+  change(request.finish(), EEXIST);
 }
 
 void Netlink::add_route(int index, const InterfaceAddress& prefix) {
@@ -168,11 +168,7 @@ void Netlink::add_route(int index, const InterfaceAddress& prefix) {
   request.attribute(RTA_OIF, bytes_of(static_cast<std::uint32_t>(index)));
   // IPv4 has 0, the best, without being told; IPv6 1,024.
   if (prefix.family == AF_INET6) request.attribute(RTA_PRIORITY, bytes_of(kBestMetric));
-  try {
-    ask(request.finish(), false);
-  } catch (const std::system_error& error) {
-    if (error.code().value() != EEXIST) throw;
-  }
+  change(request.finish(), EEXIST);
 }
 
 void Netlink::add_barrier(const InterfaceAddress& prefix) {
@@ -191,11 +187,7 @@ void Netlink::change_barrier(const InterfaceAddress& prefix, bool add) {
                   static_cast<std::uint16_t>(NLM_F_ACK | (add ? NLM_F_CREATE : 0)), header);
   request.attribute(RTA_DST, bytes_of(prefix));
   request.attribute(RTA_PRIORITY, bytes_of(kBarrierMetric));
-  try {
-    ask(request.finish(), false);
-  } catch (const std::system_error& error) {
-    if (error.code().value() != (add ? EEXIST : ESRCH)) throw;
-  }
+  change(request.finish(), add ? EEXIST : ESRCH);
 }
 
 void Netlink::delete_link(int index) {

@@ -33,8 +33,10 @@ class Netlink {
   std::vector<AssignedAddress> addresses();
 
  private:
-  /// Sends one request; calls nothing back, returns the answers' messages one behind the other.
   void change_barrier(const InterfaceAddress& prefix, bool add);
+  /// A request without answer; the error `fine` says that it is so already.
+  void change(std::span<const std::uint8_t> request, int fine);
+  /// Sends one request; calls nothing back, returns the answers' messages one behind the other.
   std::vector<std::uint8_t> ask(std::span<const std::uint8_t> request, bool dump);
 
   UniqueFd fd_;

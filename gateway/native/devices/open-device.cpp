@@ -88,19 +88,13 @@ void configure(int control, const TapDevice& tap, const Link& link) {
   set(SIOCSIFTXQLEN, request, "txqueuelen");
 }
 
-void set_no_arp(int control, const std::string& interface) {
+/// Flags are only ever added; what has them already is left alone.
+void add_flags(int control, const std::string& interface, int flags) {
   ifreq request = request_for(interface);
   if (ioctl(control, SIOCGIFFLAGS, &request) != 0) throw_errno(interface + ": flags");
-  request.ifr_flags = static_cast<short>(request.ifr_flags | IFF_NOARP);
-  if (ioctl(control, SIOCSIFFLAGS, &request) != 0) throw_errno(interface + ": arp off");
-}
-
-void bring_up(int control, const std::string& interface) {
-  ifreq request = request_for(interface);
-  if (ioctl(control, SIOCGIFFLAGS, &request) != 0) throw_errno(interface + ": flags");
-  if ((request.ifr_flags & IFF_UP) != 0) return;
-  request.ifr_flags = static_cast<short>(request.ifr_flags | IFF_UP);
-  if (ioctl(control, SIOCSIFFLAGS, &request) != 0) throw_errno(interface + ": up");
+  if ((request.ifr_flags & flags) == flags) return;
+  request.ifr_flags = static_cast<short>(request.ifr_flags | flags);
+  if (ioctl(control, SIOCSIFFLAGS, &request) != 0) throw_errno(interface + ": flags");
 }
 
 /// Accepts frames of our EtherType whose destination is in the list or is the broadcast address.
@@ -182,9 +176,9 @@ OpenedTap open_tap(Netlink& netlink, const TapDevice& tap, uid_t owner,
     silence_ipv6(tap.name);
     if (!is_in(netlink, tap.name, tap.bridge)) put_into_bridge(tap.bridge, link->index);
   }
-  if (!tap.arp) set_no_arp(control.get(), tap.name);
+  if (!tap.arp) add_flags(control.get(), tap.name, IFF_NOARP);
   before_up();
-  bring_up(control.get(), tap.name);
+  add_flags(control.get(), tap.name, IFF_UP);
   for (const InterfaceAddress& route : tap.routes) netlink.add_barrier(route);
   add_routes(netlink, tap);
   // Last, so that a TAP whose making failed half-way is gone with its descriptor.
@@ -258,7 +252,7 @@ UniqueFd open_udp(const UdpDevice& udp) {
 void bring_up(const std::string& interface) {
   const UniqueFd control(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   if (!control) throw_errno("socket");
-  bring_up(control.get(), interface);
+  add_flags(control.get(), interface, IFF_UP);
 }
 
 UniqueFd open_ethernet(const EthernetDevice& ethernet, const Link& link) {

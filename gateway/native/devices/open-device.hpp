@@ -29,10 +29,10 @@ struct OpenedTap {
 OpenedTap open_tap(Netlink& netlink, const TapDevice& tap, uid_t owner,
                    const std::function<void()>& before_up);
 
-/// True if the TAP was there and ours, and is gone now.
 /// Puts the TAP's routes back, which go when it is down; does nothing while it is.
 void add_routes(Netlink& netlink, const TapDevice& tap);
 
+/// True if the TAP was there and ours, and is gone now.
 bool remove_tap(Netlink& netlink, const TapDevice& tap, uid_t owner);
 
 /// A UDP socket as the transport `udp` wants it: one IPv6 socket for both families (IPv4 alone
