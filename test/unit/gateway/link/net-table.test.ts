@@ -2,6 +2,7 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { Pins } from '../../../../gateway/key-table/pins.js';
 import { Verifier } from '../../../../gateway/key-table/verifier.js';
@@ -226,6 +227,8 @@ describe('the nets of a link port', () => {
     bench.table.take(bench.change(1, { ports: [bench.gw.record(own, 1)], next }));
     expect(await dataPlane.holds()).toEqual([]);
     expect(bench.failed.splice(0).length).toBeGreaterThan(0);
+    // What follows from the answers has happened by then.
+    await setImmediate();
     expect([bench.prepared, bench.table.prepared()]).toEqual([[], []]);
     await dataPlane.newBoot();
     await bench.table.installAll(dataPlane.boot);
