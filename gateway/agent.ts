@@ -36,6 +36,7 @@ import {
   insideInterfaces,
   loadGatewayConfig,
   netsOf,
+  PASSABLE,
   type PortConfig,
   splitHostPort,
 } from './config.js';
@@ -502,7 +503,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       transport: transport.kind,
       udpPort: transport.kind === 'udp' ? transport.port : 0,
       underlayMtu: Math.min(this.#options.mtu.underlay, MAX_OUTER_PACKET),
-      device: transport.kind === 'ethernet' ? transport.device : '',
+      device: transport.kind === 'udp' ? '' : transport.device,
       macs: this.#identity.member.macs.map(macToBytes),
       suite: settings.suite,
       backend: this.#backendWanted(),
@@ -517,7 +518,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       ...kindFields(port, this.#config.subnet),
       rights: rightsBits(this.#identity.member.grant.rights),
       // On a plain side the bridge has the addresses, if anybody.
-      broadcasts: broadcastsOf(port.kind === 'plain' ? port.bridge : port.interface).slice(0, 16),
+      broadcasts: broadcastsOf('bridge' in port ? port.bridge : port.interface).slice(0, 16),
     });
   }
 
@@ -1002,9 +1003,13 @@ function kindFields(port: PortConfig, subnet: Id) {
   const { kind } = port;
   const plain = { broadcast: 'all', stp: 'drop', learnSeconds: 300 };
   if (kind === 'link') {
-    return { kind, net: port.net ?? subnet, ...plain, stormFrames: 0, answer: false };
+    const pass = Buffer.from(port.level === 'ip' ? port.pass.map((name) => PASSABLE[name]) : []);
+    return { kind, net: port.net ?? subnet, pass, ...plain, stormFrames: 0, answer: false };
   }
-  const common = { kind, net: '', stormFrames: port.storm, answer: port.answerNeighbours };
+  const common = {
+    ...{ kind, net: '', pass: Buffer.alloc(0) },
+    ...{ stormFrames: port.storm, answer: port.answerNeighbours },
+  };
   if (kind === 'host') return { ...common, ...plain };
   const { broadcast, stp, learnSeconds } = port;
   return { ...common, broadcast, stp, learnSeconds };

@@ -371,9 +371,7 @@ export class Lab {
       'join',
       ...['--dir', this.gatewayDir(name), '--token-file', tokenFile],
       ...['--interface', gateway.interface],
-      ...(gateway.ethernet === undefined
-        ? ['--port', String(gateway.port)]
-        : ['--transport', 'ethernet', '--device', gateway.ethernet]),
+      ...underlayOptions(gateway),
       ...addresses,
       ...gateway.join,
     ]);
@@ -515,4 +513,11 @@ export function isConnected(status: Status): boolean {
     status.server.lastSync !== null &&
     status.ports.every((port) => port.index !== null)
   );
+}
+
+/** Options of `pairwire join` for what carries its frames. */
+function underlayOptions({ ethernet, wire, port }: TopologyGateway): string[] {
+  if (wire !== undefined) return ['--transport', 'ip', '--device', wire];
+  if (ethernet !== undefined) return ['--transport', 'ethernet', '--device', ethernet];
+  return ['--port', String(port)];
 }

@@ -97,6 +97,8 @@ const gatewaySchema = z.strictObject({
   port: z.int().min(1).max(65_535).default(7000),
   /** Transport `ethernet` on this interface, without IP; without it `udp`. */
   ethernet: interfaceNameSchema.optional(),
+  /** A link port of level `ip` towards a router on this interface. */
+  wire: interfaceNameSchema.optional(),
   /** Rights of its grant: it, or what is behind its plain port, advertises itself as router or serves DHCP. */
   rights: z.array(z.enum(RIGHTS)).default([]),
   /** Ways through its interface, once that is there. */
