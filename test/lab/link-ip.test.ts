@@ -2,8 +2,11 @@
  * Two subnets, linked at level `ip`: on each side a bump in the wire between the subnet and its router. The routers are
  * ordinary ones and the packets keep their IP header (config/lab/bump-in-the-wire.yaml has the picture).
  */
+import { readFileSync, writeFileSync } from 'node:fs';
 import { beforeAll, describe, expect, test } from 'vitest';
+import { parseDocument } from 'yaml';
 import { z } from 'zod';
+import { gatewayPaths } from '../../gateway/paths.js';
 import type { Lab } from '../../scripts/laboratory/lab.js';
 import { waitFor } from '../../scripts/laboratory/processes.js';
 import { NumberedStream } from '../../scripts/laboratory/stream.js';
@@ -285,6 +288,29 @@ describe('two subnets, linked at level ip', () => {
       ...['bridge ok', 'link ok', 'port ok'],
     ]);
   });
+
+  test('what the configuration lets pass crosses in clear, and nothing else', async () => {
+    const { lab } = handle;
+    const file = gatewayPaths(lab.gatewayDir(link('east'))).config;
+    const config = parseDocument(readFileSync(file, 'utf8'));
+    config.setIn(['ports', 0, 'pass'], ['icmp']);
+    writeFileSync(file, config.toString());
+    await lab.stopGateway(link('east'));
+    await lab.startGateway(link('east'));
+    const router = address4('east', 1);
+    expect((await ping(lab, 'alice', router, { count: 5 })).received).toBe(5);
+    expect((await ping(lab, 'alice', address6('east', 1), { waitMs: 300 })).received).toBe(0);
+    const door = await lab.capture('door-east');
+    const options = { count: 5, pattern: Buffer.from(MARKER).toString('hex') };
+    expect((await ping(lab, 'alice', router, options)).received).toBe(5);
+    // Between subnets it is sealed all the same.
+    expect((await ping(lab, 'alice', address4('west'), { count: 5 })).received).toBe(5);
+    const clear = (await door.stop()).filter(
+      ({ bytes }) => !['arp', 'nd', 'mld', 'sealed'].includes(contentOf(bytes)),
+    );
+    expect(clear).toHaveLength(10);
+    expect(clear.every(({ bytes }) => bytes.includes(MARKER))).toBe(true);
+  }, 60_000);
 
   test('without the link nothing gets past the gate, and it is back by itself', async () => {
     const { lab } = handle;

@@ -252,7 +252,8 @@ void Inbound::receive_wire(Bytes frame, bool held) {
     const auto error = parse_icmp_error(packet);
     if (error && error->protocol == kIpProtocol) return receive_complaint(frame, *error);
   }
-  if (crosses_in_clear(frame, share_.tables.settings())) return deliver_in_clear(frame);
+  if (crosses_in_clear(frame, share_.tables.settings(), share_.tables.routes()))
+    return deliver_in_clear(frame);
   share_.drops.count(DropReason::net_clear);
 }
 

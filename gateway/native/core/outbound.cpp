@@ -368,7 +368,8 @@ void Outbound::take_unicast(const VlanMac& destination, Bytes packet, bool held)
 /// are there before any traffic is, or none is let out: nothing waits.
 void Outbound::take_for_net(Bytes packet) {
   const ConstBytes frame = packet.subspan(kVnetHeaderSize);
-  if (wire_ && crosses_in_clear(frame, share_.tables.settings())) return pass_in_clear(packet);
+  if (wire_ && crosses_in_clear(frame, share_.tables.settings(), share_.tables.routes()))
+    return pass_in_clear(packet);
   const auto ethernet = parse_ethernet(frame);
   const auto ends = ip_ends(frame.subspan(kEthernetHeaderSize));
   if (!ethernet || !ends || ethernet->size != kEthernetHeaderSize ||

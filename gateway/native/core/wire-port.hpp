@@ -4,12 +4,15 @@
 #pragma once
 
 #include "core/bytes.hpp"
+#include "core/net-routes.hpp"
 
 namespace pairwire {
 
 struct PortSettings;
 
-/// Whether `frame` may cross in clear, in either direction. Never a frame with a VLAN tag.
-[[nodiscard]] bool crosses_in_clear(ConstBytes frame, const PortSettings& settings) noexcept;
+/// Whether `frame` may cross in clear, in either direction. Never a frame with a VLAN tag, nor,
+/// besides neighbour discovery, one from or to another subnet: that is sealed or nothing.
+[[nodiscard]] bool crosses_in_clear(ConstBytes frame, const PortSettings& settings,
+                                    const NetRoutes& routes) noexcept;
 
 }  // namespace pairwire

@@ -413,6 +413,17 @@ TEST_CASE("wire: subnet and router find each other in clear, and say nothing els
   settings->pass = {89};
   wire.east.tables.set_settings(std::move(settings));
   CHECK(both_ways(ospf) == std::pair(true, true));
+  // Between the subnets it is sealed all the same, or nothing.
+  ospf.at(kIp + 19) = 4;
+  write_ip_checksum(ospf, kIp, 20);
+  const auto between = wire.leaving(ospf);
+  REQUIRE(between.size() == 1);
+  CHECK(between[0].at(kIp + 9) == 253);
+  settings = wire.west.settings();
+  settings->pass = {89};
+  wire.west.tables.set_settings(std::move(settings));
+  Wire::give(wire.west_cable, wire.west, ospf);
+  CHECK_FALSE(wire.west.to_host());
 }
 
 TEST_CASE("wire: a packet that comes before its key waits with its outer header") {
