@@ -23,4 +23,6 @@ export interface Services {
   readonly log: Logger;
   /** Key-server time, ms since 1970. */
   readonly now: () => number;
+  /** False while a member that another key server of this subnet has may not be known here. */
+  readonly knowsAll?: () => boolean;
 }

@@ -69,6 +69,8 @@ export async function locate(
     if (member !== undefined) return known({ member, behind: behindOf(learned, now()) });
   }
   const port = await defaultPort(services, asker);
+  // Nor can it be known while a key server is away where it may be a member's own.
+  if (port !== undefined && services.knowsAll?.() === false) throw new NotYet();
   // It may be the address of a member that was forgotten.
   if (port !== undefined && (await store.counters()).putBack) throw new NotYet();
   const others = (await store.plainMembers()).filter(
