@@ -164,8 +164,22 @@ export class KeyServer {
     const { subnet, server } = store.meta;
     const net = options.net ?? { id: subnet, prefixes: [] };
     const knowsAll = (): boolean => this.#cascade.isComplete;
+    const seek: Services['seek'] = (vlan, mac) => this.#cascade.seek(vlan, mac);
     this.#services = {
-      ...{ store, subnet, server, net, operator, settings, audit, metrics, log, now, knowsAll },
+      ...{
+        store,
+        subnet,
+        server,
+        net,
+        operator,
+        settings,
+        audit,
+        metrics,
+        log,
+        now,
+        knowsAll,
+        seek,
+      },
     };
     this.#relay =
       options.relay === undefined

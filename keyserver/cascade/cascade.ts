@@ -11,11 +11,13 @@
  */
 import { RequestError } from '../../src/net/channel.js';
 import type { Id } from '../../src/protocol/ids.js';
-import { type CascadeWord, MAX_WANTS } from '../../src/protocol/messages.js';
+import type { MacAddress } from '../../src/protocol/mac.js';
+import { type CascadeWord, MAX_SEEKS, MAX_WANTS } from '../../src/protocol/messages.js';
 import type { Signed } from '../../src/protocol/signed.js';
 import type { Clock } from '../../src/runtime/clock.js';
 import { enrolByToken, grantIn, peeringKeys, readPeerToken } from '../peering.js';
 import { NotYet, Refusal } from '../refusal.js';
+import { counts, isOwned, type Place, UNKNOWN_FOR_MS } from '../registry/directory.js';
 import { TokenBuckets } from '../registry/token-bucket.js';
 import type { Services } from '../services.js';
 import type {
@@ -74,6 +76,14 @@ export interface PeerServerState {
 
 type Want = CascadeWord['wants'][number];
 type Confirm = CascadeWord['confirms'][number];
+type FoundPlace = CascadeWord['places'][number];
+
+/** An address that is looked for. */
+interface Seek extends Outside {
+  found: FoundPlace | undefined;
+}
+
+type Outside = Pick<FoundPlace, 'vlan' | 'mac'>;
 
 /** One other server. */
 interface Other {
@@ -84,6 +94,9 @@ interface Other {
   readonly wants: Map<string, Want>;
   readonly confirms: Map<string, Confirm>;
   group: { confirmed?: number; worn?: number };
+  /** Addresses that our members look for, and where those are that it looks for. */
+  readonly seeks: Map<string, Seek>;
+  readonly places: Map<string, FoundPlace>;
   away: NodeJS.Timeout | undefined;
   isAway: boolean;
   problem: string | undefined;
@@ -213,6 +226,37 @@ export class Cascade {
       INDEX_PATIENCE,
     );
     return store.memberByIndex(index);
+  }
+
+  /** Which plain member of another server an address outside is behind, as that one says now. */
+  async seek(vlan: number, mac: MacAddress): Promise<Place | undefined> {
+    const { store } = this.#services;
+    const name = `${vlan} ${mac}`;
+    const asked: Seek[] = [];
+    for (const other of this.#others.values()) {
+      if (!this.#isThere(other)) continue;
+      const known = other.seeks.get(name);
+      // One more than fit: as if it had not been found.
+      if (known === undefined && other.seeks.size >= MAX_SEEKS) continue;
+      const seek = known ?? { vlan, mac, found: undefined };
+      other.seeks.set(name, seek);
+      asked.push(seek);
+      this.#say(other);
+    }
+    await this.#waitFor(
+      () => Promise.resolve(asked.every(({ found }) => found !== undefined)),
+      INDEX_PATIENCE,
+    );
+    for (const { seeks } of this.#others.values()) {
+      const own = seeks.get(name);
+      if (own !== undefined && asked.includes(own)) seeks.delete(name);
+    }
+    const places = asked.flatMap(({ found }) => (found?.member === undefined ? [] : [found]));
+    const place = places.find(({ pinned }) => pinned) ?? places[0];
+    const member = place?.member === undefined ? undefined : await store.member(place.member);
+    if (place === undefined || member?.state !== 'active') return undefined;
+    // Nothing is pushed of it when it moves, so it is asked for again soon.
+    return { member, behind: { vlan, mac, ms: UNKNOWN_FOR_MS, pinned: place.pinned } };
   }
 
   /** A member of ours finds a key worn that another server makes. */
@@ -370,6 +414,11 @@ export class Cascade {
     for (const [name] of confirms) other.confirms.delete(name);
     const { group } = other;
     other.group = {};
+    const places = [...other.places].slice(0, MAX_SEEKS);
+    for (const [place] of places) other.places.delete(place);
+    const seeks = [...other.seeks.values()]
+      .filter(({ found }) => found === undefined)
+      .map(({ vlan, mac }) => ({ vlan, mac }));
     return {
       ...{ server, number, first: this.first, tag, epoch, time: this.#services.now() },
       skewMs: this.#deps.time.offset,
@@ -378,6 +427,7 @@ export class Cascade {
       ...(told === undefined ? {} : { state: told }),
       wants,
       confirms: confirms.map(([, confirm]) => confirm),
+      ...{ seeks, places: places.map(([, place]) => place) },
       ...(Object.keys(group).length === 0 ? {} : { group }),
     };
   }
@@ -412,7 +462,9 @@ export class Cascade {
     }
     await this.#note(other, row);
     this.#heard(other);
-    const { wants, confirms, group } = word;
+    const { wants, confirms, group, seeks, places } = word;
+    for (const outside of seeks) await this.#sought(other, outside);
+    for (const place of places) await this.#found(other, place);
     for (const want of wants) await this.#wanted(server, want);
     for (const { a, b, pwId } of confirms) {
       if ((await store.member(b))?.home === server) await this.#deps.confirmed(b, a, pwId);
@@ -422,7 +474,7 @@ export class Cascade {
     }
     if (this.isFirst && group?.worn !== undefined) await this.#deps.groupWorn(group.worn);
     this.#compareClocks(other, word);
-    return state?.more === true || wants.length > 0;
+    return state?.more === true || wants.length > 0 || seeks.length > 0;
   }
 
   #judge({ row }: Other, { server, number, first, tag }: CascadeWord): void {
@@ -470,6 +522,33 @@ export class Cascade {
     }
     if (foreign.state !== 'active' || own.state !== 'active') return;
     await this.#deps.wanted(foreign, own, make, worn);
+  }
+
+  /** A server looks for an address that may be behind one of our plain ports. */
+  async #sought(other: Other, { vlan, mac }: Outside): Promise<void> {
+    const { store, now } = this.#services;
+    const entry = (await isOwned(store, mac)) ? undefined : await store.learned(vlan, mac);
+    const place = entry !== undefined && counts(entry, now()) ? entry : undefined;
+    const member = place === undefined ? undefined : await store.member(place.member);
+    const ours = member?.state === 'active' && member.role === 'plain' && member.home === undefined;
+    other.places.set(`${vlan} ${mac}`, {
+      ...{ vlan, mac, pinned: ours && place?.pinned === true },
+      ...(ours ? { member: member.id } : {}),
+    });
+  }
+
+  /** A server says where an address is that we look for. */
+  async #found({ row, seeks }: Other, place: FoundPlace): Promise<void> {
+    const seek = seeks.get(`${place.vlan} ${place.mac}`);
+    if (seek === undefined) return;
+    const { server } = row;
+    const { vlan, mac, member: id } = place;
+    const member = id === undefined ? undefined : await this.#services.store.member(id);
+    const wrong = member?.home !== server || member.role !== 'plain';
+    seek.found = wrong ? { vlan, mac, pinned: false } : place;
+    if (id === undefined || !wrong) return;
+    const why = 'that member is not at home there';
+    this.#deps.refused(server, new Refusal('refused', 'cascade_home', why, { id, server }));
   }
 
   async #note(other: Other, row: PeerServer): Promise<void> {
@@ -524,6 +603,7 @@ export class Cascade {
   #know(row: PeerServer): Other {
     const known: Other = {
       ...{ row, link: undefined, has: undefined, wants: new Map(), confirms: new Map() },
+      ...{ seeks: new Map(), places: new Map() },
       ...{ group: {}, away: undefined, isAway: false, problem: undefined, skewMs: undefined },
       ...{ alarmed: false, turn: Promise.resolve() },
     };

@@ -137,7 +137,7 @@ async function askCommon(
     for (;;) {
       const word: CascadeWord = {
         ...{ server, number, first: token.cascade.server, epoch: Buffer.alloc(8) },
-        ...{ time: Date.now(), have, wants: [], confirms: [] },
+        ...{ time: Date.now(), have, wants: [], confirms: [], seeks: [], places: [] },
       };
       const answer = await client.request(
         { t: 'cascade.sync', word },

@@ -187,6 +187,8 @@ export type Change = z.infer<typeof changeSchema>;
 
 /** Most questions about pairs, and most confirmations, of one key server to another in one message. */
 export const MAX_WANTS = 256;
+/** Most addresses outside that it asks for, or tells of, in one. */
+export const MAX_SEEKS = 64;
 
 /** State that is at home at one key server of a subnet, as it tells the others. */
 export const homeChangeSchema = z.discriminatedUnion('kind', [
@@ -254,6 +256,17 @@ export const cascadeWordSchema = z.strictObject({
     .max(MAX_WANTS),
   /** The speaker's members can receive under these next generations. */
   confirms: z.array(z.strictObject({ a: idSchema, b: idSchema, pwId })).max(MAX_WANTS),
+  /** The speaker's members look for these addresses, which may be behind plain ports of the receiver. */
+  seeks: z.array(z.strictObject({ vlan: vlanSchema, mac: macSchema })).max(MAX_SEEKS),
+  /** Where addresses are that the receiver has asked for; without `member`, behind none of the speaker's. */
+  places: z
+    .array(
+      z.strictObject({
+        ...{ vlan: vlanSchema, mac: macSchema, member: idSchema.optional() },
+        pinned: z.boolean(),
+      }),
+    )
+    .max(MAX_SEEKS),
   /** All holders there can receive under this next generation of the group key. */
   group: z.strictObject({ confirmed: pwId.optional(), worn: pwId.optional() }).optional(),
 });

@@ -66,7 +66,7 @@ const FIELDS: Readonly<Record<RequestType, Record<string, unknown>>> = {
     word: {
       ...{ server: 'x', number: 1, first: 's1', tag: 0, epoch: randomBytes(8), time: 1 },
       ...{ have: { epoch: randomBytes(8), cursor: 0 }, settings: signed },
-      ...{ wants: [], confirms: [] },
+      ...{ wants: [], confirms: [], seeks: [], places: [] },
     },
   },
   'net.rekey': { net: 'x', force: false },

@@ -489,6 +489,77 @@ describe('key servers of one subnet', () => {
     }, 40_000);
   });
 
+  describe('addresses outside', () => {
+    const OUTSIDE = '02:aa:00:00:00:01';
+    const report = (gate: TestMember) =>
+      gate.client.request({
+        t: 'learned',
+        entries: [{ vlan: 0, mac: Buffer.from('02aa00000001', 'hex'), seq: 1, ago: 0 }],
+        gone: [],
+      });
+
+    it('are found behind plain ports of the other server, and asked for again soon', async () => {
+      const { alice, bob } = await couple();
+      const gate = await two.member('gate', { role: 'plain' });
+      await knows(one, 'gate');
+      await expect(alice.keyByMac(OUTSIDE)).rejects.toMatchObject({ code: 'not_found' });
+      await report(gate);
+      expect(await alice.keyByMac(OUTSIDE)).toMatchObject({
+        ...{ kind: 'pair', peer: { id: 'gate' } },
+        behind: { vlan: 0, mac: OUTSIDE, ms: 30_000, pinned: false },
+      });
+      expect(await bob.keyByMac(OUTSIDE)).toMatchObject({ behind: { ms: 900_000 } });
+      const away = await one.member('away', { role: 'plain' });
+      await away.client.request({
+        t: 'learned',
+        entries: [{ vlan: 7, mac: Buffer.from('02aa00000002', 'hex'), seq: 1, ago: 0 }],
+        gone: [],
+      });
+      const answer = await bob.client.request(
+        { t: 'key.mac', requester: 'bob', mac: '02:aa:00:00:00:02', vlan: 7 },
+        { parse: (it) => answerSchemas['key.mac'].parse(it) },
+      );
+      expect(answer).toMatchObject({ peer: { id: 'away' }, behind: { vlan: 7 } });
+    });
+
+    it('that nobody is known to have go to no plain port while the other server is away', async () => {
+      await two.close();
+      await one.close();
+      await start({
+        settings: { unknown: 'plain' },
+        tuning: { offlineAfterMs: 200 },
+      });
+      const { alice } = await couple();
+      await one.member('gate', { role: 'plain' });
+      await until(
+        () =>
+          alice.keyByMac(OUTSIDE).then(
+            (it) => it.peer?.id === 'gate',
+            () => false,
+          ),
+        'the default plain port',
+      );
+      await two.stopServer();
+      await until(
+        () =>
+          alice.keyByMac(OUTSIDE).then(
+            () => false,
+            (error: { code?: string }) => error.code === 'not_yet',
+          ),
+        'the refusal',
+      );
+      await two.startServer();
+      await until(
+        () =>
+          alice.keyByMac(OUTSIDE).then(
+            (it) => it.peer?.id === 'gate',
+            () => false,
+          ),
+        'the default plain port again',
+      );
+    });
+  });
+
   describe('clocks', () => {
     it('60 s apart make an alarm; members of both go by the time of the first server', async () => {
       await two.close();
@@ -550,6 +621,7 @@ describe('key servers of one subnet', () => {
       const word: CascadeWord = {
         ...{ server: parseId('s3'), number: 200, first: parseId('s1'), tag: meta.tag },
         ...{ epoch: Buffer.alloc(8, 1), time: Date.now(), wants: [], confirms: [] },
+        ...{ seeks: [], places: [] },
         have: { epoch: Buffer.alloc(8), cursor: 0 },
       };
       return (change) =>
