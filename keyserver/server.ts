@@ -235,6 +235,7 @@ export class KeyServer {
       groupConfirmed: (id, pwId) => this.#groups.confirmServer(id, pwId),
       groupWorn: (pwId) => this.#groups.wornOut(pwId),
       installSettings: (record) => this.#takeSettings(record),
+      lookAt: (id, position) => this.#putBack.lookAt(id, position, undefined),
       becameFirst: async () => {
         await this.#groups.renew('operator', false);
       },

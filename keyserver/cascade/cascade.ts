@@ -62,6 +62,11 @@ export interface CascadeDeps extends IntakeDeps {
   groupConfirmed(server: Id, pwId: number): Promise<void>;
   groupWorn(pwId: number): Promise<void>;
   installSettings(record: Signed): Promise<void>;
+  /** A server says up to where it has our state: more than there is, if our database was put back. */
+  lookAt(
+    server: Id,
+    position: { readonly cursor: number; readonly epoch: Uint8Array },
+  ): Promise<void>;
   /** We make the group key from now on. */
   becameFirst(): Promise<void>;
   readonly awayAfterMs?: number | undefined;
@@ -447,6 +452,8 @@ export class Cascade {
     const { store } = this.#services;
     this.#judge(other, word);
     const { server } = other.row;
+    const { epoch: before } = store.meta;
+    await this.#deps.lookAt(server, word.have);
     const { epoch } = store.meta;
     other.has = epoch.equals(Buffer.from(word.have.epoch)) ? word.have.cursor : 0;
     const theirs = Buffer.from(word.epoch);
@@ -474,7 +481,8 @@ export class Cascade {
     }
     if (this.isFirst && group?.worn !== undefined) await this.#deps.groupWorn(group.worn);
     this.#compareClocks(other, word);
-    return state?.more === true || wants.length > 0 || seeks.length > 0;
+    const asked = wants.length > 0 || seeks.length > 0;
+    return state?.more === true || asked || !epoch.equals(before);
   }
 
   #judge({ row }: Other, { server, number, first, tag }: CascadeWord): void {

@@ -4,6 +4,7 @@
  */
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { numberOf } from '../../../keyserver/cascade/join.js';
+import { SqliteDriver } from '../../../keyserver/storage/sqlite.js';
 import { makeToken } from '../../../keyserver/tokens.js';
 import { LABEL } from '../../../src/protocol/constants.js';
 import { GROUP_ID, type Id, parseId } from '../../../src/protocol/ids.js';
@@ -487,6 +488,52 @@ describe('key servers of one subnet', () => {
       expect(y?.key.equals(x?.key ?? Buffer.alloc(0))).toBe(true);
       expect(y).toMatchObject({ pwId: 2, dueAt: 0 });
     }, 40_000);
+  });
+
+  describe('a database that was put back', () => {
+    it('goes above the generations that members hold, for those at the other server too', async () => {
+      const { alice, bob } = await couple();
+      await alice.keyByMac(macOf(bob));
+      await until(() => pairTold(bob, alice)?.pwId === 1, 'the key at bob');
+      // Young keys are left alone, for a member's word.
+      await one.driver.transaction(async (connection) => {
+        await connection.run('UPDATE group_keys SET created_at = created_at - 60000', []);
+      });
+      await alice.client.request({
+        ...{ t: 'key.held', pairs: [{ peer: 'bob', pwId: 5 }], group: 7 },
+      });
+      await until(() => pairTold(bob, alice)?.pwId === 6, 'the key above it');
+      await until(() => told(bob, 'group')?.pwId === 8, 'the group key above it');
+      // What the other server makes is for that one to mend.
+      await bob.client.request({ t: 'key.held', pairs: [{ peer: 'alice', pwId: 9 }], group: 9 });
+      expect((await two.store.pairKey(alice.id, bob.id))?.pwId).toBe(6);
+      expect((await two.store.groupKey(GROUP_ID))?.pwId).toBe(8);
+    });
+
+    it('shows by what the other server has of it', async () => {
+      await couple();
+      const [before] = await one.store.peerServers();
+      const epoch = Buffer.from(two.store.meta.epoch);
+      if (before === undefined) throw new Error('there is no s2');
+      await one.stopServer();
+      await one.startServer();
+      // As if s1 had heard of more than s2 knows of now.
+      await one.stopServer();
+      await one.driver.close();
+      const driver = await SqliteDriver.open(one.paths.database);
+      await driver.transaction(async (connection) => {
+        await connection.run('UPDATE peer_servers SET cursor = ?', [900_000]);
+      });
+      await driver.close();
+      await one.startServer();
+      await until(() => Promise.resolve(!two.store.meta.epoch.equals(epoch)), 'another epoch');
+      expect((await two.audit()).some(({ action }) => action === 'put_back')).toBe(true);
+      await two.admin().request({ t: 'restore.confirm' });
+      await until(async () => {
+        const [peer] = await one.store.peerServers();
+        return peer?.epoch.equals(two.store.meta.epoch) === true && peer.cursor < 900_000;
+      }, 's1 to have read it anew');
+    });
   });
 
   describe('addresses outside', () => {
