@@ -695,6 +695,10 @@ describe('key servers of one subnet', () => {
       expect((await one.store.member(alice.id))?.state).toBe('active');
       const key = Buffer.alloc(32, 9);
       await ask(state({ kind: 'pair', a: alice.id, b: bob.id, key, pwId: 9, next: undefined }));
+      // Nor of two members at home here.
+      const zoe = await ready(one, 'zoe');
+      await ask(state({ kind: 'pair', a: alice.id, b: zoe.id, key, pwId: 9, next: undefined }));
+      expect(await one.store.pairKey(alice.id, zoe.id)).toBeUndefined();
       await ask(state({ kind: 'group', key, pwId: 9, oldest: 9, next: undefined }));
       expect(await one.store.pairKey(alice.id, bob.id)).toBeUndefined();
       expect((await one.store.groupKey(GROUP_ID))?.pwId).toBe(1);
