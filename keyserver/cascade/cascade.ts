@@ -103,7 +103,8 @@ interface Other {
   readonly seeks: Map<string, Seek>;
   readonly places: Map<string, FoundPlace>;
   away: NodeJS.Timeout | undefined;
-  isAway: boolean;
+  /** We have all that is new there, as far as we hear. */
+  isCurrent: boolean;
   problem: string | undefined;
   skewMs: number | undefined;
   alarmed: boolean;
@@ -165,7 +166,7 @@ export class Cascade {
 
   /** All that is at home elsewhere is known, and would be known if it changed. */
   get isComplete(): boolean {
-    return [...this.#others.values()].every(({ row, isAway }) => row.complete && !isAway);
+    return [...this.#others.values()].every(({ row, isCurrent }) => row.complete && isCurrent);
   }
 
   /** Servers that are there. */
@@ -466,6 +467,7 @@ export class Cascade {
       const first = this.first;
       for (const change of state.changes) await this.#intake.take(row, first, change);
       row = { ...row, cursor: state.cursor, complete: row.complete || !state.more };
+      if (!state.more) other.isCurrent = true;
     }
     await this.#note(other, row);
     this.#heard(other);
@@ -612,7 +614,7 @@ export class Cascade {
     const known: Other = {
       ...{ row, link: undefined, has: undefined, wants: new Map(), confirms: new Map() },
       ...{ seeks: new Map(), places: new Map() },
-      ...{ group: {}, away: undefined, isAway: false, problem: undefined, skewMs: undefined },
+      ...{ group: {}, away: undefined, isCurrent: false, problem: undefined, skewMs: undefined },
       ...{ alarmed: false, turn: Promise.resolve() },
     };
     this.#others.set(row.server, known);
@@ -684,7 +686,6 @@ export class Cascade {
   #heard(other: Other): void {
     clearTimeout(other.away);
     other.away = undefined;
-    other.isAway = false;
     if (other.problem === undefined) return;
     other.problem = undefined;
     this.#services.log.info({ server: other.row.server }, 'a key server answers again');
@@ -710,7 +711,7 @@ export class Cascade {
     other.away = setTimeout(() => {
       other.away = undefined;
       if (this.#closed || this.#others.get(other.row.server) !== other) return;
-      other.isAway = true;
+      other.isCurrent = false;
       this.#services.log.warn({ server: other.row.server }, 'a key server is away');
       this.#offline(other).catch((err: unknown) =>
         this.#services.log.warn({ err }, 'members of a key server were not marked as offline'),

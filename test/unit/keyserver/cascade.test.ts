@@ -595,6 +595,10 @@ describe('key servers of one subnet', () => {
           ),
         'the refusal',
       );
+      // Nor after a start, before the other one is heard.
+      await one.stopServer();
+      await one.startServer();
+      await expect(alice.keyByMac(OUTSIDE)).rejects.toMatchObject({ code: 'not_yet' });
       await two.startServer();
       await until(
         () =>
