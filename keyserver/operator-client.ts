@@ -106,18 +106,18 @@ export class OperatorClient {
     return answer.nets ?? 0;
   }
 
-  /** Peers with the key server that made a token. @returns its net id, and our id there */
+  /** Peers with the key server that made a token. @returns its net id, its server id if it is of our subnet, and our id there */
   async addPeer(
     token: string,
     prefixes: readonly string[],
-  ): Promise<{ readonly net: Id; readonly member: Id }> {
-    const { net, member } = await this.#ask({ t: 'peer.add', token, prefixes }, (value) =>
+  ): Promise<{ readonly net: Id; readonly server: Id | undefined; readonly member: Id }> {
+    const { net, server, member } = await this.#ask({ t: 'peer.add', token, prefixes }, (value) =>
       answerSchemas['peer.add'].parse(value),
     );
-    return { net, member };
+    return { net, server, member };
   }
 
-  /** Ends what `addPeer` began. */
+  /** Ends what `addPeer` began, by net id or server id. */
   async removePeer(net: Id): Promise<void> {
     await this.#ask({ t: 'peer.remove', net }, (value) =>
       answerSchemas['peer.remove'].parse(value),

@@ -3,22 +3,16 @@
  * (docs/protocol.md 9). One channel to each; a question when it opens, at each push and
  * every 30 s. What comes in is the business of net-keys.ts.
  */
-import { createHmac, type KeyObject } from 'node:crypto';
-import { RequestError } from '../../src/net/channel.js';
 import { ChannelClient } from '../../src/net/channel-client.js';
 import { serverEndpoints } from '../../src/net/client-link.js';
-import { type KeyPair, keyPairFromPrivate } from '../../src/protocol/channel/keys.js';
-import { LABEL } from '../../src/protocol/constants.js';
-import { fields } from '../../src/protocol/fields.js';
 import { type Id, parseId } from '../../src/protocol/ids.js';
 import { answerSchemas, type NetSyncAnswer } from '../../src/protocol/messages.js';
 import { networkOf, overlap } from '../../src/protocol/prefixes.js';
-import { importPrivate, importPublic, publicOf } from '../../src/protocol/public-keys.js';
-import { type Grant, grantSchema, signMembership } from '../../src/protocol/records.js';
-import { openSigned, type Signed } from '../../src/protocol/signed.js';
-import { parseToken, type Token } from '../../src/protocol/token.js';
+import type { Grant } from '../../src/protocol/records.js';
+import type { Token } from '../../src/protocol/token.js';
 import type { Clock } from '../../src/runtime/clock.js';
 import { PairwireError } from '../../src/runtime/errors.js';
+import { enrolByToken, grantIn, peeringKeys, readPeerToken } from '../peering.js';
 import { NotFound, Refusal } from '../refusal.js';
 import type { Services } from '../services.js';
 import type { Net, NetContact } from '../storage/store.js';
@@ -30,7 +24,6 @@ const SYNC_INTERVAL = 30_000;
 /** A server that pushes and pushes is asked so often and not more, ms. */
 const LEAST_INTERVAL = 200;
 const REQUEST_TIMEOUT = 15_000;
-const ENROL_TIMEOUT = 10_000;
 /** A difference between the two servers' clocks above this is an alarm, ms. */
 export const SKEW_ALARM = 2_000;
 
@@ -53,15 +46,6 @@ export interface NetLinkState {
   readonly problem: string | undefined;
   /** How far the other clock is ahead of ours, ms. */
   readonly skewMs: number | undefined;
-}
-
-/** What makes a peering one of its own. */
-type Peering = Pick<NetContact, 'subnet' | 'operator' | 'member'>;
-
-interface PeeringKeys {
-  readonly sign: KeyObject;
-  readonly boxPublic: Buffer;
-  readonly channel: KeyPair;
 }
 
 /** One far server that we ask. */
@@ -164,7 +148,7 @@ export class NetLinks {
     prefixes: readonly string[],
   ): Promise<{ readonly net: Id; readonly member: Id }> {
     const { store, audit, net: own, log } = this.#services;
-    const token = readToken(text);
+    const token = readPeerToken(text);
     const { net, grant, member } = this.#judge(token);
     const local = [...new Set(prefixes.map(networkOf))];
     const ours = local.find((one) => own.prefixes.some((mine) => overlap(mine, one)));
@@ -173,7 +157,8 @@ export class NetLinks {
     }
     const { subnet, servers, operator } = token;
     const contact: NetContact = { subnet, member, servers, operator: Buffer.from(operator) };
-    await this.#enrol(token, grant, contact);
+    const keys = peeringKeys(this.#deps.secret, contact);
+    await enrolByToken(token, grant, member, keys, this.#deps.clock);
     if (this.#closed) throw new Refusal('unavailable', 'peer_token', 'this key server ends');
     const entry = await store.write(async (tx) => {
       await requireRoom(tx, own, net, local);
@@ -232,13 +217,7 @@ export class NetLinks {
     const own = this.#services.net;
     const wrong = (why: string): Refusal => new Refusal('malformed', 'peer_token', why);
     const { net } = token;
-    let grant: Grant;
-    try {
-      const operator = importPublic('ed25519', token.operator);
-      grant = openSigned(LABEL.grant, token.grant, operator, grantSchema);
-    } catch {
-      throw wrong('the grant in the token is not signed by its operator');
-    }
+    const grant = grantIn(token);
     if (grant.role !== 'server' || net === undefined || grant.net === undefined) {
       throw wrong('this token is for a member: make one with `pairwire peer token`');
     }
@@ -255,67 +234,10 @@ export class NetLinks {
     return { net, grant, member: parseId(grant.id) };
   }
 
-  async #enrol(token: Token, grant: Grant, contact: NetContact): Promise<void> {
-    const keys = this.#keysOf(contact);
-    const membership = this.#membership(token, contact.member, keys);
-    let problem: PairwireError | undefined;
-    const client = new ChannelClient({
-      servers: serverEndpoints(contact.servers),
-      staticKeys: keys.channel,
-      clock: this.#deps.clock,
-      token: { id: Buffer.from(grant.tokenId), psk: Buffer.from(token.psk) },
-      onState: (state) => {
-        if (state.kind === 'down') problem = state.error;
-      },
-    });
-    client.start();
-    try {
-      await client.request(
-        { t: 'enrol', membership },
-        { timeoutMs: ENROL_TIMEOUT, parse: (value) => answerSchemas.enrol.parse(value) },
-      );
-    } catch (thrown) {
-      if (thrown instanceof RequestError) {
-        const why = `the other key server refused: ${thrown.detail ?? thrown.code}`;
-        throw new Refusal('refused', 'peer_token', why.slice(0, 200));
-      }
-      const why = problem?.message ?? 'no answer';
-      throw new Refusal('unavailable', 'peer_token', `the other key server: ${why}`.slice(0, 200));
-    } finally {
-      client.stop();
-    }
-  }
-
-  /**
-   * The keys of a peering are derived, so that nothing is stored and a second token for one id is taken; each id has
-   * others, for a key server that was revoked under one id may be let in under another.
-   */
-  #keysOf(peering: Peering): PeeringKeys {
-    const derive = (what: string): Buffer =>
-      createHmac('sha256', this.#deps.secret)
-        .update(fields(LABEL.peering, what, peering.subnet, peering.operator, peering.member))
-        .digest();
-    const [signSeed, boxSeed, channelSeed] = [derive('sign'), derive('box'), derive('channel')];
-    const sign = importPrivate('ed25519', signSeed);
-    const boxPublic = publicOf(importPrivate('x25519', boxSeed));
-    const channel = keyPairFromPrivate(channelSeed);
-    for (const seed of [signSeed, boxSeed, channelSeed]) seed.fill(0);
-    return { sign, boxPublic, channel };
-  }
-
-  #membership(token: Token, member: Id, { sign, boxPublic, channel }: PeeringKeys): Signed {
-    return signMembership(token.subnet, member, token.grant, {
-      sign,
-      signPublic: publicOf(sign),
-      boxPublic,
-      channelPublic: channel.publicKey,
-    });
-  }
-
   #open(net: Id, contact: NetContact): void {
     const client = new ChannelClient({
       servers: serverEndpoints(contact.servers),
-      staticKeys: this.#keysOf(contact).channel,
+      staticKeys: peeringKeys(this.#deps.secret, contact).channel,
       clock: this.#deps.clock,
       onPush: (message) => {
         if (message.t === 'net') void this.#ask(link);
@@ -411,15 +333,6 @@ export class NetLinks {
       this.#services.log.warn({ net: link.net, err: thrown }, 'a key server did not answer');
     }
     link.problem = problem;
-  }
-}
-
-/** @throws Refusal */
-function readToken(text: string): Token {
-  try {
-    return parseToken(text);
-  } catch {
-    throw new Refusal('malformed', 'peer_token', 'this is not a whole token');
   }
 }
 

@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { joinCascade } from '../../../../keyserver/cascade/join.js';
 import { KEY_KIND } from '../../../../keyserver/config.js';
 import { initSubnet, type SettingsChoice } from '../../../../keyserver/init.js';
 import { KeyServer, type KeyServerOptions } from '../../../../keyserver/server.js';
@@ -37,6 +38,8 @@ export interface SubnetOptions {
   readonly limits?: KeyServerOptions['limits'];
   readonly log?: Logger;
   readonly clock?: Clock;
+  /** Another key server of the subnet whose first one made this token. */
+  readonly cascade?: { readonly token: string; readonly operatorKey: string };
 }
 
 /** A key server's folder, and the server while it runs. */
@@ -47,14 +50,23 @@ export class TestSubnet extends SubnetFolder {
   readonly #options: SubnetOptions;
   #port = 0;
 
-  private constructor(dir: string, options: SubnetOptions) {
-    super(dir, options.subnet);
+  private constructor(dir: string, options: SubnetOptions, server?: Id) {
+    super(dir, options.subnet, server, options.cascade?.operatorKey);
     this.#options = options;
   }
 
   /** Makes a subnet and starts its server. */
   static async start(options: SubnetOptions = {}): Promise<TestSubnet> {
     const dir = mkdtempSync(join(tmpdir(), 'pairwire-keyserver-'));
+    const { cascade } = options;
+    if (cascade !== undefined) {
+      const { token } = cascade;
+      const how = { token, dir, listen: '127.0.0.1:7900', advertise: [] };
+      const { server } = await joinCascade(how);
+      const another = new TestSubnet(dir, options, server);
+      await another.startServer();
+      return another;
+    }
     await initSubnet({
       subnet: options.subnet ?? SUBNET,
       dir,
@@ -119,7 +131,7 @@ export class TestSubnet extends SubnetFolder {
   async audit(): Promise<
     readonly { action: string; actor: string; detail: unknown; count: number }[]
   > {
-    const entries = await this.store.listAudit(parseId('s1'), 0, 10_000);
+    const entries = await this.store.listAudit(this.serverId, 0, 10_000);
     return entries.map(({ action, actor, detail, count }) => ({
       action,
       actor,
