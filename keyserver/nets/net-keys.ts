@@ -21,7 +21,7 @@ import type { Services } from '../services.js';
 import type { Net, NetContact } from '../storage/store.js';
 import { type NetChange, netChange, netMark } from './net-change.js';
 import { inForceNow, madeNow } from './net-members.js';
-import { isSameFar, isSameSubnet, ownPorts, portsIn } from './net-ports.js';
+import { isSameFar, isSameSubnet, ownPorts, portsIn, prefixesFor } from './net-ports.js';
 
 /** Requests of a far key server: so many at once, so many a second. */
 export const NET_REQUEST_BURST = 50;
@@ -146,8 +146,9 @@ export class NetKeys {
     const { key, pwId, oldest, next } = entry;
     if (key === undefined) throw new NotFound();
     const after = next === undefined ? {} : { next: { key: next.key, pwId: next.pwId } };
-    const ports = await ownPorts(this.#services);
-    return { net: own.id, prefixes: [...own.prefixes], key, pwId, oldest, ...after, ...ports };
+    const ports = await ownPorts(this.#services, request.net);
+    const prefixes = prefixesFor(this.#services, request.net);
+    return { net: own.id, prefixes, key, pwId, oldest, ...after, ...ports };
   }
 
   /** The far server's link ports can receive under a next generation. @throws Refusal */

@@ -24,7 +24,7 @@ import type { Services } from '../services.js';
 import type { Net, NetContact } from '../storage/store.js';
 import { netMark } from './net-change.js';
 import { requireRoom } from './net-members.js';
-import { ownPorts } from './net-ports.js';
+import { ownPorts, prefixesFor } from './net-ports.js';
 
 const SYNC_INTERVAL = 30_000;
 /** A server that pushes and pushes is asked so often and not more, ms. */
@@ -367,8 +367,9 @@ export class NetLinks {
       newest === undefined ? { held: row.pwId } : { held: newest.pwId, mark: netMark(newest.key) };
     const answer = await link.client.request(
       {
-        ...{ t: 'net.sync', net: own.id, prefixes: [...own.prefixes], ...held },
-        ...(await ownPorts(this.#services)),
+        ...{ t: 'net.sync', net: own.id, ...held },
+        prefixes: prefixesFor(this.#services, link.net),
+        ...(await ownPorts(this.#services, link.net)),
       },
       { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas['net.sync'].parse(value) },
     );

@@ -306,12 +306,13 @@ export class Lab {
     const dir = this.serverDir(subnet);
     const place = ['--subnet', subnet, '--dir', dir, '--listen', server.listen];
     await this.pairwire(server.host, ['init', ...place, ...hold, ...server.init]);
-    if (server.logLevel !== undefined) {
-      const file = join(dir, 'keyserver.yaml');
-      const config = parseDocument(readFileSync(file, 'utf8'));
-      config.setIn(['log', 'level'], server.logLevel);
-      writeFileSync(file, config.toString(), { mode: 0o600 });
-    }
+    const settings = Object.entries(server.config);
+    if (server.logLevel !== undefined) settings.push(['log.level', server.logLevel]);
+    if (settings.length === 0) return;
+    const file = join(dir, 'keyserver.yaml');
+    const config = parseDocument(readFileSync(file, 'utf8'));
+    for (const [path, value] of settings) config.setIn(path.split('.'), config.createNode(value));
+    writeFileSync(file, config.toString(), { mode: 0o600 });
   }
 
   /** `pairwire peer token` at the one, `pairwire peer add` at the other. */

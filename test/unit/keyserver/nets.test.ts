@@ -293,6 +293,45 @@ describe('peered key servers', () => {
     expect(zone()).toMatchObject({ prefixes: ['192.0.2.0/24'] });
   });
 
+  it('tell each net the prefixes that it reaches through them, and only the link ports for it', async () => {
+    const through = ['192.0.2.0/25'];
+    await east.close();
+    await west.close();
+    // Each of the two is a way to a third subnet for the other one, and has link ports that are not for it.
+    const offer = (net: string, prefix: string) =>
+      new Map([[parseId(net), { through: [prefix], links: [parseId('gate')] }]]);
+    east = await TestSubnet.start({ ...EAST, nets: offer('west', through[0] ?? '') });
+    west = await TestSubnet.start({ ...WEST, nets: offer('east', '192.0.2.128/25') });
+    for (const side of [east, west]) {
+      await link(side, 'gate');
+      await link(side, 'other');
+    }
+    await add(peerToken({ ips: [...WEST.prefixes, '192.0.2.128/25'] }), [
+      ...EAST.prefixes,
+      ...through,
+    ]);
+    await until(async () => (await atEast())?.far !== undefined, 'what the west tells');
+    await until(async () => (await atWest())?.far !== undefined, 'what the east tells');
+    const ids = (ports: readonly { readonly id: string }[] | undefined) =>
+      ports?.map(({ id }) => id);
+    const [fromWest, fromEast] = [await atEast(), await atWest()];
+    expect(fromWest?.told).toEqual([...WEST.prefixes, '192.0.2.128/25']);
+    expect(fromEast?.told).toEqual([...EAST.prefixes, ...through]);
+    expect([ids(fromWest?.far?.ports), ids(fromEast?.far?.ports)]).toEqual([['gate'], ['gate']]);
+    // To a net that is not named there they tell what they did before.
+    const zone = await west.enrolled('zone', {
+      role: 'server',
+      net: parseId('zone'),
+      ips: ['10.0.0.0/24'],
+    });
+    const answer = await zone.client.request(
+      { t: 'net.sync', net: 'zone', prefixes: [], held: 0, ...FAR },
+      { parse: (it) => answerSchemas['net.sync'].parse(it) },
+    );
+    expect(answer.prefixes).toEqual(WEST.prefixes);
+    expect(ids(answer.ports)?.toSorted()).toEqual(['gate', 'other']);
+  });
+
   it('go on above what the far side holds after a restore', async () => {
     await peered();
     const old = await atEast();

@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { KEY_KIND } from '../../../../keyserver/config.js';
+import { KEY_KIND, type OwnNet } from '../../../../keyserver/config.js';
 import { initSubnet, type SettingsChoice } from '../../../../keyserver/init.js';
 import { KeyServer, type KeyServerOptions } from '../../../../keyserver/server.js';
 import { openStore } from '../../../../keyserver/storage/sql-store.js';
@@ -32,6 +32,8 @@ export interface SubnetOptions {
   readonly subnet?: Id;
   /** Its IP prefixes. */
   readonly prefixes?: readonly string[];
+  /** What single other nets are told beyond that. */
+  readonly nets?: OwnNet['nets'];
   readonly settings?: SettingsChoice;
   readonly tuning?: KeyServerOptions['tuning'];
   readonly limits?: KeyServerOptions['limits'];
@@ -81,7 +83,11 @@ export class TestSubnet extends SubnetFolder {
       staticKeys: keyPairFromPrivate(readKeyFile(this.paths.serverKey, KEY_KIND.server)),
       tokenKey: this.tokenKey,
       auditKey: this.auditKey,
-      net: { id: this.subnet, prefixes: this.#options.prefixes ?? [] },
+      net: {
+        id: this.subnet,
+        prefixes: this.#options.prefixes ?? [],
+        nets: this.#options.nets ?? new Map(),
+      },
       auditHeadFile: this.paths.auditHead,
       log: log ?? createLogger('test', { level: 'silent' }),
       ...(tuning === undefined ? {} : { tuning }),
