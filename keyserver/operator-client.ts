@@ -117,11 +117,12 @@ export class OperatorClient {
     return { net, member };
   }
 
-  /** Ends what `addPeer` began. */
-  async removePeer(net: Id): Promise<void> {
-    await this.#ask({ t: 'peer.remove', net }, (value) =>
+  /** Ends what `addPeer` began. @returns whether the other key server knows */
+  async removePeer(net: Id): Promise<boolean> {
+    const { told } = await this.#ask({ t: 'peer.remove', net }, (value) =>
       answerSchemas['peer.remove'].parse(value),
     );
+    return told;
   }
 
   /** Takes a member out, for ever. */

@@ -121,7 +121,7 @@ export function peerCommands(program: Command): void {
     );
   command
     .command('remove <net>')
-    .description("end what `peer add` began: link ports forget that net's key")
+    .description("end what `peer add` began, on both sides: link ports forget that net's key")
     .requiredOption('--dir <dir>', 'folder of the key server')
     .option('--json', 'print JSON')
     .addHelpText('after', example('pairwire peer remove --dir /etc/pairwire/west east'))
@@ -129,8 +129,11 @@ export function peerCommands(program: Command): void {
       action(async (target, text: string, flags: { readonly dir: string }) => {
         const net = usable(text, 'net');
         await asOperator(flags.dir, async (client) => {
-          await client.removePeer(net);
-          printFields(target, { net, state: 'removed' });
+          const told = await client.removePeer(net);
+          printFields(target, {
+            ...{ net, state: 'removed' },
+            otherSide: told ? 'told' : 'not reached: its operator ends it there, by `revoke`',
+          });
         });
       }),
     );

@@ -403,11 +403,13 @@ export class KeyServer {
         return {
           pwId: await this.#netKeys.renewForServer(memberOf(peer), request.net, request.force),
         };
+      case 'net.end':
+        await this.#netKeys.endedByServer(memberOf(peer), request.net);
+        return {};
       case 'peer.add':
         return { ...(await this.#netLinks.add(memberOf(peer), request.token, request.prefixes)) };
       case 'peer.remove':
-        await this.#netLinks.remove(memberOf(peer), request.net);
-        return {};
+        return { told: await this.#netLinks.remove(memberOf(peer), request.net) };
       case 'rekey':
         return this.#renew(memberOf(peer), request);
       case 'revoke':
@@ -578,7 +580,8 @@ export class KeyServer {
       for (const { vlan, mac } of behind) this.#hints.behindChanged(vlan, mac);
       for (const ip of bindings) this.#hints.bindingChanged(ip);
       for (const net of nets) this.#netKeys.changed(net);
-      if (wasLink) this.#netLinks.renewAll();
+      // Which keys are owed to us now, the store knows.
+      if (wasLink) this.#netLinks.askAll();
       return { number, fresh };
     } finally {
       this.#revoking.delete(id);

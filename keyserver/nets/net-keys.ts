@@ -109,17 +109,25 @@ export class NetKeys {
       let row = await this.#of(tx, member, request.net);
       requireSameSubnet(member, row, far);
       const newest = row.next?.pwId ?? row.pwId;
-      const forgotten = request.held > newest || isAnother(row, request);
+      // It has said that the link has ended, and here it is again.
+      const again = row.key === undefined;
+      const forgotten = !again && (request.held > newest || isAnother(row, request));
       const differs = row.told.join() !== told.join();
-      if (!forgotten && !differs && isSameFar(row.far, far)) return { entry: row, news: undefined };
+      if (!again && !forgotten && !differs && isSameFar(row.far, far)) {
+        return { entry: row, news: undefined };
+      }
       if (request.held - newest > MAX_NET_AHEAD) {
         throw new Refusal('refused', 'net_foreign', 'there was no such generation', {
           id: member,
           net: row.net,
         });
       }
-      if (forgotten && !this.#restores.take(member, now())) throw tooOften(member);
+      if ((again || forgotten) && !this.#restores.take(member, now())) throw tooOften(member);
       row = { ...row, told, far, changed: await tx.nextChange() };
+      if (again) {
+        const pwId = Math.max(request.held, newest) + 1;
+        row = { ...row, ...madeNow(this.#services), pwId, oldest: pwId, reason: 'first' };
+      }
       if (forgotten) {
         // The database was put back, and the far side holds what was made since: go on above it.
         const pwId = Math.max(request.held, newest) + 1;
@@ -136,10 +144,11 @@ export class NetKeys {
         });
       }
       await tx.putNet(row);
-      return { entry: row, news: { differs, restored: forgotten } };
+      return { entry: row, news: { differs, restored: forgotten, again } };
     });
     if (news !== undefined) {
       if (news.restored) this.#count('restored', 'forced');
+      if (news.again) this.#count('first', 'made');
       if (news.differs) this.#judge(member, entry, told);
       this.tellLinks(entry);
     }
@@ -165,6 +174,30 @@ export class NetKeys {
     this.#limit(member);
     await this.#of(this.#services.store, member, net);
     return this.renew(net, 'operator', force, member);
+  }
+
+  /** The far server's operator has ended the link: our link ports forget the key. Its next question would be a new beginning. @throws Refusal */
+  async endedByServer(member: Id, net: Id): Promise<void> {
+    const { store, audit, log } = this.#services;
+    this.#limit(member);
+    const entry = await store.write(async (tx) => {
+      const row = await this.#of(tx, member, net);
+      if (row.key === undefined) return undefined;
+      // Also a number that was only prepared has been given to a key. Of the subnet and its operator the word of
+      // before holds on.
+      const pwId = row.next?.pwId ?? row.pwId;
+      const far = row.far === undefined ? undefined : { ...row.far, ports: [] };
+      const changed = await tx.nextChange();
+      const ended: Net = { ...row, key: undefined, next: undefined, pwId, far, changed };
+      await tx.putNet(ended);
+      const detail = { net };
+      await audit.append(tx, { actor: member, action: 'net_end', outcome: 'done', detail });
+      return ended;
+    });
+    if (entry === undefined) return;
+    this.#waiting.delete(net);
+    log.info({ net, member }, 'the key server of another subnet has ended the link');
+    this.tellLinks(entry);
   }
 
   // ------------------------------------------------------------------------ made here

@@ -215,7 +215,10 @@ export interface Net {
   readonly oldest: number;
   readonly reason: string;
   readonly createdAt: number;
-  /** When it gets too old, key-server time; 0: never, or not for us to say. */
+  /**
+   * Of a key made here: when it gets too old, key-server time, 0: never. Of one that is made elsewhere: since when we want
+   * another one of its maker, for a link port that had this one is revoked; 0: we do not.
+   */
   readonly dueAt: number;
   readonly next: NextGroup | undefined;
   readonly serial: number;

@@ -272,6 +272,8 @@ export const requestSchema = z.discriminatedUnion('t', [
   z.strictObject({ t: z.literal('net.confirm'), id: requestId, net: idSchema, pwId }),
   /** The operator of the asker's subnet wants another net key. */
   z.strictObject({ t: z.literal('net.rekey'), id: requestId, net: idSchema, force: z.boolean() }),
+  /** The asker's subnet is linked with this one no more. */
+  z.strictObject({ t: z.literal('net.end'), id: requestId, net: idSchema }),
   /**
    * Generations that the asker holds and that the server can't have made after those it names: its database was
    * put back. It makes others above them.
@@ -441,8 +443,10 @@ export const answerSchemas = {
   'key.net': z.object({ t: z.literal('ok'), id: requestId }),
   'net.confirm': z.object({ t: z.literal('ok'), id: requestId }),
   'net.rekey': z.object({ t: z.literal('ok'), id: requestId, pwId }),
+  'net.end': z.object({ t: z.literal('ok'), id: requestId }),
   'peer.add': z.object({ t: z.literal('ok'), id: requestId, net: idSchema, member: idSchema }),
-  'peer.remove': z.object({ t: z.literal('ok'), id: requestId }),
+  /** `told`: the other key server knows that it has ended. */
+  'peer.remove': z.object({ t: z.literal('ok'), id: requestId, told: z.boolean() }),
   'key.held': z.object({ t: z.literal('ok'), id: requestId }),
   rekey: z.object({
     t: z.literal('ok'),

@@ -28,7 +28,7 @@ const EXPECTED: Readonly<Record<Asker, readonly RequestType[]>> = {
   host: [...MEMBER, 'bind'],
   plain: [...MEMBER, 'learned'],
   link: [...MEMBER, 'bind', 'key.net'],
-  server: ['ping', 'net.sync', 'net.confirm', 'net.rekey'],
+  server: ['ping', 'net.sync', 'net.confirm', 'net.rekey', 'net.end'],
   operator: [
     'ping',
     'list',
@@ -63,6 +63,7 @@ const FIELDS: Readonly<Record<RequestType, Record<string, unknown>>> = {
   },
   'net.confirm': { net: 'x', pwId: 1 },
   'net.rekey': { net: 'x', force: false },
+  'net.end': { net: 'x' },
   'peer.add': { token: 'x', prefixes: ['10.0.0.0/8'] },
   'peer.remove': { net: 'x' },
   rekey: { force: false },

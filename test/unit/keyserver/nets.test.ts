@@ -410,6 +410,74 @@ describe('peered key servers', () => {
     await until(async () => (await atWest())?.key !== undefined, 'the key again');
   });
 
+  it('are parted on both sides by `peer.remove`, if the other one is there, and begin anew by the same token', async () => {
+    await peered();
+    const token = peerToken();
+    await add(token);
+    const far = await link(east, 'gate');
+    await until(async () => (await atEast())?.far !== undefined, 'what the west tells');
+    const before = await atEast();
+    const removed = await west
+      .admin()
+      .request(
+        { t: 'peer.remove', net: 'east' },
+        { parse: (it) => answerSchemas['peer.remove'].parse(it) },
+      );
+    expect(removed.told).toBe(true);
+    await until(() => told(far)?.kind === 'net.gone', 'the end of the link over there');
+    expect(await atEast()).toMatchObject({ key: undefined, next: undefined, member: 'west' });
+    expect((await east.audit()).some(({ action }) => action === 'net_end')).toBe(true);
+    await expect(rekey(east, 'west')).rejects.toMatchObject({ code: 'not_found' });
+
+    await add(token);
+    await until(() => told(far)?.kind === 'net', 'the link anew');
+    await until(async () => (await atWest())?.key !== undefined, 'its key at the far server');
+    const [here, there] = [await atEast(), await atWest()];
+    // The numbers and the key of before are not used again.
+    expect(here?.pwId).toBe((before?.pwId ?? 0) + 1);
+    expect(here?.key?.equals(before?.key ?? Buffer.alloc(0))).toBe(false);
+    expect(there?.key?.equals(here?.key ?? Buffer.alloc(0))).toBe(true);
+
+    await east.stopServer();
+    const alone = await west
+      .admin()
+      .request(
+        { t: 'peer.remove', net: 'east' },
+        { parse: (it) => answerSchemas['peer.remove'].parse(it) },
+      );
+    expect(alone.told).toBe(false);
+    await east.startServer();
+    expect((await atEast())?.key).toBeDefined();
+  });
+
+  it('let nobody end a link but the server that speaks for the net', async () => {
+    await peered();
+    const zone = await east.enrolled('zone', {
+      role: 'server',
+      net: parseId('zone'),
+      ips: ['192.0.2.0/24'],
+    });
+    await expect(zone.client.request({ t: 'net.end', net: 'west' })).rejects.toMatchObject({
+      code: 'refused',
+    });
+    expect((await atEast())?.key).toBeDefined();
+  });
+
+  it('replace the key that a revoked link port had, though neither server lives until then', async () => {
+    await peered();
+    await age();
+    await link(west, 'lost');
+    await east.stopServer();
+    await west.admin().request({ t: 'revoke', member: 'lost' });
+    await west.stopServer();
+    await west.startServer();
+    expect((await atWest())?.dueAt).toBeGreaterThan(0);
+    await east.startServer();
+    await until(async () => (await atWest())?.pwId === 2, 'another key', 60_000);
+    await until(async () => (await atWest())?.dueAt === 0, 'the end of what is owed');
+    expect(await atEast()).toMatchObject({ pwId: 2 });
+  }, 90_000);
+
   it('limit what a key server may ask and claim to hold', async () => {
     const zone = await east.enrolled('zone', {
       ...{ role: 'server', net: parseId('zone'), ips: ['192.0.2.0/24'] },
