@@ -180,7 +180,7 @@ export class KeyServer {
     this.#netLinks = new NetLinks(this.#services, {
       secret: options.tokenKey,
       clock,
-      learn: (from, contact, answer) => this.#netKeys.learn(from, contact, answer),
+      learn: (from, contact, answer, skewMs) => this.#netKeys.learn(from, contact, answer, skewMs),
       changed: (entry) => this.#netKeys.changed(entry),
       heard: (from) => this.#netReach.heard(from),
       lost: (from) => this.#netReach.lost(from),

@@ -11,7 +11,7 @@
 import { randomBytes, timingSafeEqual } from 'node:crypto';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
 import type { Id } from '../../src/protocol/ids.js';
-import type { NetPorts, NetSyncAnswer } from '../../src/protocol/messages.js';
+import type { NetFar, NetPorts, NetSyncAnswer } from '../../src/protocol/messages.js';
 import { covers, networkOf, overlap } from '../../src/protocol/prefixes.js';
 import { PairwireError } from '../../src/runtime/errors.js';
 import { AGAIN, MIN_AGE, Rounds } from '../keys/renewal.js';
@@ -22,6 +22,7 @@ import type { Net, NetContact } from '../storage/store.js';
 import { type NetChange, netChange, netMark } from './net-change.js';
 import { inForceNow, madeNow } from './net-members.js';
 import { isSameFar, isSameSubnet, ownPorts, portsIn, prefixesFor } from './net-ports.js';
+import { keptAhead, linkAhead } from './net-time.js';
 
 /** Requests of a far key server: so many at once, so many a second. */
 export const NET_REQUEST_BURST = 50;
@@ -157,7 +158,8 @@ export class NetKeys {
     const after = next === undefined ? {} : { next: { key: next.key, pwId: next.pwId } };
     const ports = await ownPorts(this.#services, request.net);
     const prefixes = prefixesFor(this.#services, request.net);
-    return { net: own.id, prefixes, key, pwId, oldest, ...after, ...ports };
+    const time = { ahead: linkAhead(await store.nets()) };
+    return { net: own.id, prefixes, ...time, key, pwId, oldest, ...after, ...ports };
   }
 
   /** The far server's link ports can receive under a next generation. @throws Refusal */
@@ -240,16 +242,22 @@ export class NetKeys {
   /**
    * What the server that makes the key has answered.
    * @param contact whom we asked
+   * @param skewMs how far its clock is ahead of ours; undefined if that is not known
    * @throws PairwireError if it tells an older key, or another one of the same number: it was put back since it was
    * asked, or worse. It hears with the next question what we hold, and goes on above it.
    */
-  async learn(net: Id, contact: NetContact, answer: NetSyncAnswer): Promise<void> {
+  async learn(
+    net: Id,
+    contact: NetContact,
+    answer: NetSyncAnswer,
+    skewMs: number | undefined,
+  ): Promise<void> {
     const { store, metrics } = this.#services;
     const told = answer.prefixes.map(networkOf);
     const { oldest, pwId } = answer;
     const key = Buffer.from(answer.key);
-    const far = portsIn(answer);
-    if (!isSameSubnet(contact, far)) {
+    const ports = portsIn(answer);
+    if (!isSameSubnet(contact, ports)) {
       throw new PairwireError('REFUSED', 'it speaks for another subnet or operator', {
         where: net,
       });
@@ -257,6 +265,9 @@ export class NetKeys {
     const entry = await store.write(async (tx) => {
       const row = await tx.net(net);
       if (row === undefined || !isSameContact(row.contact, contact)) return undefined;
+      const measured = skewMs === undefined ? undefined : skewMs + (answer.ahead ?? 0);
+      const ahead = keptAhead(row.far?.ahead, measured);
+      const far: NetFar = ahead === undefined ? ports : { ...ports, ahead };
       const another = pwId === row.pwId && row.key?.equals(key) === false;
       const order = answer.next === undefined || answer.next.pwId === pwId + 1;
       if (
@@ -295,11 +306,19 @@ export class NetKeys {
     if (row.pwId !== pwId) metrics.netRekeys.inc({ reason: 'learned', step: 'learned' });
     if (row.told.join() !== told.join()) this.#judge(net, learned, told);
     this.tellLinks(learned);
+    if (row.far?.ahead !== learned.far?.ahead) await this.#tellTime();
     if (learned.next === undefined) this.#waiting.delete(net);
     else await this.#lookAfter(net);
   }
 
   // ------------------------------------------------------------------------------ both
+
+  /** Those who ask us may go by our time, and that has changed. */
+  async #tellTime(): Promise<void> {
+    for (const { member, key } of await this.#services.store.nets()) {
+      if (member !== undefined && key !== undefined) this.#deps.tellServer(member);
+    }
+  }
 
   /** A link port can receive under next generations. */
   async confirmedByLink(

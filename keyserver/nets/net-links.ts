@@ -11,7 +11,11 @@ import { type KeyPair, keyPairFromPrivate } from '../../src/protocol/channel/key
 import { LABEL } from '../../src/protocol/constants.js';
 import { fields } from '../../src/protocol/fields.js';
 import { type Id, parseId } from '../../src/protocol/ids.js';
-import { answerSchemas, type NetSyncAnswer } from '../../src/protocol/messages.js';
+import {
+  answerSchemas,
+  MAX_NET_AHEAD_MS,
+  type NetSyncAnswer,
+} from '../../src/protocol/messages.js';
 import { networkOf, overlap } from '../../src/protocol/prefixes.js';
 import { importPrivate, importPublic, publicOf } from '../../src/protocol/public-keys.js';
 import { type Grant, grantSchema, signMembership } from '../../src/protocol/records.js';
@@ -39,7 +43,12 @@ export interface NetLinksDeps {
   /** From which the keys by which other servers know us are derived. */
   readonly secret: Buffer;
   readonly clock: Clock;
-  learn(net: Id, contact: NetContact, answer: NetSyncAnswer): Promise<void>;
+  learn(
+    net: Id,
+    contact: NetContact,
+    answer: NetSyncAnswer,
+    skewMs: number | undefined,
+  ): Promise<void>;
   /** There is a net, or none any more. */
   changed(entry: Net): void;
   /** A net's server has answered, or can't be reached. */
@@ -408,7 +417,7 @@ export class NetLinks {
     if (answer.net !== link.net) {
       throw new PairwireError('REFUSED', `it speaks for ${answer.net} now`, { where: link.net });
     }
-    await this.#deps.learn(link.net, link.contact, answer);
+    await this.#deps.learn(link.net, link.contact, answer, this.#skew(link));
     this.#deps.heard(link.net);
     if (link.problem !== undefined) {
       link.problem = undefined;
@@ -437,7 +446,9 @@ export class NetLinks {
     if (alarm && !link.alarmed) {
       this.#services.log.error(
         { net: link.net, skewMs },
-        'the clocks of two key servers differ: frames between the subnets may be refused as late',
+        Math.abs(skewMs) > MAX_NET_AHEAD_MS
+          ? 'the clocks of two key servers differ by too much: frames between the subnets are refused as late'
+          : 'the clocks of two key servers differ; link ports go by the other one for what crosses',
       );
     }
     link.alarmed = alarm;

@@ -4,7 +4,7 @@
  */
 import { encode } from '@msgpack/msgpack';
 import type { Id } from '../../src/protocol/ids.js';
-import { MAX_NET_PORTS, type NetPorts } from '../../src/protocol/messages.js';
+import { MAX_NET_PORTS, type NetFar, type NetPorts } from '../../src/protocol/messages.js';
 import { toPeerRecord } from '../registry/peer-record.js';
 import type { Services } from '../services.js';
 
@@ -30,12 +30,12 @@ export function prefixesFor({ net: own }: Pick<Services, 'net'>, net: Id): strin
 }
 
 /** Whether both say the same, byte for byte. */
-export function isSameFar(one: NetPorts | undefined, other: NetPorts | undefined): boolean {
+export function isSameFar(one: NetFar | undefined, other: NetFar | undefined): boolean {
   if (one === undefined || other === undefined) return one === other;
   return Buffer.compare(canonical(one), canonical(other)) === 0;
 }
 
-function canonical(ports: NetPorts): Uint8Array {
+function canonical(ports: NetFar): Uint8Array {
   return encode(ports, { sortKeys: true, ignoreUndefined: true });
 }
 

@@ -11,7 +11,7 @@
  */
 import type { Id } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
-import type { Endpoint, NetPorts } from '../../src/protocol/messages.js';
+import type { Endpoint, NetFar } from '../../src/protocol/messages.js';
 import type { Role } from '../../src/protocol/records.js';
 import type { Signed } from '../../src/protocol/signed.js';
 import type { ServerAddress } from '../../src/protocol/token.js';
@@ -206,8 +206,8 @@ export interface Net {
   readonly local: readonly string[];
   /** Those that its key server names. */
   readonly told: readonly string[];
-  /** What its key server tells of its link ports. */
-  readonly far: NetPorts | undefined;
+  /** What its key server tells of its link ports, and of the time. */
+  readonly far: NetFar | undefined;
   /** Undefined: none yet, or the link has ended. */
   readonly key: Buffer | undefined;
   /** Number of the key, or of the last one there was; 0 before the first. */

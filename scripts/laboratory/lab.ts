@@ -207,8 +207,12 @@ export class Lab {
     host: string,
     args: readonly string[],
     label: string,
+    env: Readonly<Record<string, string>> = {},
   ): ProcessId & { readonly log: string } {
-    return this.spawn(host, [process.execPath, programFile(), ...args], { label, env: this.env });
+    return this.spawn(host, [process.execPath, programFile(), ...args], {
+      label,
+      env: { ...this.env, ...env },
+    });
   }
 
   // ------------------------------------------------------------ captures
@@ -332,7 +336,7 @@ export class Lab {
   async startKeyServer(subnet: string): Promise<ProcessId> {
     const server = this.keyServer(subnet);
     const args = ['keyserver', '--dir', this.serverDir(subnet)];
-    const started = this.spawnPairwire(server.host, args, 'keyserver');
+    const started = this.spawnPairwire(server.host, args, 'keyserver', server.env);
     const port = server.listen.split(':').at(-1) ?? '';
     await waitFor(
       async () => {

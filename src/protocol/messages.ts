@@ -28,6 +28,8 @@ export const MAX_NETS = 64;
 export const MAX_NET_PREFIXES = 64;
 /** Most link ports of one subnet that another one is told of. */
 export const MAX_NET_PORTS = 8;
+/** The clocks of two subnets' key servers may differ by so much, ms; with more, nothing crosses. */
+export const MAX_NET_AHEAD_MS = 600_000;
 const prefixes = z.array(prefixSchema).max(MAX_NET_PREFIXES);
 const index = z.int().min(1).max(0xffff_ffff);
 /** VLAN id of a frame's outermost tag, 0 without one. */
@@ -128,8 +130,14 @@ const netPortsShape = {
   ports: z.array(peerRecordSchema).max(MAX_NET_PORTS),
 };
 
-export const netPortsSchema = z.strictObject(netPortsShape);
-export type NetPorts = z.infer<typeof netPortsSchema>;
+export type NetPorts = z.infer<z.ZodObject<typeof netPortsShape>>;
+
+/** How far the time of frames between subnets is ahead of the time of the key server that says so, ms; without it, 0. */
+const ahead = z.int().min(-MAX_NET_AHEAD_MS).max(MAX_NET_AHEAD_MS).optional();
+
+/** What is kept of the key server of another subnet. */
+export const netFarSchema = z.strictObject({ ...netPortsShape, ahead });
+export type NetFar = z.infer<typeof netFarSchema>;
 
 /** State that a member should have, each with the number of the change that made it so. */
 export const changeSchema = z.discriminatedUnion('kind', [
@@ -161,6 +169,7 @@ export const changeSchema = z.discriminatedUnion('kind', [
     seq: cursor,
     ...netKeyShape,
     ...netPortsShape,
+    ahead,
   }),
   /** There is no link with that subnet any more. */
   z.strictObject({ kind: z.literal('net.gone'), seq: cursor, net: idSchema }),
@@ -439,6 +448,7 @@ export const answerSchemas = {
     /** `net`: the subnet that answers. */
     ...netKeyShape,
     ...netPortsShape,
+    ahead,
   }),
   'key.net': z.object({ t: z.literal('ok'), id: requestId }),
   'net.confirm': z.object({ t: z.literal('ok'), id: requestId }),

@@ -650,6 +650,16 @@ describe('peered key servers', () => {
       .request({ t: 'list', what: 'nets' }, { parse: (it) => answerSchemas.list.parse(it) });
     expect(Number(rows[0]?.skewMs)).toBeLessThan(-59_000);
     expect(rows[0]).toMatchObject({ pwId: 1, state: 'connected' });
+    // Link ports of the one that asks go by the clock of the maker, the maker's by its own.
+    const [there, here] = [await link(west, 'gate'), await link(east, 'gate')];
+    const aheadOf = async (member: TestMember) =>
+      netsOf((await member.syncAll()).changes).map((one) =>
+        one.kind === 'net' ? (one.ahead ?? 0) : one.kind,
+      );
+    const [ahead] = await aheadOf(there);
+    expect(Math.abs(Number(ahead) + 60_000)).toBeLessThan(1_000);
+    await until(async () => (await atEast())?.far !== undefined, 'what the west tells');
+    expect(await aheadOf(here)).toEqual([0]);
   });
 
   it('show each other in the list', async () => {
