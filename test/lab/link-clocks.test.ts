@@ -21,6 +21,8 @@ const AHEAD_MS = { a: 0, b: 60_000, c: -45_000 } as const;
 const ADDRESS = { alice: '198.51.100.11', bob: '198.51.100.75', carol: '198.51.100.139' } as const;
 const LINKS = { 'gw-a/link': 1, 'gw-b/link-a': 1, 'gw-b/link-c': 1, 'gw-c/link': 1 } as const;
 const PATIENCE_MS = 90_000;
+/** Ten gateways and three key servers. */
+const UP_MS = 300_000;
 const netsSchema = z.array(z.object({ net: z.string(), skewMs: z.number().nullable() }));
 
 const dir = mkdtempSync(join(tmpdir(), 'pairwire-clocks-'));
@@ -46,7 +48,7 @@ const topology = {
 
 describe('linked subnets whose key servers have other clocks', () => {
   // Who is told another time while it runs takes itself for resumed from a snapshot, and starts its data plane anew.
-  const handle = useLab(topology, { restarts: true });
+  const handle = useLab(topology, { restarts: true, upMs: UP_MS });
   beforeAll(() => waitForLinks(handle.lab, LINKS), 180_000);
 
   const reaches = (from: keyof typeof ADDRESS, to: keyof typeof ADDRESS) =>

@@ -31,6 +31,8 @@ const PAIRS = MEMBERS.flatMap((from) =>
 /** 16 bytes, of which ping makes its payload. */
 const MARKER = 'marker-marker-m!';
 const PATIENCE_MS = 30_000;
+/** Ten gateways and three key servers. */
+const UP_MS = 300_000;
 
 const topology = (name: string) =>
   readTopology(new URL(`../../config/lab/${name}.yaml`, import.meta.url).pathname);
@@ -76,7 +78,7 @@ async function expectSealed(lab: Lab, from: Member, to: Member): Promise<void> {
 }
 
 describe('three subnets in a triangle', () => {
-  const handle = useLab(topology('triangle'));
+  const handle = useLab(topology('triangle'), { upMs: UP_MS });
   const LINKS = { 'gw-a/link': 2, 'gw-b/link': 2, 'gw-c/link': 2 };
 
   beforeAll(() => waitForLinks(handle.lab, LINKS), 90_000);
@@ -141,7 +143,7 @@ describe('three subnets in a triangle', () => {
 });
 
 describe('three subnets in a row', () => {
-  const handle = useLab(topology('row'));
+  const handle = useLab(topology('row'), { upMs: UP_MS });
   const LINKS = { 'gw-a/link': 1, 'gw-b/link-a': 1, 'gw-b/link-c': 1, 'gw-c/link': 1 };
 
   beforeAll(() => waitForLinks(handle.lab, LINKS), 90_000);
