@@ -160,6 +160,8 @@ export class Agent extends EventEmitter<AgentEvents> {
   #leftNets: readonly string[] = [];
   #leaseUntil: number | undefined;
   #clockSent: string | undefined;
+  /** The key server has told of all other subnets. */
+  #netsKnown = false;
   #underlaySeen: string | undefined;
   #broadcastsSeen = '';
   #endpoints: readonly Endpoint[] = [];
@@ -536,10 +538,13 @@ export class Agent extends EventEmitter<AgentEvents> {
   /** Tells the data plane the key server's time, once for each good sample. */
   #sendClock(): void {
     if (!this.#time.known || this.#link.state !== 'attached') return;
+    // A link port goes by the time of all linked subnets, which it knows when it knows of them. A jump later on would be
+    // taken for a machine that was resumed from a snapshot.
+    if (this.#nets !== undefined && !this.#netsKnown) return;
     const bootMs = this.#clock.bootMs();
     const age = this.#time.age();
     const sampledBootMs = Math.max(0, Math.round(bootMs - (Number.isFinite(age) ? age : 0)));
-    const offsetMs = Math.round(this.#time.now() - bootMs);
+    const offsetMs = Math.round(this.#time.now() - bootMs) + (this.#nets?.ahead() ?? 0);
     // The offset is slewed: tell it while it moves, too.
     const text = `${Number.isFinite(age) ? sampledBootMs : 'none'} ${Math.round(offsetMs / 5)}`;
     if (text === this.#clockSent) return;
@@ -795,6 +800,8 @@ export class Agent extends EventEmitter<AgentEvents> {
       this.#claims.again(this.#bindings.endFull());
     }
     this.#leaseUntil = leaseUntilMs;
+    this.#netsKnown = true;
+    this.#sendClock();
     this.#sendLease();
   }
 
@@ -818,6 +825,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     });
     return new NetTable({
       port: PORT,
+      net: port.net ?? this.#config.subnet,
       prefixes: port.prefixes,
       nets: new Map(nets),
       dataPlane: this.#link,

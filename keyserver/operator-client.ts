@@ -117,11 +117,12 @@ export class OperatorClient {
     return { net, server, member };
   }
 
-  /** Ends what `addPeer` began, by net id or server id. */
-  async removePeer(net: Id): Promise<void> {
-    await this.#ask({ t: 'peer.remove', net }, (value) =>
+  /** Ends what `addPeer` began, by net id or server id. @returns whether the other net's key server knows; undefined for a server of this subnet */
+  async removePeer(net: Id): Promise<boolean | undefined> {
+    const { told } = await this.#ask({ t: 'peer.remove', net }, (value) =>
       answerSchemas['peer.remove'].parse(value),
     );
+    return told;
   }
 
   /** Takes a member out, for ever. */

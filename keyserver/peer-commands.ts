@@ -143,7 +143,7 @@ export function peerCommands(program: Command): void {
   command
     .command('remove <name>')
     .description(
-      "end what `peer add` or `init --cascade` began, by net id or server id: link ports forget that net's key, members of that server are offline",
+      "end what `peer add` or `init --cascade` began, by net id, on both sides, or by server id: link ports forget that net's key, members of that server are offline",
     )
     .requiredOption('--dir <dir>', 'folder of the key server')
     .option('--json', 'print JSON')
@@ -152,8 +152,11 @@ export function peerCommands(program: Command): void {
       action(async (target, text: string, flags: { readonly dir: string }) => {
         const net = usable(text, 'name');
         await asOperator(flags.dir, async (client) => {
-          await client.removePeer(net);
-          printFields(target, { net, state: 'removed' });
+          const told = await client.removePeer(net);
+          printFields(target, {
+            ...{ net, state: 'removed' },
+            ...(told === undefined ? {} : { otherSide: otherSide(told) }),
+          });
         });
       }),
     );
@@ -251,4 +254,9 @@ function foreignPrefixes(own: OwnNet, texts: readonly string[]): string[] {
       `--prefix: ${prefix} is not foreign: ${ours} is this subnet's`,
     );
   });
+}
+
+/** Whether the key server of another net knows that a link has ended. */
+function otherSide(told: boolean): string {
+  return told ? 'told' : 'not reached: its operator ends it there, by `revoke`';
 }

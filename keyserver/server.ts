@@ -243,7 +243,7 @@ export class KeyServer {
     this.#netLinks = new NetLinks(this.#services, {
       secret: options.tokenKey,
       clock,
-      learn: (from, contact, answer) => this.#netKeys.learn(from, contact, answer),
+      learn: (from, contact, answer, skewMs) => this.#netKeys.learn(from, contact, answer, skewMs),
       changed: (entry) => this.#netKeys.changed(entry),
       heard: (from) => this.#netReach.heard(from),
       lost: (from) => this.#netReach.lost(from),
@@ -470,6 +470,9 @@ export class KeyServer {
         return {
           pwId: await this.#netKeys.renewForServer(memberOf(peer), request.net, request.force),
         };
+      case 'net.end':
+        await this.#netKeys.endedByServer(memberOf(peer), request.net);
+        return {};
       case 'cascade.sync':
         return { word: await this.#cascade.sync(memberOf(peer), request.word) };
       case 'peer.add':
@@ -477,8 +480,7 @@ export class KeyServer {
       case 'peer.remove': {
         const { net } = request;
         if (await this.#cascade.remove(memberOf(peer), net)) return {};
-        await this.#netLinks.remove(memberOf(peer), net);
-        return {};
+        return { told: await this.#netLinks.remove(memberOf(peer), net) };
       }
       case 'rekey':
         return this.#renew(memberOf(peer), request);
@@ -674,7 +676,8 @@ export class KeyServer {
       for (const { vlan, mac } of behind) this.#hints.behindChanged(vlan, mac);
       for (const ip of bindings) this.#hints.bindingChanged(ip);
       for (const net of nets) this.#netKeys.changed(net);
-      if (wasLink) this.#netLinks.renewAll();
+      // Which keys are owed to us now, the store knows.
+      if (wasLink) this.#netLinks.askAll();
       return { number, fresh };
     } finally {
       this.#revoking.delete(id);

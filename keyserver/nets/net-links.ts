@@ -6,7 +6,11 @@
 import { ChannelClient } from '../../src/net/channel-client.js';
 import { serverEndpoints } from '../../src/net/client-link.js';
 import { type Id, parseId } from '../../src/protocol/ids.js';
-import { answerSchemas, type NetSyncAnswer } from '../../src/protocol/messages.js';
+import {
+  answerSchemas,
+  MAX_NET_AHEAD_MS,
+  type NetSyncAnswer,
+} from '../../src/protocol/messages.js';
 import { networkOf, overlap } from '../../src/protocol/prefixes.js';
 import type { Grant } from '../../src/protocol/records.js';
 import type { Token } from '../../src/protocol/token.js';
@@ -18,12 +22,13 @@ import type { Services } from '../services.js';
 import type { Net, NetContact } from '../storage/store.js';
 import { netMark } from './net-change.js';
 import { requireRoom } from './net-members.js';
-import { ownPorts } from './net-ports.js';
+import { ownPorts, prefixesFor } from './net-ports.js';
 
 const SYNC_INTERVAL = 30_000;
 /** A server that pushes and pushes is asked so often and not more, ms. */
 const LEAST_INTERVAL = 200;
 const REQUEST_TIMEOUT = 15_000;
+const END_TIMEOUT = 5_000;
 /** A difference between the two servers' clocks above this is an alarm, ms. */
 export const SKEW_ALARM = 2_000;
 
@@ -31,7 +36,12 @@ export interface NetLinksDeps {
   /** From which the keys by which other servers know us are derived. */
   readonly secret: Buffer;
   readonly clock: Clock;
-  learn(net: Id, contact: NetContact, answer: NetSyncAnswer): Promise<void>;
+  learn(
+    net: Id,
+    contact: NetContact,
+    answer: NetSyncAnswer,
+    skewMs: number | undefined,
+  ): Promise<void>;
   /** There is a net, or none any more. */
   changed(entry: Net): void;
   /** A net's server has answered, or can't be reached. */
@@ -56,10 +66,10 @@ interface Link {
   readonly timer: NodeJS.Timeout;
   problem: string | undefined;
   asking: boolean;
+  /** The question that is under way, or the last one; never fails. */
+  question: Promise<void>;
   askAgain: boolean;
   alarmed: boolean;
-  /** Our side wants another key, for somebody who had it is revoked. */
-  owed: boolean;
 }
 
 /** The channels to key servers of other subnets. */
@@ -95,14 +105,6 @@ export class NetLinks {
       problem: link.problem,
       skewMs: this.#skew(link),
     };
-  }
-
-  /** A member that had the keys of all nets is revoked: the makers are asked for others until they make them. */
-  renewAll(): void {
-    for (const link of this.#links.values()) {
-      link.owed = true;
-      void this.#ask(link);
-    }
   }
 
   /** Something of our link ports has changed, or they want to know what has changed there. */
@@ -169,7 +171,9 @@ export class NetLinks {
         row.contact.subnet !== subnet ||
         Buffer.compare(row.contact.operator, operator) !== 0;
       // What another subnet's server has told is not this one's key.
-      const forget = other ? { key: undefined, next: undefined, told: [], far: undefined } : {};
+      const forget = other
+        ? { key: undefined, next: undefined, told: [], far: undefined, dueAt: 0 }
+        : {};
       const added: Net = {
         ...blank(net, changed),
         ...row,
@@ -195,8 +199,12 @@ export class NetLinks {
     return { net, member };
   }
 
-  /** Asks a net's server no more; link ports forget its key. @throws NotFound */
-  async remove(actor: Id, net: Id): Promise<void> {
+  /**
+   * Asks a net's server no more, and tells it so; link ports on both sides forget the key.
+   * @returns whether it has heard that
+   * @throws NotFound
+   */
+  async remove(actor: Id, net: Id): Promise<boolean> {
     const { store, audit } = this.#services;
     const entry = await store.write(async (tx) => {
       const row = await tx.net(net);
@@ -208,8 +216,32 @@ export class NetLinks {
       await audit.append(tx, { actor, action: 'peer_remove', outcome: 'done', detail: { net } });
       return gone;
     });
-    this.#end(net);
+    const link = this.#links.get(net);
+    this.#links.delete(net);
     this.#deps.changed(entry);
+    if (link === undefined) return false;
+    clearInterval(link.timer);
+    try {
+      return await this.#tellEnd(link);
+    } finally {
+      link.client.stop();
+    }
+  }
+
+  /** A question that is under way would begin the link anew, so that comes first. @returns false if it is away */
+  async #tellEnd(link: Link): Promise<boolean> {
+    await link.question;
+    if (link.client.state.kind !== 'open') return false;
+    try {
+      await link.client.request(
+        { t: 'net.end', net: this.#services.net.id },
+        { timeoutMs: END_TIMEOUT, parse: (value) => answerSchemas['net.end'].parse(value) },
+      );
+      return true;
+    } catch (err) {
+      this.#services.log.warn({ net: link.net, err }, 'a key server did not hear of the end');
+      return false;
+    }
   }
 
   /** What a token must be for us to peer by it. */
@@ -251,8 +283,15 @@ export class NetLinks {
     });
     const timer = setInterval(() => void this.#ask(link), SYNC_INTERVAL);
     timer.unref();
-    const state = { problem: undefined, asking: false, askAgain: false, alarmed: false };
-    const link: Link = { net, contact, client, timer, owed: false, ...state };
+    const none = Promise.resolve();
+    const state = {
+      problem: undefined,
+      asking: false,
+      question: none,
+      askAgain: false,
+      alarmed: false,
+    };
+    const link: Link = { net, contact, client, timer, ...state };
     this.#links.set(net, link);
     client.start();
   }
@@ -272,7 +311,8 @@ export class NetLinks {
     link.asking = true;
     while (link.askAgain && this.#links.get(link.net) === link) {
       link.askAgain = false;
-      await this.#askOnce(link).catch((thrown: unknown) => this.#failed(link, thrown));
+      link.question = this.#askOnce(link).catch((thrown: unknown) => this.#failed(link, thrown));
+      await link.question;
       await new Promise((resolve) => setTimeout(resolve, LEAST_INTERVAL).unref());
     }
     link.asking = false;
@@ -289,8 +329,9 @@ export class NetLinks {
       newest === undefined ? { held: row.pwId } : { held: newest.pwId, mark: netMark(newest.key) };
     const answer = await link.client.request(
       {
-        ...{ t: 'net.sync', net: own.id, prefixes: [...own.prefixes], ...held },
-        ...(await ownPorts(this.#services)),
+        ...{ t: 'net.sync', net: own.id, ...held },
+        prefixes: prefixesFor(this.#services, link.net),
+        ...(await ownPorts(this.#services, link.net)),
       },
       { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas['net.sync'].parse(value) },
     );
@@ -298,16 +339,27 @@ export class NetLinks {
     if (answer.net !== link.net) {
       throw new PairwireError('REFUSED', `it speaks for ${answer.net} now`, { where: link.net });
     }
-    await this.#deps.learn(link.net, link.contact, answer);
+    await this.#deps.learn(link.net, link.contact, answer, this.#skew(link));
     this.#deps.heard(link.net);
     if (link.problem !== undefined) {
       link.problem = undefined;
       this.#services.log.info({ net: link.net }, 'a key server answers again');
     }
     this.#compareClocks(link);
-    if (!link.owed) return;
-    await this.rekey(link.net, true);
-    link.owed = false;
+    await this.#wantOwed(link);
+  }
+
+  /** Has the maker make another key, if somebody who had this one is revoked; asked again until it has. */
+  async #wantOwed({ net }: Link): Promise<void> {
+    const { store } = this.#services;
+    const owed = await store.net(net);
+    if (owed === undefined || owed.dueAt === 0) return;
+    await this.rekey(net, true);
+    await store.write(async (tx) => {
+      const row = await tx.net(net);
+      // Another one may have been revoked meanwhile.
+      if (row?.dueAt === owed.dueAt) await tx.putNet({ ...row, dueAt: 0 });
+    });
   }
 
   #compareClocks(link: Link): void {
@@ -316,7 +368,9 @@ export class NetLinks {
     if (alarm && !link.alarmed) {
       this.#services.log.error(
         { net: link.net, skewMs },
-        'the clocks of two key servers differ: frames between the subnets may be refused as late',
+        Math.abs(skewMs) > MAX_NET_AHEAD_MS
+          ? 'the clocks of two key servers differ by too much: frames between the subnets are refused as late'
+          : 'the clocks of two key servers differ; link ports go by the other one for what crosses',
       );
     }
     link.alarmed = alarm;

@@ -8,7 +8,7 @@ import { decodeMessage } from '../../src/protocol/channel/codec.js';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
 import { type Id, idSchema, orderedPair } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
-import { type Endpoint, endpointSchema, netPortsSchema } from '../../src/protocol/messages.js';
+import { type Endpoint, endpointSchema, netFarSchema } from '../../src/protocol/messages.js';
 import { type Role, TALKER_ROLES } from '../../src/protocol/records.js';
 import { bytesSchema } from '../../src/protocol/signed.js';
 import { serverAddressSchema } from '../../src/protocol/token.js';
@@ -1560,7 +1560,7 @@ function toNet(row: Row): Net {
     told: list('told'),
     far: isNull(row, 'far')
       ? undefined
-      : column('far', netPortsSchema, () => decodeMessage(blob(row, 'far'))),
+      : column('far', netFarSchema, () => decodeMessage(blob(row, 'far'))),
     key: key.length === 0 ? undefined : key,
     pwId: integer(row, 'pw_id'),
     oldest: integer(row, 'oldest'),

@@ -11,7 +11,7 @@
  */
 import type { Id } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
-import type { Endpoint, NetPorts } from '../../src/protocol/messages.js';
+import type { Endpoint, NetFar } from '../../src/protocol/messages.js';
 import type { Role } from '../../src/protocol/records.js';
 import type { Signed } from '../../src/protocol/signed.js';
 import type { ServerAddress } from '../../src/protocol/token.js';
@@ -216,8 +216,8 @@ export interface Net {
   readonly local: readonly string[];
   /** Those that its key server names. */
   readonly told: readonly string[];
-  /** What its key server tells of its link ports. */
-  readonly far: NetPorts | undefined;
+  /** What its key server tells of its link ports, and of the time. */
+  readonly far: NetFar | undefined;
   /** Undefined: none yet, or the link has ended. */
   readonly key: Buffer | undefined;
   /** Number of the key, or of the last one there was; 0 before the first. */
@@ -225,7 +225,10 @@ export interface Net {
   readonly oldest: number;
   readonly reason: string;
   readonly createdAt: number;
-  /** When it gets too old, key-server time; 0: never, or not for us to say. */
+  /**
+   * Of a key made here: when it gets too old, key-server time, 0: never. Of one that is made elsewhere: since when we want
+   * another one of its maker, for a link port that had this one is revoked; 0: we do not.
+   */
   readonly dueAt: number;
   readonly next: NextGroup | undefined;
   readonly serial: number;

@@ -84,6 +84,10 @@ const keyServerSchema = z.strictObject({
   logLevel: z.enum(['debug', 'info', 'warn']).optional(),
   /** More options for `pairwire init`. */
   init: z.array(z.string()).default([]),
+  /** Environment of its process, beside that of all. */
+  env: z.record(z.string(), z.string()).default({}),
+  /** Settings for its keyserver.yaml, by their path: `nets.west.through: [...]`. */
+  config: z.record(z.string(), z.union([z.string(), z.array(z.string())])).default({}),
 });
 
 const gatewaySchema = z.strictObject({

@@ -28,6 +28,8 @@ export const MAX_NETS = 64;
 export const MAX_NET_PREFIXES = 64;
 /** Most link ports of one subnet that another one is told of. */
 export const MAX_NET_PORTS = 8;
+/** The clocks of two subnets' key servers may differ by so much, ms; with more, nothing crosses. */
+export const MAX_NET_AHEAD_MS = 600_000;
 const prefixes = z.array(prefixSchema).max(MAX_NET_PREFIXES);
 const index = z.int().min(1).max(0xffff_ffff);
 /** VLAN id of a frame's outermost tag, 0 without one. */
@@ -128,8 +130,14 @@ const netPortsShape = {
   ports: z.array(peerRecordSchema).max(MAX_NET_PORTS),
 };
 
-export const netPortsSchema = z.strictObject(netPortsShape);
-export type NetPorts = z.infer<typeof netPortsSchema>;
+export type NetPorts = z.infer<z.ZodObject<typeof netPortsShape>>;
+
+/** How far the time of frames between subnets is ahead of the time of the key server that says so, ms; without it, 0. */
+const ahead = z.int().min(-MAX_NET_AHEAD_MS).max(MAX_NET_AHEAD_MS).optional();
+
+/** What is kept of the key server of another subnet. */
+export const netFarSchema = z.strictObject({ ...netPortsShape, ahead });
+export type NetFar = z.infer<typeof netFarSchema>;
 
 /** State that a member should have, each with the number of the change that made it so. */
 export const changeSchema = z.discriminatedUnion('kind', [
@@ -161,6 +169,7 @@ export const changeSchema = z.discriminatedUnion('kind', [
     seq: cursor,
     ...netKeyShape,
     ...netPortsShape,
+    ahead,
   }),
   /** There is no link with that subnet any more. */
   z.strictObject({ kind: z.literal('net.gone'), seq: cursor, net: idSchema }),
@@ -359,6 +368,8 @@ export const requestSchema = z.discriminatedUnion('t', [
   z.strictObject({ t: z.literal('net.confirm'), id: requestId, net: idSchema, pwId }),
   /** The operator of the asker's subnet wants another net key. */
   z.strictObject({ t: z.literal('net.rekey'), id: requestId, net: idSchema, force: z.boolean() }),
+  /** The asker's subnet is linked with this one no more. */
+  z.strictObject({ t: z.literal('net.end'), id: requestId, net: idSchema }),
   /**
    * Generations that the asker holds and that the server can't have made after those it names: its database was
    * put back. It makes others above them.
@@ -527,6 +538,7 @@ export const answerSchemas = {
     /** `net`: the subnet that answers. */
     ...netKeyShape,
     ...netPortsShape,
+    ahead,
   }),
   'key.net': z.object({ t: z.literal('ok'), id: requestId }),
   'net.confirm': z.object({ t: z.literal('ok'), id: requestId }),
@@ -539,7 +551,9 @@ export const answerSchemas = {
     server: idSchema.optional(),
     member: idSchema,
   }),
-  'peer.remove': z.object({ t: z.literal('ok'), id: requestId }),
+  'net.end': z.object({ t: z.literal('ok'), id: requestId }),
+  /** `told`: the key server of that net knows that the link has ended; nothing for one of this subnet. */
+  'peer.remove': z.object({ t: z.literal('ok'), id: requestId, told: z.boolean().optional() }),
   'key.held': z.object({ t: z.literal('ok'), id: requestId }),
   rekey: z.object({
     t: z.literal('ok'),

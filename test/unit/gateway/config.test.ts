@@ -129,6 +129,14 @@ describe('gateway.yaml', () => {
       'for link ports of level ip',
     );
   });
+  it.each(['two', 'member', 'triangle', 'row-end', 'row-middle-a', 'row-middle-c'])(
+    'the example of linked subnets link-%s.yaml loads',
+    (name) => {
+      const config = loadGatewayConfig(join(root, `config/examples/link-${name}.yaml`));
+      expect(config.ports[0]?.kind).toBe(name === 'member' ? 'host' : 'link');
+    },
+  );
+
   it('a link port is on udp, and knows of each address which one subnet it is in', () => {
     const least = {
       ...{ name: 'link', kind: 'link', interface: 'link0', inside: ['pw0'] },

@@ -28,7 +28,7 @@ const EXPECTED: Readonly<Record<Asker, readonly RequestType[]>> = {
   host: [...MEMBER, 'bind'],
   plain: [...MEMBER, 'learned'],
   link: [...MEMBER, 'bind', 'key.net'],
-  server: ['ping', 'net.sync', 'net.confirm', 'net.rekey', 'cascade.sync'],
+  server: ['ping', 'net.sync', 'net.confirm', 'net.rekey', 'net.end', 'cascade.sync'],
   operator: [
     'ping',
     'list',
@@ -70,6 +70,7 @@ const FIELDS: Readonly<Record<RequestType, Record<string, unknown>>> = {
     },
   },
   'net.rekey': { net: 'x', force: false },
+  'net.end': { net: 'x' },
   'peer.add': { token: 'x', prefixes: ['10.0.0.0/8'] },
   'peer.remove': { net: 'x' },
   rekey: { force: false },

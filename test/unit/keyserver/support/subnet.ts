@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { joinCascade } from '../../../../keyserver/cascade/join.js';
-import { KEY_KIND } from '../../../../keyserver/config.js';
+import { KEY_KIND, type OwnNet } from '../../../../keyserver/config.js';
 import { initSubnet, type SettingsChoice } from '../../../../keyserver/init.js';
 import { KeyServer, type KeyServerOptions } from '../../../../keyserver/server.js';
 import { openStore } from '../../../../keyserver/storage/sql-store.js';
@@ -33,6 +33,8 @@ export interface SubnetOptions {
   readonly subnet?: Id;
   /** Its IP prefixes. */
   readonly prefixes?: readonly string[];
+  /** What single other nets are told beyond that. */
+  readonly nets?: OwnNet['nets'];
   readonly settings?: SettingsChoice;
   readonly tuning?: KeyServerOptions['tuning'];
   readonly limits?: KeyServerOptions['limits'];
@@ -93,7 +95,11 @@ export class TestSubnet extends SubnetFolder {
       staticKeys: keyPairFromPrivate(readKeyFile(this.paths.serverKey, KEY_KIND.server)),
       tokenKey: this.tokenKey,
       auditKey: this.auditKey,
-      net: { id: this.subnet, prefixes: this.#options.prefixes ?? [] },
+      net: {
+        id: this.subnet,
+        prefixes: this.#options.prefixes ?? [],
+        nets: this.#options.nets ?? new Map(),
+      },
       auditHeadFile: this.paths.auditHead,
       log: log ?? createLogger('test', { level: 'silent' }),
       ...(tuning === undefined ? {} : { tuning }),
