@@ -53,7 +53,7 @@ import { type GatewayIdentity, loadIdentity } from './identity.js';
 import { PeerTable } from './key-table/peer-table.js';
 import { Pins } from './key-table/pins.js';
 import { Verifier } from './key-table/verifier.js';
-import { NetTable } from './link/net-table.js';
+import { NetTable, prefixOf } from './link/net-table.js';
 import { type GatewayPaths, netPinsPath } from './paths.js';
 import { Outside } from './plain/outside.js';
 import { Reporter } from './plain/reporter.js';
@@ -1012,10 +1012,12 @@ function kindFields(port: PortConfig, subnet: Id) {
   const plain = { broadcast: 'all', stp: 'drop', learnSeconds: 300 };
   if (kind === 'link') {
     const pass = Buffer.from(port.level === 'ip' ? port.pass.map((name) => PASSABLE[name]) : []);
-    return { kind, net: port.net ?? subnet, pass, ...plain, stormFrames: 0, answer: false };
+    const elsewhere = Object.values(port.nets).flatMap(({ prefixes }) => prefixes.map(prefixOf));
+    const own = { kind, net: port.net ?? subnet, pass, elsewhere };
+    return { ...own, ...plain, stormFrames: 0, answer: false };
   }
   const common = {
-    ...{ kind, net: '', pass: Buffer.alloc(0) },
+    ...{ kind, net: '', pass: Buffer.alloc(0), elsewhere: [] },
     ...{ stormFrames: port.storm, answer: port.answerNeighbours },
   };
   if (kind === 'host') return { ...common, ...plain };

@@ -186,7 +186,7 @@ const ipLinkPortSchema = z.strictObject({
   /** Packets keep their IP header, and any routers that know nothing of us pass them on. */
   level: z.literal('ip'),
   ...bridgeShape,
-  /** What may be said between our subnet and the router in clear besides ARP and neighbour discovery. */
+  /** What may cross in clear besides ARP and neighbour discovery: from and to any address that is in no linked subnet. */
   pass: passSchema.default([]),
 });
 
@@ -300,8 +300,7 @@ export const RELOADABLE = ['log', 'transport.endpoints'] as const;
 /** Reads gateway.yaml. @throws PairwireError CONFIG_NOT_FOUND or CONFIG_INVALID with file and line */
 export function loadGatewayConfig(path: string): GatewayConfig {
   const config = loadYaml(path, gatewayConfigSchema);
-  requireApart(config, path);
-  requireLink(config, path);
+  requireConsistent(config, path);
   const listen = config.metrics.listen;
   if (listen !== undefined && !isLoopback(splitHostPort(listen)?.host ?? '')) {
     throw new PairwireError('CONFIG_INVALID', 'metrics.listen must be a loopback address', {
@@ -331,6 +330,15 @@ export function insideInterfaces(config: Pick<GatewayConfig, 'ports'>): string[]
     if ('bridge' in port) return [port.interface, port.bridge, ...port.bridgePorts];
     return port.kind === 'link' ? [port.interface, ...port.inside] : [port.interface];
   });
+}
+
+/** What no schema says of ports and transport together. @throws PairwireError CONFIG_INVALID */
+export function requireConsistent(
+  config: Pick<GatewayConfig, 'ports' | 'transport'>,
+  path: string,
+): void {
+  requireApart(config, path);
+  requireLink(config, path);
 }
 
 /** Sealed frames in the bridge that their plaintext comes from would go round (threats.md C11). */

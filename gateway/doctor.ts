@@ -428,6 +428,17 @@ function netFindings(
       found.push(warn(`nothing may cross to ${net.net}: no prefix that all agree on`, hint));
     }
   }
+  const silent = (status?.ports ?? [])
+    .flatMap(({ peers }) => peers)
+    .filter(({ path, tx, rx }) => path === 'routed' && tx.frames > 0 && rx.frames === 0);
+  for (const { id } of silent) {
+    found.push(
+      warn(
+        `packets were sealed for ${id}, and none came from it`,
+        'is its link of level ip as well, does it stand before its router, do routers on the way pass IP protocol 253?',
+      ),
+    );
+  }
   if (found.length > 0) return found;
   return ok(`${port.interface} to ${Object.keys(port.nets).join(', ')}`);
 }
@@ -549,7 +560,9 @@ async function checkMtu(subject: Subject): Promise<Verdict> {
     exclude: subject.config === undefined ? [] : insideInterfaces(subject.config),
   });
   const text = `${plan.tap} at the TAP over ${plan.underlay} at ${plan.interface ?? 'the underlay'}`;
-  return plan.underlay < (plan.outerIp === undefined ? 1_334 : 1_382)
+  const least =
+    subject.config?.transport.kind === 'ip' ? 1_360 : plan.outerIp === undefined ? 1_334 : 1_382;
+  return plan.underlay < least
     ? warn(`${text}: full frames are cut in two parts`, 'raise the MTU of the underlay if you can')
     : ok(text);
 }

@@ -36,6 +36,7 @@ import {
   loadGatewayConfig,
   PASSABLE,
   passSchema,
+  requireConsistent,
 } from './config.js';
 import { makeKeys, readMembership, signMembership, writeMembership } from './identity.js';
 import { gatewayPaths } from './paths.js';
@@ -359,7 +360,8 @@ function linkPortOf(net: Token['net'], options: JoinOptions): GatewayConfigInput
       ...(pass.length === 0 ? {} : { pass: passing.data }),
     };
   }
-  if (inside.length === 0 || bridge !== undefined || pass.length > 0) {
+  const bridged = bridge !== undefined || bridgePorts.length > 0;
+  if (inside.length === 0 || bridged || pass.length > 0) {
     throw usage(
       'a link of level udp has interfaces that lead into our subnet, and no bridge',
       `${ways} --inside pw0`,
@@ -388,6 +390,8 @@ function configOf(token: Token, id: Id, role: Role, options: JoinOptions): strin
       hint: 'see pairwire join --help',
     });
   }
+  // Before the token is used up, not when the gateway is to start.
+  requireConsistent(checked.data, 'options');
   const about =
     '# Written by `pairwire join`. Every setting is explained in config/gateway.example.yaml.\n';
   return about + stringify(config);

@@ -543,7 +543,7 @@ function blankPort(net: Id, id: Id): LinkPort {
 }
 
 /** A prefix as the data plane takes it. */
-function prefixOf(text: string): { readonly ip: Uint8Array; readonly bits: number } {
+export function prefixOf(text: string): { readonly ip: Uint8Array; readonly bits: number } {
   const [address = '', bits = ''] = text.split('/');
   return { ip: ipToBytes(address) ?? Buffer.alloc(0), bits: Number(bits) };
 }

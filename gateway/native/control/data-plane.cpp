@@ -69,6 +69,17 @@ std::vector<Endpoint> to_endpoints(const std::vector<messages::Endpoint>& candid
   return endpoints;
 }
 
+std::vector<IpPrefix> to_prefixes(const std::vector<messages::Prefix>& list) {
+  std::vector<IpPrefix> prefixes;
+  prefixes.reserve(list.size());
+  for (const messages::Prefix& one : list) {
+    const auto prefix = IpPrefix::from(one.ip.bytes(), one.bits);
+    if (!prefix) throw CommandError("not a prefix");
+    prefixes.push_back(*prefix);
+  }
+  return prefixes;
+}
+
 IpAddress to_ip(ConstBytes bytes) {
   const auto ip = IpAddress::from(bytes);
   if (!ip) throw CommandError("not an IP address");
@@ -294,6 +305,7 @@ Answer DataPlane::on(const command::PortSet& command) {
   settings->subnet_tag = command.tag;
   settings->udp_port = command.udp_port;
   settings->underlay_mtu = udp ? command.underlay_mtu : underlay->mtu;
+  settings->elsewhere = to_prefixes(command.elsewhere);
   settings->pass.assign(command.pass.bytes().begin(), command.pass.bytes().end());
   settings->freshness_ms = command.freshness_ms;
   settings->hold_frames = command.hold_frames;
@@ -429,14 +441,7 @@ Answer DataPlane::on(const command::LinkSet& command) {
 }
 
 Answer DataPlane::on(const command::RoutesSet& command) {
-  std::vector<IpPrefix> prefixes;
-  prefixes.reserve(command.prefixes.size());
-  for (const messages::Prefix& one : command.prefixes) {
-    const auto prefix = IpPrefix::from(one.ip.bytes(), one.bits);
-    if (!prefix) throw CommandError("not a prefix");
-    prefixes.push_back(*prefix);
-  }
-  require_port(command.port).tables().set_routes(command.net, std::move(prefixes));
+  require_port(command.port).tables().set_routes(command.net, to_prefixes(command.prefixes));
   return answer::Done{};
 }
 

@@ -150,7 +150,7 @@ struct Observe {
   static constexpr std::string_view kType = "observe";
 };
 
-/// Makes a port or changes it. Devices are named as the broker delivered them: transport `udp` uses udpPort, `ethernet` device (an interface) and tag, `ip` (of `link` only) device, a wire. spinUs: how long its threads look for more before they sleep; underlayMtu: what the interface below `udp` gives, where the search for each path's MTU begins; 0 for no search. helpers: threads that help with sealing and opening, 255 for as many as suit the machine. kind: `host`, `plain` or `link`, which fixes what the port is until it is removed. net: of `link`, the net id of our subnet. pass: of `ip`, the IP protocols that cross in clear besides ARP and neighbour discovery, TCP and UDP never. The three after it are about `plain`: broadcast, which group frames of members leave it, `all`, `essential` or `none`; stp, whether frames for 01:80:c2:00:00:00 `pass` or are dropped (`drop`); learnSeconds, after how long an address that was not seen again is forgotten. rights: what the own member's grant allows, bit 0 `router` (router advertisements, redirects), bit 1 `dhcp` (what a DHCP server says). answer: ARP requests and neighbour solicitations for bound addresses are answered here.
+/// Makes a port or changes it. Devices are named as the broker delivered them: transport `udp` uses udpPort, `ethernet` device (an interface) and tag, `ip` (of `link` only) device, a wire. spinUs: how long its threads look for more before they sleep; underlayMtu: what the interface below `udp` gives, where the search for each path's MTU begins; 0 for no search. helpers: threads that help with sealing and opening, 255 for as many as suit the machine. kind: `host`, `plain` or `link`, which fixes what the port is until it is removed. net: of `link`, the net id of our subnet. pass: of `ip`, the IP protocols that cross in clear besides ARP and neighbour discovery, TCP and UDP never; elsewhere: what the operator says may be behind other nets, whether key servers agree or not: nothing goes there or comes from there in clear. The three after it are about `plain`: broadcast, which group frames of members leave it, `all`, `essential` or `none`; stp, whether frames for 01:80:c2:00:00:00 `pass` or are dropped (`drop`); learnSeconds, after how long an address that was not seen again is forgotten. rights: what the own member's grant allows, bit 0 `router` (router advertisements, redirects), bit 1 `dhcp` (what a DHCP server says). answer: ARP requests and neighbour solicitations for bound addresses are answered here.
 struct PortSet {
   static constexpr std::string_view kType = "port.set";
   std::uint16_t port{};
@@ -175,6 +175,7 @@ struct PortSet {
   std::string_view kind;  ///< at most 8 bytes
   std::string_view net;  ///< at most 63 bytes
   BoundedBytes<16> pass;
+  std::vector<Prefix> elsewhere;  ///< at most 1024
   std::string_view broadcast;  ///< at most 10 bytes
   std::string_view stp;  ///< at most 4 bytes
   std::uint16_t learn_seconds{};
@@ -650,6 +651,7 @@ inline void read_fields([[maybe_unused]] MapReader& map, [[maybe_unused]] comman
   map.text("kind", out.kind, 8);
   map.text("net", out.net, 63);
   map.value("pass", out.pass);
+  map.list("elsewhere", out.elsewhere, 1024, [](const msgpack::object& value, Prefix& item, std::string_view name, Problem& problem) { read_value(value, item, name, problem); });
   map.text("broadcast", out.broadcast, 10);
   map.text("stp", out.stp, 4);
   map.value("learnSeconds", out.learn_seconds);
@@ -968,7 +970,7 @@ inline void write_message(FrameWriter& writer, std::uint32_t id, [[maybe_unused]
 }
 
 inline void write_message(FrameWriter& writer, std::uint32_t id, const command::PortSet& value) {
-  writer.map(30);
+  writer.map(31);
   writer.text("t", command::PortSet::kType, command::PortSet::kType.size());
   writer.value("id", id);
   writer.value("port", value.port);
@@ -993,6 +995,7 @@ inline void write_message(FrameWriter& writer, std::uint32_t id, const command::
   writer.text("kind", value.kind, 8);
   writer.text("net", value.net, 63);
   writer.value("pass", value.pass);
+  writer.list("elsewhere", value.elsewhere, 1024, [](FrameWriter& out, std::string_view name, const auto& item) { static_cast<void>(name); write_item(out, item); });
   writer.text("broadcast", value.broadcast, 10);
   writer.text("stp", value.stp, 4);
   writer.value("learnSeconds", value.learn_seconds);
@@ -1416,7 +1419,7 @@ inline void write_message(FrameWriter& writer, const event::Log& value) {
 
 inline DecodeResult decode_command(std::span<const std::uint8_t> message) {
   // No list, text or map of a command is longer; depth: map, list, struct.
-  const msgpack::unpack_limit limit(8192, 30, 127, 32, 0, 4);
+  const msgpack::unpack_limit limit(8192, 31, 127, 32, 0, 4);
   std::size_t offset = 0;
   bool referenced = false;
   const auto* data = reinterpret_cast<const char*>(message.data());

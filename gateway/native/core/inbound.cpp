@@ -63,8 +63,10 @@ constexpr std::size_t kAnswerBudgets = 1024;
 constexpr std::uint32_t kLeastPathMtu = 576;
 /// The shortest that a sender is told of.
 constexpr std::uint32_t kLeastInnerMtu = 1'280;
-/// RFC 1191, section 6.3: so long a path is taken to be as short as was said.
-constexpr std::uint64_t kPathMtuMs = 600'000;
+/// Complaints of routers that are looked into and told, and frames in clear, in a second.
+constexpr std::uint32_t kComplaints = 1'000;
+constexpr std::uint32_t kToldComplaints = 100;
+constexpr std::uint32_t kClearFrames = 2'000;
 
 /// A peer that sends from elsewhere is told of so often.
 constexpr std::uint64_t kElsewhereMs = 1000;
@@ -133,6 +135,9 @@ Inbound::Inbound(WorkerShare& share, int tap, const Underlay& underlay, MergeOpt
       crew_(crew),
       // On an Ethernet each frame comes by itself: nothing to share.
       early_(crew.empty() || underlay.is_packet() ? 0 : UdpReceiver::kMessages * kEarlyFrames),
+      look_budget_(kComplaints, kComplaints),
+      complaint_budget_(kToldComplaints, kToldComplaints),
+      clear_budget_(kClearFrames, kClearFrames),
       parts_(share.drops),
       held_({kHeldFrames, kHeldFrames, kHeldBytes, true}, boot_us(),
             [this](const HoldQueue::Note& note) {
@@ -248,7 +253,12 @@ void Inbound::receive_wire(Bytes frame, bool held) {
                                                 ethernet->ethertype == ethertype::kIpv6);
   if (ip && !ethernet->destination.is_group()) {
     const Bytes packet = frame.subspan(kEthernetHeaderSize);
-    if (const auto outer = parse_outer_ip(packet)) return receive_over_ip(frame, *outer, held);
+    if (const auto outer = parse_outer_ip(packet)) {
+      if (outer->v6 != (ethernet->ethertype == ethertype::kIpv6)) {
+        return share_.drops.count(DropReason::malformed);
+      }
+      return receive_over_ip(frame, *outer, held);
+    }
     const auto error = parse_icmp_error(packet);
     if (error && error->protocol == kIpProtocol) return receive_complaint(frame, *error);
   }
@@ -284,24 +294,26 @@ void Inbound::receive_complaint(ConstBytes frame, const IcmpError& error) {
   const std::size_t size = error.addresses.size() / 2;
   const auto far = IpAddress::from(error.addresses.last(size));
   const NetRoutes::Route* const to = far ? share_.tables.routes().find(*far) : nullptr;
-  const auto start = share_.tables.sent().find(error.addresses, error.payload);
   const ConstBytes packet = frame.subspan(kEthernetHeaderSize);
   // An error is for the source of what it quotes.
-  if (to == nullptr || to->net == nullptr || !start ||
+  if (to == nullptr || to->net == nullptr ||
       !std::ranges::equal(ip_addresses(packet).last(size), error.addresses.first(size))) {
     return refuse();
   }
-  if (!complaint_budget_.take(now_.us)) return refuse();
+  // Looking keeps the other direction waiting, so strangers may not have it done as often as they
+  // like.
+  if (!look_budget_.take(now_.us)) return refuse();
+  const auto start = share_.tables.sent().find(error.addresses, error.payload);
+  if (!start || !complaint_budget_.take(now_.us)) return refuse();
   IcmpError told = error;
   if (error.mtu) {
     const std::uint32_t overhead =
         static_cast<std::uint32_t>(outer_ip_size(error.v6)) + kFrameOverhead;
-    const std::uint32_t least = kLeastPathMtu;
+    const std::uint32_t least = error.v6 ? kLeastInnerMtu : kLeastPathMtu;
     // RFC 1191, section 5: a router of before does not say how long it may be.
     const std::uint32_t mtu =
         std::max(*error.mtu == 0 ? kLeastInnerMtu + overhead : *error.mtu, least);
-    to->net->path_mtu_until_ms.store(now_.ms + kPathMtuMs, std::memory_order_relaxed);
-    to->net->path_mtu.store(mtu, std::memory_order_relaxed);
+    to->net->limit.shorten(std::min<std::uint32_t>(mtu, kMaxIpLength), now_.ms, kPathMtuMs);
     told.mtu = std::max(mtu - overhead, kLeastInnerMtu);
   }
   std::array<std::uint8_t,
@@ -315,13 +327,14 @@ void Inbound::receive_complaint(ConstBytes frame, const IcmpError& error) {
   if (!tap_write(tap_, ConstBytes(out).first(kVnetHeaderSize + kEthernetHeaderSize + length))) {
     return share_.drops.count(DropReason::tap_write_failed);
   }
-  WorkerCounters::add(share_.counters.told_too_big, 1);
+  if (error.mtu) WorkerCounters::add(share_.counters.told_too_big, 1);
 }
 
 /// Neighbour discovery and what else may pass unsealed. Its checksums are complete: it came over an
 /// Ethernet.
 void Inbound::deliver_in_clear(ConstBytes frame) {
   if (frame.size() > kMaxDatagram) return share_.drops.count(DropReason::malformed);
+  if (!clear_budget_.take(now_.us)) return share_.drops.count(DropReason::storm);
   std::fill_n(padded_.get(), kVnetHeaderSize, std::uint8_t{0});
   std::ranges::copy(frame, padded_.get() + kVnetHeaderSize);
   write_out();
@@ -670,7 +683,10 @@ bool Inbound::check_net(const Peer& peer, ConstBytes frame) {
     return false;
   };
   const auto ends = ip_ends(frame.subspan(kEthernetHeaderSize));
-  if (!ends || ends->destination.is_group()) return refuse(DropReason::net_not_ip);
+  if (!ends || ends->destination.is_group() ||
+      is_neighbour_discovery(frame.subspan(kEthernetHeaderSize))) {
+    return refuse(DropReason::net_not_ip);
+  }
   const NetRoutes& routes = share_.tables.routes();
   const NetRoutes::Route* const from = routes.find(ends->source);
   if (from == nullptr || from->net != peer.net) return refuse(DropReason::net_source);

@@ -112,7 +112,9 @@ class Inbound {
   /// Transport `ip`: the frame at hand, and what its outer header says; else empty and nothing.
   Bytes wire_frame_;
   OuterIp outer_;
-  TokenBucket complaint_budget_{100, 100};
+  TokenBucket look_budget_;
+  TokenBucket complaint_budget_;
+  TokenBucket clear_budget_;
 
   std::array<ReceiveKey*, kMaxKeysPerSender> keys_{};  ///< that fit the frame at hand
   std::size_t key_count_ = 0;

@@ -17,6 +17,39 @@ namespace pairwire {
 
 class Peer;
 
+/// RFC 1191, section 6.3: so long a path is taken to be as short as was said.
+inline constexpr std::uint64_t kPathMtuMs = 600'000;
+
+/// How long a packet may be, as somebody on the way has said, until it is forgotten.
+///
+/// Threads: any.
+class PathLimit {
+ public:
+  /// `mtu` holds from now on for `keep_ms`, if nothing shorter does.
+  void shorten(std::uint32_t mtu, std::uint64_t now_ms, std::uint64_t keep_ms) noexcept {
+    std::uint64_t known = packed_.load(std::memory_order_relaxed);
+    while (!holds(known, now_ms) || mtu <= mtu_of(known)) {
+      const std::uint64_t wanted = ((now_ms + keep_ms) << kMtuBits) | mtu;
+      if (packed_.compare_exchange_weak(known, wanted, std::memory_order_relaxed)) return;
+    }
+  }
+  /// `longest`, or less.
+  [[nodiscard]] std::uint32_t of(std::uint32_t longest, std::uint64_t now_ms) const noexcept {
+    const std::uint64_t known = packed_.load(std::memory_order_relaxed);
+    return holds(known, now_ms) && mtu_of(known) < longest ? mtu_of(known) : longest;
+  }
+
+ private:
+  /// Both in one word, so that neither is ever seen without the other.
+  static constexpr unsigned kMtuBits = 16;
+  static bool holds(std::uint64_t packed, std::uint64_t now_ms) noexcept {
+    return now_ms < packed >> kMtuBits;
+  }
+  static std::uint32_t mtu_of(std::uint64_t packed) noexcept { return packed & 0xffff; }
+
+  std::atomic<std::uint64_t> packed_{0};
+};
+
 /// Another subnet.
 ///
 /// Threads: made by the control thread; `port` is read by workers.
@@ -25,9 +58,8 @@ struct Net {
   const std::string id;
   /// The link port there that frames go to; null: none is known.
   std::atomic<Peer*> port{nullptr};
-  /// Level `ip`: the longest packet that a router on the way took, as it has said, until then.
-  std::atomic<std::uint32_t> path_mtu{0};
-  std::atomic<std::uint64_t> path_mtu_until_ms{0};
+  /// Level `ip`: the longest packet that a router on the way took, as it has said, for a while.
+  PathLimit limit;
 };
 
 /// An IPv4 or IPv6 network.

@@ -67,7 +67,11 @@ constexpr std::uint64_t kRefreshMs = 300'000;
 constexpr std::uint64_t kTellsPerAge = 3;
 
 /// The least MTU that a sender is told of: RFC 8200, section 5.
-constexpr std::size_t kLeastMtu = 1'280;
+constexpr std::uint32_t kLeastMtu = 1'280;
+/// What a packet of level `ip` is longer than the one inside, at most.
+constexpr std::uint32_t kMostOnWire = kIpv6HeaderSize + kFrameOverhead;
+/// Frames that cross a wire in clear, in a second: subnet and router have little to say.
+constexpr std::uint32_t kClearFrames = 2'000;
 
 /// What a frame is longer than its payload; null is an Ethernet.
 std::size_t frame_overhead(const Endpoint* to) {
@@ -106,6 +110,7 @@ Outbound::Outbound(WorkerShare& share, int tap, const Underlay& underlay, std::s
       pieces_(crew.empty() || underlay.is_packet() ? 1 : kPieces),
       held_({kHoldKeys, kHoldFrames, hold_capacity - hold_capacity / 4, false}, boot_us()),
       held_group_({1, kHoldFrames, hold_capacity / 4, false}, boot_us()),
+      clear_budget_(kClearFrames, kClearFrames),
       answer_budgets_(kAnswerBudgets, TokenBucket(kAnswersPerSecond, kAnswersPerSecond)),
       released_(new std::uint8_t[kMaxTapPacket]),
       group_(new std::uint8_t[kMaxTrainBytes]) {
@@ -392,8 +397,10 @@ void Outbound::take_for_net(Bytes packet) {
   send_unicast(*port, *key, packet);
 }
 
-/// As it is, with its checksum complete. Nothing that may pass is ever a super-frame.
+/// As it is, with its checksum complete. Nothing that may pass is ever a super-frame. Limited,
+/// because two ways between the same two networks would be a loop that no loop probe finds.
 void Outbound::pass_in_clear(Bytes packet) {
+  if (!clear_budget_.take(now_.us)) return share_.drops.count(DropReason::storm);
   Segmenter& segmenter = pieces_[waiting_].segmenter;
   if (!begin(segmenter, packet)) return;
   if (segmenter.count() != 1 || segmenter.claim() != ChecksumClaim::kComplete) {
@@ -746,14 +753,9 @@ void Outbound::send_unicast_cut(Peer& peer, SendKey& key, Bytes packet, std::siz
 
 /// The longest packet that is sent to a net: what the interface below takes, or less for a while
 /// after a router has said so.
-std::size_t Outbound::path_mtu(Net& net) const {
+std::size_t Outbound::path_mtu(const Net& net) const {
   const std::uint32_t ours = share_.tables.settings().underlay_mtu;
-  const std::uint32_t told = net.path_mtu.load(std::memory_order_relaxed);
-  if (told == 0) [[likely]]
-    return ours;
-  if (now_.ms < net.path_mtu_until_ms.load(std::memory_order_relaxed)) return std::min(told, ours);
-  net.path_mtu.store(0, std::memory_order_relaxed);
-  return ours;
+  return net.limit.of(wire_limit_.of(ours, now_.ms), now_.ms);
 }
 
 /// Level `ip`: each segment becomes a packet with an outer IP header, in a frame with the addresses
@@ -767,6 +769,7 @@ void Outbound::send_over_ip(Net& net, Peer& peer, SendKey& key, Bytes packet) {
   const std::size_t mtu = path_mtu(net);
   if (mtu <= outer_size + kFrameOverhead) return share_.drops.count(DropReason::oversize);
   const std::size_t room = mtu - outer_size - kFrameOverhead;
+  fit_segments(packet, room + kEthernetHeaderSize);
   Segmenter& segmenter = pieces_[waiting_].segmenter;
   if (!begin(segmenter, packet)) return;
   if (segmenter.largest() - kEthernetHeaderSize > room) [[unlikely]] {
@@ -878,7 +881,9 @@ void Outbound::flush() {
 /// The interface below was given a smaller MTU: the path is looked at, before the next frames come.
 void Outbound::tell_too_long() {
   const auto to = sender_.take_too_long();
-  if (!to || wire_ || now_.us < next_too_long_us_) return;
+  // Nobody says how short it is now. What every path takes, it takes, too.
+  if (to && wire_) return wire_limit_.shorten(kLeastMtu + kMostOnWire, now_.ms, kPathMtuMs);
+  if (!to || now_.us < next_too_long_us_) return;
   next_too_long_us_ = now_.us + kTooLongStepUs;
   WorkerEvent event;
   event.kind = WorkerEvent::Kind::kTooLong;

@@ -64,7 +64,7 @@ class Outbound {
   void take_for_net(Bytes packet);
   void pass_in_clear(Bytes packet);
   void send_over_ip(Net& net, Peer& peer, SendKey& key, Bytes packet);
-  [[nodiscard]] std::size_t path_mtu(Net& net) const;
+  [[nodiscard]] std::size_t path_mtu(const Net& net) const;
   [[nodiscard]] bool passes_guard(const Announcement& what, const MacAddress& source);
   void claim(const Announcement& what, const MacAddress& source);
   [[nodiscard]] bool answer(const Announcement& question, const MacAddress& source);
@@ -159,6 +159,10 @@ class Outbound {
   GuardReports guard_reports_;
   RecentlyAsked claimed_;
   TokenBucket claim_budget_{20, 20};
+
+  /// On a wire.
+  PathLimit wire_limit_;
+  TokenBucket clear_budget_;
 
   bool told_ = false;  ///< events were put in this batch
 

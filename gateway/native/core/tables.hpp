@@ -101,6 +101,8 @@ struct PortSettings {
   bool answer = false;      ///< questions for bound addresses are answered here
   /// `ip` only: IP protocols that cross in clear besides ARP and neighbour discovery.
   std::vector<std::uint8_t> pass;
+  /// What the operator says may be behind other nets, whether key servers agree or not.
+  std::vector<IpPrefix> elsewhere;
   PortKind kind = PortKind::kHost;
   // The rest is a plain port's.
   BroadcastPolicy broadcast = BroadcastPolicy::kAll;

@@ -17,9 +17,17 @@ constexpr std::uint8_t kFirstNeighbour = 133;
 constexpr std::uint8_t kLastNeighbour = 137;
 constexpr std::uint8_t kNotForwarded = 255;
 
-bool is_elsewhere(const IpAddress& address, const NetRoutes& routes) {
+/// Whether an address is, or may be, in another subnet. Of a group, and of what is good on one link
+/// alone, nobody can say where it is.
+bool is_elsewhere(const IpAddress& address, const PortSettings& settings, const NetRoutes& routes) {
+  const ConstBytes bytes = address.bytes();
+  const bool link_local = address.is_ipv4() ? bytes[0] == 169 && bytes[1] == 254
+                                            : bytes[0] == 0xfe && (bytes[1] & 0xc0) == 0x80;
+  if (address.is_group() || link_local) return false;
   const NetRoutes::Route* const route = routes.find(address);
-  return route != nullptr && route->net != nullptr;
+  if (route != nullptr) return route->net != nullptr;
+  return std::ranges::any_of(settings.elsewhere,
+                             [&](const IpPrefix& one) { return one.covers(address); });
 }
 
 bool passes(std::uint8_t protocol, ConstBytes packet, const PortSettings& settings,
@@ -29,7 +37,8 @@ bool passes(std::uint8_t protocol, ConstBytes packet, const PortSettings& settin
     return false;
   }
   const auto ends = ip_ends(packet);
-  return ends && !is_elsewhere(ends->source, routes) && !is_elsewhere(ends->destination, routes);
+  return ends && !is_elsewhere(ends->source, settings, routes) &&
+         !is_elsewhere(ends->destination, settings, routes);
 }
 
 }  // namespace
@@ -48,9 +57,15 @@ bool crosses_in_clear(ConstBytes frame, const PortSettings& settings,
   const auto ip = parse_ipv6(packet);
   if (!ip) return false;
   if (passes(ip->protocol, packet, settings, routes)) return true;
+  return ip->hop_limit == kNotForwarded && is_neighbour_discovery(packet);
+}
+
+bool is_neighbour_discovery(ConstBytes packet) noexcept {
+  if (packet.empty() || (packet.front() >> 4) != 6) return false;
+  const auto ip = parse_ipv6(packet);
+  if (!ip || ip->protocol != kIcmpV6 || ip->is_fragment) return false;
   const std::size_t end = kIpv6HeaderSize + ip->payload_length;
-  return ip->protocol == kIcmpV6 && !ip->is_fragment && ip->hop_limit == kNotForwarded &&
-         ip->size < end && packet[ip->size] >= kFirstNeighbour &&
+  return ip->size < end && packet[ip->size] >= kFirstNeighbour &&
          packet[ip->size] <= kLastNeighbour;
 }
 

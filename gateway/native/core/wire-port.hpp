@@ -15,4 +15,8 @@ struct PortSettings;
 [[nodiscard]] bool crosses_in_clear(ConstBytes frame, const PortSettings& settings,
                                     const NetRoutes& routes) noexcept;
 
+/// Whether an IP packet is neighbour discovery (ICMPv6 133 to 137), which is for one link and comes
+/// from no other subnet.
+[[nodiscard]] bool is_neighbour_discovery(ConstBytes packet) noexcept;
+
 }  // namespace pairwire

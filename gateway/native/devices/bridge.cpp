@@ -118,6 +118,10 @@ void Bridges::prepare(Netlink& netlink, const std::string& bridge,
     const auto found = netlink.find_link(port);
     if (!found) throw std::runtime_error(port + " is not there");
     if (found->type != ARPHRD_ETHER) throw std::runtime_error(port + " is no Ethernet interface");
+    if ((found->flags & IFF_NOARP) != 0) {
+      throw std::runtime_error(port + " is closed to this machine, as what carries sealed frames " +
+                               "is: they would go round");
+    }
     if (found->enslaved && (!link || found->master != link->index)) {
       throw std::runtime_error(port + " is part of another bridge or bond");
     }
@@ -131,7 +135,8 @@ void Bridges::prepare(Netlink& netlink, const std::string& bridge,
   if (!link) {
     // On the disk first: a crash in between must not make what we did look like what was there.
     remember({bridge, {}, 0});
-    if (ioctl(control_socket().get(), SIOCBRADDBR, bridge.c_str()) != 0) {
+    // Another gateway of this machine may have been faster.
+    if (ioctl(control_socket().get(), SIOCBRADDBR, bridge.c_str()) != 0 && errno != EEXIST) {
       throw_errno("make the bridge " + bridge);
     }
     link = netlink.find_link(bridge);

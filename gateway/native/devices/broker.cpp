@@ -350,9 +350,11 @@ void Broker::close_to_kernel(const std::string& name, const std::string& why) {
 std::string Broker::open_packet_named(const std::string& device, const Link& link, bool closed,
                                       const std::function<UniqueFd()>& open) {
   Opened& opened = opened_[device];
-  // An interface of that name that was taken away and made again is another one.
+  // An interface of that name that was taken away and made again is another one, and the rule that
+  // kept the kernel from it went with it.
   if (!opened.fd || opened.interface != link.index) {
     try {
+      if (closed && opened.fd && guard_wanted_) guard_.turn_on();
       opened.fd = open();
       opened.interface = link.index;
     } catch (...) {

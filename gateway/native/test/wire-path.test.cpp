@@ -424,6 +424,14 @@ TEST_CASE("wire: subnet and router find each other in clear, and say nothing els
   wire.west.tables.set_settings(std::move(settings));
   Wire::give(wire.west_cable, wire.west, ospf);
   CHECK_FALSE(wire.west.to_host());
+  // Also while there is no link with it, if the operator says that it may be behind one.
+  settings = wire.east.settings();
+  settings->pass = {89};
+  settings->elsewhere = {prefix({10, 1, 2, 4}, 32)};
+  wire.east.tables.set_settings(std::move(settings));
+  wire.east.tables.set_routes("west", {});
+  CHECK(wire.leaving(ospf).empty());
+  CHECK(wire.east.drops(DropReason::net_destination) == 2);
 }
 
 TEST_CASE("wire: a packet that comes before its key waits with its outer header") {
@@ -574,6 +582,51 @@ TEST_CASE("wire: a complaint about what was not sent is nothing") {
   wrong.back() ^= 1;
   refused(wrong);
   CHECK(wire.leaving(frame).size() == 1);
+}
+
+TEST_CASE(
+    "wire: a later complaint makes no path longer, and an interface that takes less is noticed") {
+  PathLimit limit;
+  limit.shorten(1'400, 1'000, 500);
+  limit.shorten(1'450, 1'100, 500);
+  CHECK(limit.of(1'500, 1'100) == 1'400);
+  limit.shorten(1'300, 1'200, 500);
+  CHECK(limit.of(1'500, 1'699) == 1'300);
+  CHECK(limit.of(1'200, 1'699) == 1'200);
+  CHECK(limit.of(1'500, 1'700) == 1'500);
+  limit.shorten(1'450, 1'800, 500);
+  CHECK(limit.of(1'500, 1'900) == 1'450);
+}
+
+TEST_CASE("wire: neighbour discovery comes from no other subnet") {
+  Wire wire;
+  Frame solicitation = make_frame(spec_of(24, 6));
+  // In place of TCP, between the same addresses.
+  solicitation.resize(kIp + 40);
+  put16(solicitation, kIp + 4, 24);
+  solicitation.at(kIp + 6) = 58;
+  append(solicitation, {135, 0, 0, 0, 0, 0, 0, 0});
+  append(solicitation, Frame(16, 0xfc));
+  // Sealed by a gateway that does not look, as one with a hop limit that says that it was
+  // forwarded.
+  const auto frames = wire.leaving(solicitation);
+  REQUIRE(frames.size() == 1);
+  Wire::give(wire.west_cable, wire.west, Wire::routed(frames[0]));
+  CHECK_FALSE(wire.west.to_host());
+  CHECK(wire.west.drops(DropReason::net_not_ip) == 1);
+}
+
+TEST_CASE("wire: frames in clear have a limit, so that a loop ends") {
+  Wire wire;
+  Frame arp = Frame(6, 0xff);
+  append(arp, {2, 0, 0, 0, 0, 2, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 2, 10, 1, 2, 3});
+  append(arp, {0, 0, 0, 0, 0, 0, 10, 1, 2, 1});
+  for (int i = 0; i < 10'000; ++i) {
+    Wire::give(wire.east_cable, wire.east, arp);
+    while (wire.east.to_host()) {
+    }
+  }
+  CHECK(wire.east.drops(DropReason::storm) > 0);
 }
 
 TEST_CASE("wire: complaints have a budget") {

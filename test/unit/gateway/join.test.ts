@@ -179,6 +179,16 @@ describe('join', () => {
     await expect(join(options(token, { ...wire, pass: ['tcp'] }))).rejects.toThrow(
       'what may pass in clear is one of icmp, igmp',
     );
+    for (const [odd, why] of [
+      [{ device: 'br0' }, "can't be part of the bridge"],
+      [{ nets: { west: ['10.1.0.0/24'] } }, 'is in two subnets'],
+    ] as const) {
+      await expect(join(options(token, { ...wire, ...odd }))).rejects.toThrow(why);
+    }
+    const host = { transport: 'ip' as const, device: 'eth1', port: undefined };
+    await expect(join(options(subnet.token({ id: 'ivan' }), host))).rejects.toThrow(
+      'the transport ip is for link ports',
+    );
     await join(options(token, wire));
     const config = loadGatewayConfig(gatewayPaths(dir).config);
     expect(config.ports[0]).toMatchObject({ level: 'ip', bridge: 'br0', pass: ['ospf'] });

@@ -60,6 +60,7 @@ export class WatchedPort implements CommandPort {
       kind: net === '' ? 'host' : 'link',
       net,
       pass: Buffer.alloc(0),
+      elsewhere: [],
       broadcast: 'all',
       stp: 'drop',
       learnSeconds: 300,
