@@ -31,6 +31,7 @@ import { createLogger } from '../src/runtime/log.js';
 import { AuditLog } from './audit.js';
 import {
   KEY_KIND,
+  type KeyServerConfig,
   type KeyServerConfigInput,
   type KeyServerPaths,
   keyServerConfigSchema,
@@ -38,8 +39,9 @@ import {
 } from './config.js';
 import { groupInterval, installSettings } from './current-settings.js';
 import { makeGroupKey } from './keys/group-key.js';
+import { openDatabase } from './storage/open.js';
+import { isPostgres } from './storage/postgres-target.js';
 import { initialiseStore, openStore } from './storage/sql-store.js';
-import { SqliteDriver } from './storage/sqlite.js';
 
 export const ADMIN_ID = 'admin' as Id;
 export const DEFAULT_SERVER = 's1' as Id;
@@ -68,6 +70,10 @@ export interface InitOptions {
   /** Where the operator key is or shall be; DIR/operator.key without it. */
   readonly operatorKey?: string;
   readonly metrics?: string;
+  /** A file of SQLite, or the URL of a PostgreSQL server with an empty database; DIR/keyserver.db without it. */
+  readonly database?: string;
+  /** File with the password for PostgreSQL. */
+  readonly databasePasswordFile?: string;
   /** IP:PORT where members reach the relay; none without it. */
   readonly relay?: string;
   /** Its net id; its name without it. */
@@ -135,12 +141,20 @@ export async function initSubnet(options: InitOptions): Promise<KeyServerPaths> 
     listen: typeof options.listen === 'string' ? options.listen : [...options.listen],
     ...(options.advertise.length === 0 ? {} : { advertise: [...options.advertise] }),
     ...(options.operatorKey === undefined ? {} : { operatorKey: resolve(options.operatorKey) }),
+    ...(options.database === undefined
+      ? {}
+      : {
+          database: isPostgres(options.database) ? options.database : resolve(options.database),
+        }),
+    ...(options.databasePasswordFile === undefined
+      ? {}
+      : { databasePasswordFile: resolve(options.databasePasswordFile) }),
     ...(options.relay === undefined ? {} : { relay: { listen: options.relay } }),
     ...(options.net === undefined ? {} : { net: options.net }),
     ...((options.prefixes ?? []).length === 0 ? {} : { prefixes: [...(options.prefixes ?? [])] }),
     ...(options.metrics === undefined ? {} : { metrics: { listen: options.metrics } }),
   };
-  const config = keyServerConfigSchema.parse(input);
+  const config = checkedConfig(input);
   const paths = pathsOf(folder, config);
   // An operator key that exists is used: one operator may have several subnets.
   for (const path of [
@@ -171,6 +185,17 @@ export async function initSubnet(options: InitOptions): Promise<KeyServerPaths> 
   return paths;
 }
 
+/** @throws PairwireError USAGE for what the configuration would not take */
+function checkedConfig(input: KeyServerConfigInput): KeyServerConfig {
+  const checked = keyServerConfigSchema.safeParse(input);
+  if (checked.success) return checked.data;
+  const [issue] = checked.error.issues;
+  throw new PairwireError(
+    'USAGE',
+    `${issue?.path.join('.') ?? 'the configuration'}: ${issue?.message ?? 'cannot be used'}`,
+  );
+}
+
 async function makeFiles(options: InitOptions, home: Id, paths: KeyServerPaths): Promise<void> {
   const { subnet } = options;
   const operatorRaw = existsSync(paths.operatorKey)
@@ -192,7 +217,7 @@ async function makeFiles(options: InitOptions, home: Id, paths: KeyServerPaths):
   writeKeyFile(paths.adminKey, KEY_KIND.admin, adminChannel.privateKey);
 
   const now = Date.now();
-  const driver = await SqliteDriver.open(paths.database, { create: true });
+  const driver = await openDatabase(paths, { create: true });
   await initialiseStore(driver, {
     epoch: randomBytes(8),
     subnet,

@@ -2,13 +2,14 @@
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { verifyAudit } from '../../../keyserver/audit.js';
 import { KEY_KIND } from '../../../keyserver/config.js';
+import { openDatabase } from '../../../keyserver/storage/open.js';
 import { openStore } from '../../../keyserver/storage/sql-store.js';
-import { SqliteDriver } from '../../../keyserver/storage/sqlite.js';
 import { type Id, parseId } from '../../../src/protocol/ids.js';
 import { defaultMac } from '../../../src/protocol/mac.js';
 import type { Token } from '../../../src/protocol/token.js';
 import { readKeyFile } from '../../../src/runtime/files.js';
 import { ServerProcess } from './support/server-process.js';
+import { ON_POSTGRES } from './support/store.js';
 import { SUBNET, sleep, TestMember } from './support/subnet.js';
 
 const KILLS = 20;
@@ -76,12 +77,14 @@ async function load(prefix: string, running: () => boolean): Promise<void> {
 
 async function verify(): Promise<void> {
   const { paths } = server;
-  const driver = await SqliteDriver.open(paths.database);
+  const driver = await openDatabase(paths);
   const store = await openStore(driver);
   try {
-    expect(await driver.reader.get('PRAGMA integrity_check', [])).toMatchObject({
-      integrity_check: 'ok',
-    });
+    if (!ON_POSTGRES) {
+      expect(await driver.reader.get('PRAGMA integrity_check', [])).toMatchObject({
+        integrity_check: 'ok',
+      });
+    }
     const lost: string[] = [];
     for (const id of enrolled) if ((await store.member(id)) === undefined) lost.push(id);
     for (const [id, index] of indices) {

@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { initSubnet, type SettingsChoice } from '../../../../keyserver/init.js';
 import type { Id } from '../../../../src/protocol/ids.js';
+import { removeDatabase, storeChoice } from './store.js';
 import { SUBNET, SubnetFolder } from './subnet-folder.js';
 
 const PROGRAM = new URL('program.ts', import.meta.url).pathname;
@@ -37,6 +38,7 @@ export class ServerProcess extends SubnetFolder {
       listen: `127.0.0.1:${port}`,
       advertise: [],
       settings,
+      ...(await storeChoice()),
     });
     return new ServerProcess(dir, port, subnet);
   }
@@ -70,6 +72,7 @@ export class ServerProcess extends SubnetFolder {
   async remove(): Promise<void> {
     this.stopClients();
     await this.kill();
+    await removeDatabase(this.paths.database);
     rmSync(this.dir, { recursive: true, force: true });
   }
 }
