@@ -36,6 +36,7 @@ import {
   insideInterfaces,
   loadGatewayConfig,
   netsOf,
+  PASSABLE,
   type PortConfig,
   splitHostPort,
 } from './config.js';
@@ -159,6 +160,8 @@ export class Agent extends EventEmitter<AgentEvents> {
   #leftNets: readonly string[] = [];
   #leaseUntil: number | undefined;
   #clockSent: string | undefined;
+  /** The key server has told of all other subnets. */
+  #netsKnown = false;
   #underlaySeen: string | undefined;
   #broadcastsSeen = '';
   #endpoints: readonly Endpoint[] = [];
@@ -502,7 +505,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       transport: transport.kind,
       udpPort: transport.kind === 'udp' ? transport.port : 0,
       underlayMtu: Math.min(this.#options.mtu.underlay, MAX_OUTER_PACKET),
-      device: transport.kind === 'ethernet' ? transport.device : '',
+      device: transport.kind === 'udp' ? '' : transport.device,
       macs: this.#identity.member.macs.map(macToBytes),
       suite: settings.suite,
       backend: this.#backendWanted(),
@@ -517,7 +520,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       ...kindFields(port, this.#config.subnet),
       rights: rightsBits(this.#identity.member.grant.rights),
       // On a plain side the bridge has the addresses, if anybody.
-      broadcasts: broadcastsOf(port.kind === 'plain' ? port.bridge : port.interface).slice(0, 16),
+      broadcasts: broadcastsOf('bridge' in port ? port.bridge : port.interface).slice(0, 16),
     });
   }
 
@@ -535,10 +538,13 @@ export class Agent extends EventEmitter<AgentEvents> {
   /** Tells the data plane the key server's time, once for each good sample. */
   #sendClock(): void {
     if (!this.#time.known || this.#link.state !== 'attached') return;
+    // A link port goes by the time of all linked subnets, which it knows when it knows of them. A jump later on would be
+    // taken for a machine that was resumed from a snapshot.
+    if (this.#nets !== undefined && !this.#netsKnown) return;
     const bootMs = this.#clock.bootMs();
     const age = this.#time.age();
     const sampledBootMs = Math.max(0, Math.round(bootMs - (Number.isFinite(age) ? age : 0)));
-    const offsetMs = Math.round(this.#time.now() - bootMs);
+    const offsetMs = Math.round(this.#time.now() - bootMs) + (this.#nets?.ahead() ?? 0);
     // The offset is slewed: tell it while it moves, too.
     const text = `${Number.isFinite(age) ? sampledBootMs : 'none'} ${Math.round(offsetMs / 5)}`;
     if (text === this.#clockSent) return;
@@ -794,6 +800,8 @@ export class Agent extends EventEmitter<AgentEvents> {
       this.#claims.again(this.#bindings.endFull());
     }
     this.#leaseUntil = leaseUntilMs;
+    this.#netsKnown = true;
+    this.#sendClock();
     this.#sendLease();
   }
 
@@ -817,6 +825,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     });
     return new NetTable({
       port: PORT,
+      net: port.net ?? this.#config.subnet,
       prefixes: port.prefixes,
       nets: new Map(nets),
       dataPlane: this.#link,
@@ -1002,9 +1011,13 @@ function kindFields(port: PortConfig, subnet: Id) {
   const { kind } = port;
   const plain = { broadcast: 'all', stp: 'drop', learnSeconds: 300 };
   if (kind === 'link') {
-    return { kind, net: port.net ?? subnet, ...plain, stormFrames: 0, answer: false };
+    const pass = Buffer.from(port.level === 'ip' ? port.pass.map((name) => PASSABLE[name]) : []);
+    return { kind, net: port.net ?? subnet, pass, ...plain, stormFrames: 0, answer: false };
   }
-  const common = { kind, net: '', stormFrames: port.storm, answer: port.answerNeighbours };
+  const common = {
+    ...{ kind, net: '', pass: Buffer.alloc(0) },
+    ...{ stormFrames: port.storm, answer: port.answerNeighbours },
+  };
   if (kind === 'host') return { ...common, ...plain };
   const { broadcast, stp, learnSeconds } = port;
   return { ...common, broadcast, stp, learnSeconds };

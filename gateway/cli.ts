@@ -48,6 +48,7 @@ interface JoinFlags extends DirOption {
   readonly prefix: readonly string[];
   readonly net: Readonly<Record<string, readonly string[]>>;
   readonly inside: readonly string[];
+  readonly pass: readonly string[];
 }
 
 /** Adds the gateway's commands to the program. */
@@ -63,12 +64,15 @@ export function gatewayCommands(program: Command): void {
     .option('--interface <name>', 'name of the interface to make', 'pw0')
     .option('--address <cidr>', 'address for the interface; may be repeated', collect, [])
     .addOption(
-      new Option('--transport <kind>', 'what carries sealed frames: UDP, or the Ethernet itself')
-        .choices(['udp', 'ethernet'])
+      new Option(
+        '--transport <kind>',
+        'what carries sealed frames: UDP, the Ethernet itself, or for a link their own IP header',
+      )
+        .choices(['udp', 'ethernet', 'ip'])
         .default('udp'),
     )
     .option('--port <number>', 'udp: port of the sealed frames (default: 51820)', portNumber)
-    .option('--device <name>', 'underlay interface; ethernet needs one')
+    .option('--device <name>', 'underlay interface; ethernet and ip need one')
     .option(
       '--forward <name>',
       'an interface that packets may be forwarded to, as link0 beside a link port; repeatable',
@@ -77,7 +81,7 @@ export function gatewayCommands(program: Command): void {
     )
     .option(
       '--bridge <name>',
-      'role plain: the bridge of the machines outside; made if it is not there',
+      'role plain, and link on ip: the bridge of the machines outside; made if it is not there',
     )
     .option('--bridge-port <name>', 'an interface to put into the bridge; repeatable', collect, [])
     .option('--prefix <cidr>', 'role link: what is in our subnet; repeatable', collect, [])
@@ -90,6 +94,12 @@ export function gatewayCommands(program: Command): void {
     .option(
       '--inside <name>',
       'role link: an interface that leads into our subnet; repeatable',
+      collect,
+      [],
+    )
+    .option(
+      '--pass <protocol>',
+      'role link on ip: what crosses in clear besides ARP and neighbour discovery, as ospf; repeatable',
       collect,
       [],
     )
@@ -220,6 +230,7 @@ async function runJoin(
     prefixes: flags.prefix,
     nets: flags.net,
     inside: flags.inside,
+    pass: flags.pass,
   });
   if (target.json) {
     printJson(target, joined);

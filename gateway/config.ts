@@ -110,14 +110,19 @@ const hostPortKindSchema = z.strictObject({
 /** Most interfaces that the gateway puts into a bridge. */
 const MAX_BRIDGE_PORTS = 8;
 
-/** A TAP in a bridge: machines there take part without keys. */
-const plainPortKindSchema = z.strictObject({
-  kind: z.literal('plain'),
-  ...commonShape,
+/** What a TAP in a bridge has. */
+const bridgeShape = {
   /** The bridge; made, and taken away by `down`, if it is not there. */
   bridge: deviceSchema,
   /** Interfaces to put into it. */
   bridgePorts: z.array(deviceSchema).max(MAX_BRIDGE_PORTS).default([]),
+};
+
+/** A TAP in a bridge: machines there take part without keys. */
+const plainPortKindSchema = z.strictObject({
+  kind: z.literal('plain'),
+  ...commonShape,
+  ...bridgeShape,
   /** Which broadcast and multicast of members leaves it: all, `essential` (ARP, ND, DHCP), none. */
   broadcast: z.enum(['all', 'essential', 'none']).default('all'),
   /** Whether spanning-tree frames cross, in both directions. */
@@ -128,14 +133,12 @@ const plainPortKindSchema = z.strictObject({
 
 const netPrefixesSchema = z.array(prefixSchema).min(1).max(MAX_NET_PREFIXES);
 
-/** A TAP that this machine routes packets into that are for other subnets. */
-const linkPortKindSchema = z.strictObject({
+/** What link ports of both levels have. */
+const linkShape = {
   kind: z.literal('link'),
   name: commonShape.name,
   interface: commonShape.interface,
   mtu: commonShape.mtu,
-  /** Sealed IP packets in UDP, between gateways that are next hops. */
-  level: z.literal('udp').default('udp'),
   /** The net id of our subnet, as its key server has it; without it, the subnet's name. */
   net: idSchema.optional(),
   /** What is in our subnet. */
@@ -150,15 +153,47 @@ const linkPortKindSchema = z.strictObject({
       (nets) => Object.keys(nets).length >= 1 && Object.keys(nets).length <= MAX_NETS,
       `between 1 and ${MAX_NETS} nets`,
     ),
+};
+
+/** A TAP that this machine routes packets into that are for other subnets. */
+const udpLinkPortSchema = z.strictObject({
+  ...linkShape,
+  /** Sealed IP packets in UDP, between gateways that are next hops. */
+  level: z.literal('udp').default('udp'),
   /** Interfaces of this machine that lead into our subnet: packets are forwarded between these and the link, and to no others. */
   inside: forwardSchema,
   addresses: addressesSchema,
 });
 
+/** IP protocols by name that may cross a link port of level `ip` in clear (IANA "Protocol Numbers"). */
+export const PASSABLE = {
+  icmp: 1,
+  igmp: 2,
+  icmpv6: 58,
+  eigrp: 88,
+  ospf: 89,
+  pim: 103,
+  vrrp: 112,
+} as const;
+const MAX_PASS = 16;
+export const passSchema = z
+  .array(z.enum(Object.keys(PASSABLE) as (keyof typeof PASSABLE)[]))
+  .max(MAX_PASS);
+
+/** A TAP in a bridge, between which and an interface to a router this machine is a bump in the wire. */
+const ipLinkPortSchema = z.strictObject({
+  ...linkShape,
+  /** Packets keep their IP header, and any routers that know nothing of us pass them on. */
+  level: z.literal('ip'),
+  ...bridgeShape,
+  /** What may be said between our subnet and the router in clear besides ARP and neighbour discovery. */
+  pass: passSchema.default([]),
+});
+
 const portSchema = z.discriminatedUnion('kind', [
   hostPortKindSchema,
   plainPortKindSchema,
-  linkPortKindSchema,
+  z.discriminatedUnion('level', [udpLinkPortSchema, ipLinkPortSchema]),
 ]);
 
 const udpSchema = z.strictObject({
@@ -183,7 +218,14 @@ const ethernetSchema = z.strictObject({
   device: deviceSchema,
 });
 
-const transportSchema = z.discriminatedUnion('kind', [udpSchema, ethernetSchema]);
+/** For a link port of level `ip`. */
+const wireSchema = z.strictObject({
+  kind: z.literal('ip'),
+  /** Interface to the router, which this machine itself then has no part in: it may have no IP address. */
+  device: deviceSchema,
+});
+
+const transportSchema = z.discriminatedUnion('kind', [udpSchema, ethernetSchema, wireSchema]);
 
 /** What may stand at performance.backend: names of gateway/native/crypto/aead.hpp, or auto. */
 export const BACKENDS = ['auto', 'ipsec-mb', 'libcrypto'] as const;
@@ -276,17 +318,17 @@ export function loadGatewayConfig(path: string): GatewayConfig {
 const LAN_MTU = 1_500;
 
 /**
- * The MTU that the TAP is to have; undefined: derived from the underlay. Machines outside don't know of the
+ * The MTU that the TAP is to have; undefined: derived from the underlay. Machines in a bridge don't know of the
  * underlay: what they send in full length crosses in parts.
  */
 export function wantedMtu(port: PortConfig | undefined): number | undefined {
-  return port?.mtu ?? (port?.kind === 'plain' ? LAN_MTU : undefined);
+  return port?.mtu ?? (port !== undefined && 'bridge' in port ? LAN_MTU : undefined);
 }
 
 /** Interfaces that are inside the encrypted subnet: no sealed frame goes to or comes from an address of theirs. */
 export function insideInterfaces(config: Pick<GatewayConfig, 'ports'>): string[] {
   return config.ports.flatMap((port) => {
-    if (port.kind === 'plain') return [port.interface, port.bridge, ...port.bridgePorts];
+    if ('bridge' in port) return [port.interface, port.bridge, ...port.bridgePorts];
     return port.kind === 'link' ? [port.interface, ...port.inside] : [port.interface];
   });
 }
@@ -297,7 +339,7 @@ function requireApart(
   path: string,
 ): void {
   for (const port of ports) {
-    if (port.kind !== 'plain') continue;
+    if (!('bridge' in port)) continue;
     const { device } = transport;
     const inside = [port.bridge, port.interface, ...port.bridgePorts];
     if (port.bridgePorts.includes(port.interface) || port.bridge === port.interface) {
@@ -308,26 +350,36 @@ function requireApart(
     if (device === undefined || !inside.includes(device)) continue;
     throw new PairwireError(
       'CONFIG_INVALID',
-      `${device} carries the sealed frames, so it can't be part of the bridge of a plain port`,
-      { where: path, hint: 'the machines outside need an interface of their own' },
+      `${device} carries the sealed frames, so it can't be part of the bridge that their plaintext is in`,
+      { where: path, hint: 'what is in the bridge needs an interface of its own' },
     );
   }
 }
 
-/** A link port needs `udp`, and prefixes that say of each address which one subnet it is in. */
+/** A link port is on the transport of its level, and its prefixes say of each address which one subnet it is in. */
 function requireLink(
   { ports, transport }: Pick<GatewayConfig, 'ports' | 'transport'>,
   path: string,
 ): void {
   for (const port of ports) {
+    if (port.kind !== 'link' && transport.kind === 'ip') {
+      throw new PairwireError('CONFIG_INVALID', 'the transport ip is for link ports of level ip', {
+        where: path,
+        hint: 'transport: { kind: udp }, or kind: link and level: ip at the port',
+      });
+    }
     if (port.kind !== 'link') continue;
     const wrong = (what: string): PairwireError =>
       new PairwireError('CONFIG_INVALID', what, { where: path });
-    if (transport.kind !== 'udp') throw wrong('a link port is on the transport udp');
-    if (port.inside.includes(port.interface)) throw wrong('inside names the link itself');
+    if (transport.kind !== port.level) {
+      throw wrong(`a link port of level ${port.level} is on the transport ${port.level}`);
+    }
     const { device } = transport;
-    if (device !== undefined && port.inside.includes(device)) {
-      throw wrong(`${device} carries the sealed frames, so it can't lead into our subnet`);
+    if (port.level === 'udp') {
+      if (port.inside.includes(port.interface)) throw wrong('inside names the link itself');
+      if (device !== undefined && port.inside.includes(device)) {
+        throw wrong(`${device} carries the sealed frames, so it can't lead into our subnet`);
+      }
     }
     const lists = [port.prefixes, ...Object.values(port.nets).map(({ prefixes }) => prefixes)];
     lists.forEach((list, at) => {

@@ -33,7 +33,7 @@ export function deviceSpecs(
       });
     }
     const tap = { kind: 'tap', name: port.interface, mtu } as const;
-    if (port.kind === 'plain') {
+    if ('bridge' in port) {
       return {
         ...tap,
         mac: bridgedMac(config),
@@ -69,6 +69,7 @@ function bridgedMac({ subnet, member }: GatewayConfig): MacAddress {
 function underlaySpec(config: GatewayConfig, macs: readonly MacAddress[]): DeviceSpec {
   const { transport } = config;
   if (transport.kind === 'ethernet') return { kind: 'ethernet', name: transport.device, macs };
+  if (transport.kind === 'ip') return { kind: 'wire', name: transport.device };
   const { port, bind, device, mark } = transport;
   return {
     kind: 'udp',
@@ -77,6 +78,19 @@ function underlaySpec(config: GatewayConfig, macs: readonly MacAddress[]): Devic
     ...(device === undefined ? {} : { device }),
     ...(mark === undefined ? {} : { mark }),
   };
+}
+
+async function openUnderlay(client: DevicesClient, transport: TransportConfig): Promise<void> {
+  switch (transport.kind) {
+    case 'udp':
+      await client.openUdp(transport.port);
+      break;
+    case 'ethernet':
+      await client.openEthernet(transport.device);
+      break;
+    case 'ip':
+      await client.openWire(transport.device);
+  }
 }
 
 /** The broker of a run directory. */
@@ -95,8 +109,7 @@ export class BrokerDevices implements Devices {
     const client = await DevicesClient.connect(this.#socket);
     try {
       for (const tap of this.#taps) await client.openTap(tap);
-      if (this.#transport.kind === 'udp') await client.openUdp(this.#transport.port);
-      else await client.openEthernet(this.#transport.device);
+      await openUnderlay(client, this.#transport);
       await client.guard(true);
     } finally {
       client.close();

@@ -12,7 +12,13 @@ import { z } from 'zod';
 import { parseChannelAddress } from '../src/net/address.js';
 import { messageOf, PairwireError } from '../src/runtime/errors.js';
 import { findProgram } from '../src/runtime/native-program.js';
-import { type GatewayConfig, insideInterfaces, loadGatewayConfig, wantedMtu } from './config.js';
+import {
+  type GatewayConfig,
+  insideInterfaces,
+  type LinkPortConfig,
+  loadGatewayConfig,
+  wantedMtu,
+} from './config.js';
 import { gatewayPaths, runPaths } from './paths.js';
 import { measureSpeed } from './speed.js';
 import { askStatus } from './status/read.js';
@@ -96,7 +102,7 @@ const CHECKS: readonly Check[] = [
   ['udp-offloads', checkUdpOffloads],
   ['ipv6', checkIpv6],
   ['port', checkUnderlay],
-  ['plain', checkPlain],
+  ['bridge', checkBridge],
   ['link', checkLink],
   ['routes', checkRoutes],
   ['mtu', checkMtu],
@@ -303,7 +309,8 @@ function checkTapOffloads(subject: Subject): Verdict {
 }
 
 function checkUdpOffloads(subject: Subject): Verdict {
-  if (subject.config?.transport.kind === 'ethernet') return ok('not used on an Ethernet');
+  const kind = subject.config?.transport.kind ?? 'udp';
+  if (kind !== 'udp') return ok(`not used on the transport ${kind}`);
   return kernelAtLeast(5, 0)
     ? ok('UDP GSO and GRO are offered by this kernel')
     : fail('no UDP GRO', 'install Linux 5.0 or newer');
@@ -375,6 +382,7 @@ async function checkLink({ config, status }: Subject): Promise<Verdict> {
   if (port?.kind !== 'link') return ok('no link port');
   const found: Omit<Finding, 'check'>[] = [];
   const isV6 = (prefix: string): boolean => prefix.includes(':');
+  if (port.level === 'ip') return netFindings(port, status);
   const kinds = [
     ['net.ipv4.ip_forward', port.prefixes.some((one) => !isV6(one))],
     ['net.ipv6.conf.all.forwarding', port.prefixes.some(isV6)],
@@ -402,6 +410,16 @@ async function checkLink({ config, status }: Subject): Promise<Verdict> {
       );
     }
   }
+  return netFindings(port, status, found);
+}
+
+/** What is amiss with the nets of a link port, besides what was found before. */
+function netFindings(
+  port: LinkPortConfig,
+  status: Status | undefined,
+  before: readonly Omit<Finding, 'check'>[] = [],
+): Verdict {
+  const found = [...before];
   for (const net of status?.ports.flatMap(({ link }) => link?.nets ?? []) ?? []) {
     const hint = 'see `pairwire peer list` at both key servers';
     if (net.refusal !== null) found.push(fail(`${net.net}: ${net.refusal.message}`, hint));
@@ -414,11 +432,13 @@ async function checkLink({ config, status }: Subject): Promise<Verdict> {
   return ok(`${port.interface} to ${Object.keys(port.nets).join(', ')}`);
 }
 
-/** A plain port: is the bridge there with our TAP in it, and is what carries sealed frames outside of it (threats.md C11)? */
-async function checkPlain(subject: Subject): Promise<Verdict> {
+/** A port in a bridge: is that there with our TAP in it, and is what carries sealed frames outside of it (threats.md C11)? */
+async function checkBridge(subject: Subject): Promise<Verdict> {
   const { config, status } = subject;
-  const port = config?.ports.find((one) => one.kind === 'plain');
-  if (config === undefined || port?.kind !== 'plain') return ok('no plain port');
+  const port = config?.ports.find((one) => 'bridge' in one);
+  if (config === undefined || port === undefined || !('bridge' in port)) {
+    return ok('no port in a bridge');
+  }
   const { bridge } = port;
   const links = await ipJson(['-details', 'link', 'show'], bridgeLinksSchema);
   if (links === undefined) return warn('the interfaces could not be listed', 'look again as root');

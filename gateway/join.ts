@@ -34,6 +34,8 @@ import {
   type GatewayConfigInput,
   gatewayConfigSchema,
   loadGatewayConfig,
+  PASSABLE,
+  passSchema,
 } from './config.js';
 import { makeKeys, readMembership, signMembership, writeMembership } from './identity.js';
 import { gatewayPaths } from './paths.js';
@@ -52,7 +54,7 @@ export interface JoinOptions {
   readonly addresses: readonly string[];
   /** For a host: interfaces that packets of this one may be forwarded to. */
   readonly forward?: readonly string[];
-  /** For the role `plain`: the bridge that the machines outside are in. */
+  /** For the role `plain`: the bridge that the machines outside are in; for a link of level `ip`, that of our subnet. */
   readonly bridge?: string;
   /** Interfaces to put into it. */
   readonly bridgePorts?: readonly string[];
@@ -61,6 +63,9 @@ export interface JoinOptions {
   readonly nets?: Readonly<Record<string, readonly string[]>>;
   /** Interfaces that lead into our subnet. */
   readonly inside?: readonly string[];
+  /** IP protocols that cross a link of level `ip` in clear. */
+  readonly pass?: readonly string[];
+  /** `ip` makes a link port one of that level. */
   readonly transport?: TransportKind;
   /** Of `udp`; without it, the default of gateway.yaml. */
   readonly port?: number | undefined;
@@ -249,7 +254,8 @@ function refusedEnrolment(error: RequestError): PairwireError {
 
 function transportOf(options: JoinOptions): GatewayConfigInput['transport'] {
   const { port, device, loopback } = options;
-  if (options.transport !== 'ethernet') {
+  const { transport } = options;
+  if (transport === undefined || transport === 'udp') {
     return {
       ...(port === undefined ? {} : { port }),
       ...(device === undefined ? {} : { device }),
@@ -257,11 +263,15 @@ function transportOf(options: JoinOptions): GatewayConfigInput['transport'] {
     };
   }
   if (device === undefined || port !== undefined) {
-    throw new PairwireError('USAGE', 'the transport ethernet has an interface and no UDP port', {
-      hint: 'pairwire join --transport ethernet --device INTERFACE ...',
-    });
+    throw new PairwireError(
+      'USAGE',
+      `the transport ${transport} has an interface and no UDP port`,
+      {
+        hint: `pairwire join --transport ${transport} --device INTERFACE ...`,
+      },
+    );
   }
-  return { kind: 'ethernet', device };
+  return { kind: transport, device };
 }
 
 /** The kind of the port goes by the role, which is the operator's word. */
@@ -276,32 +286,14 @@ function portOf(
       hint: 'a bridge forwards by itself; a link port has --inside',
     });
   }
-  const { prefixes = [], nets = {}, inside = [] } = options;
-  const named = prefixes.length + Object.keys(nets).length + inside.length;
+  const { prefixes = [], nets = {}, inside = [], pass = [] } = options;
+  const named = prefixes.length + Object.keys(nets).length + inside.length + pass.length;
   if (role !== 'link' && named > 0) {
     throw new PairwireError('USAGE', `the token has the role ${role}: only link has other nets`, {
-      hint: 'leave --prefix, --net and --inside out, or ask the operator for a token with --role link',
+      hint: 'leave --prefix, --net, --inside and --pass out, or ask the operator for a token with --role link',
     });
   }
-  if (role === 'link') {
-    if (prefixes.length === 0 || Object.keys(nets).length === 0 || inside.length === 0) {
-      throw new PairwireError('USAGE', 'a link port knows its own prefixes and those of others', {
-        hint: 'pairwire join --prefix 198.51.100.0/24 --net west=203.0.113.0/24 --inside pw0 ...',
-      });
-    }
-    return {
-      name: 'link',
-      kind: 'link',
-      interface: options.interface,
-      ...(net === undefined ? {} : { net }),
-      prefixes: [...prefixes],
-      nets: Object.fromEntries(
-        Object.entries(nets).map(([name, behind]) => [name, { prefixes: [...behind] }]),
-      ),
-      inside: [...inside],
-      addresses: [...addresses],
-    };
-  }
+  if (role === 'link') return linkPortOf(net, options);
   if (role !== 'plain') {
     if (bridge !== undefined || bridgePorts.length > 0) {
       throw new PairwireError('USAGE', `the token has the role ${role}: only plain has a bridge`, {
@@ -325,6 +317,55 @@ function portOf(
     bridge,
     ...(bridgePorts.length === 0 ? {} : { bridgePorts: [...bridgePorts] }),
   };
+}
+
+/** The level of a link goes by its transport. */
+function linkPortOf(net: Token['net'], options: JoinOptions): GatewayConfigInput['ports'][number] {
+  const { bridge, bridgePorts = [], addresses } = options;
+  const { prefixes = [], nets = {}, inside = [], pass = [] } = options;
+  const usage = (what: string, hint: string): PairwireError =>
+    new PairwireError('USAGE', what, { hint: `pairwire join ${hint} ...` });
+  const ways = '--prefix 198.51.100.0/24 --net west=203.0.113.0/24';
+  if (prefixes.length === 0 || Object.keys(nets).length === 0) {
+    throw usage('a link port knows its own prefixes and those of others', ways);
+  }
+  const common = {
+    name: 'link',
+    kind: 'link' as const,
+    interface: options.interface,
+    ...(net === undefined ? {} : { net }),
+    prefixes: [...prefixes],
+    nets: Object.fromEntries(
+      Object.entries(nets).map(([name, behind]) => [name, { prefixes: [...behind] }]),
+    ),
+  };
+  if (options.transport === 'ip') {
+    if (bridge === undefined || inside.length > 0 || addresses.length > 0) {
+      throw usage(
+        'a link of level ip is between a bridge and an interface to the router, and has no address',
+        `--transport ip --bridge br0 --device eth1 ${ways}`,
+      );
+    }
+    const passing = passSchema.safeParse(pass);
+    if (!passing.success) {
+      const names = Object.keys(PASSABLE).join(', ');
+      throw usage(`what may pass in clear is one of ${names}`, `--pass ospf --transport ip`);
+    }
+    return {
+      ...common,
+      level: 'ip' as const,
+      bridge,
+      ...(bridgePorts.length === 0 ? {} : { bridgePorts: [...bridgePorts] }),
+      ...(pass.length === 0 ? {} : { pass: passing.data }),
+    };
+  }
+  if (inside.length === 0 || bridge !== undefined || pass.length > 0) {
+    throw usage(
+      'a link of level udp has interfaces that lead into our subnet, and no bridge',
+      `${ways} --inside pw0`,
+    );
+  }
+  return { ...common, inside: [...inside], addresses: [...addresses] };
 }
 
 function configOf(token: Token, id: Id, role: Role, options: JoinOptions): string {

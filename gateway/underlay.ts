@@ -183,7 +183,7 @@ function clampMtu(left: number): number {
 }
 
 /**
- * Derives the TAP's MTU: on `ethernet` from its interface; on `udp` from the configured underlay interface, else from the one with the route
+ * Derives the TAP's MTU: on `ethernet` from its interface, as on `ip`, where it is always configured, because the TAP is in a bridge; on `udp` from the configured underlay interface, else from the one with the route
  * to a key server, else from the smallest interface with an address.
  */
 export async function planMtu(input: {
@@ -193,7 +193,7 @@ export async function planMtu(input: {
   readonly exclude: readonly string[];
 }): Promise<MtuPlan> {
   const mtus = await interfaceMtus();
-  if (input.transport?.kind === 'ethernet') {
+  if (input.transport?.kind === 'ethernet' || input.transport?.kind === 'ip') {
     const { device } = input.transport;
     const underlay = mtus.get(device) ?? DEFAULT_UNDERLAY_MTU;
     return {

@@ -11,6 +11,7 @@ import {
   parseInteger,
   printFields,
 } from '../src/cli/output.js';
+import { readTokenInput } from '../src/cli/token-input.js';
 import { LABEL, SUITES, type Suite } from '../src/protocol/constants.js';
 import { ipSchema } from '../src/protocol/ip.js';
 import { type MacAddress, macSchema } from '../src/protocol/mac.js';
@@ -21,6 +22,7 @@ import { PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
 import { createLogger } from '../src/runtime/log.js';
 import { AuditLog, readAuditHead, verifyAudit } from './audit.js';
+import { joinCascade } from './cascade/join.js';
 import {
   asOperator,
   columns,
@@ -82,9 +84,11 @@ interface SettingsFlags {
 }
 
 interface InitFlags extends SettingsFlags {
-  readonly subnet: string;
+  readonly subnet?: string;
+  readonly cascade?: string;
+  readonly tokenFile?: string;
   readonly dir: string;
-  readonly server: string;
+  readonly server?: string;
   readonly listen: readonly string[];
   readonly advertise: readonly string[];
   readonly operatorKey?: string;
@@ -99,10 +103,17 @@ interface InitFlags extends SettingsFlags {
 function initCommand(program: Command): void {
   const command = program
     .command('init')
-    .description('make a subnet: operator key, configuration, keys, database')
-    .requiredOption('--subnet <name>', 'name of the subnet')
+    .description(
+      'make a subnet: operator key, configuration, keys, database; or another key server of one (--cascade)',
+    )
+    .option('--subnet <name>', 'name of the subnet')
     .requiredOption('--dir <dir>', 'folder of the key server; made if it does not exist')
-    .option('--server <id>', 'id of this key server', DEFAULT_SERVER)
+    .option('--server <id>', `id of this key server (default: ${DEFAULT_SERVER})`)
+    .option(
+      '--cascade <token>',
+      'make another key server of the subnet whose first one printed this token (`peer token --server`), or - for standard input',
+    )
+    .option('--token-file <file>', 'read the token of --cascade from a file')
     .option(
       '--listen <address>',
       `where it accepts members: HOST:PORT (TCP), udp://HOST:PORT, http://HOST:PORT; repeatable (default: 0.0.0.0:${DEFAULT_PORT})`,
@@ -124,7 +135,8 @@ function initCommand(program: Command): void {
     .option('--json', 'print JSON')
     .addHelpText(
       'after',
-      example('pairwire init --subnet east --dir /etc/pairwire/east --advertise 192.0.2.10:7900'),
+      example('pairwire init --subnet east --dir /etc/pairwire/east --advertise 192.0.2.10:7900') +
+        '  $ pairwire init --cascade - --dir /etc/pairwire/east --advertise 192.0.2.11:7900 < token\n',
     )
     .action(
       action(async (target, flags: InitFlags) => {
@@ -132,10 +144,19 @@ function initCommand(program: Command): void {
         for (const address of flags.listen) requireChannelAddress(address, '--listen');
         if (flags.metrics !== undefined) requireHostPort(flags.metrics, '--metrics');
         if (flags.relay !== undefined) requireHostPort(flags.relay, '--relay');
+        if (flags.cascade !== undefined || flags.tokenFile !== undefined) {
+          await joinByToken(target, flags);
+          return;
+        }
+        if (flags.subnet === undefined) {
+          throw new PairwireError('USAGE', 'name the subnet', {
+            hint: 'pairwire init --subnet NAME; or --cascade TOKEN for another key server of one',
+          });
+        }
         const subnet = usable(flags.subnet, '--subnet');
         const paths = await initSubnet({
           subnet,
-          server: usable(flags.server, '--server'),
+          server: usable(flags.server ?? DEFAULT_SERVER, '--server'),
           dir: flags.dir,
           listen: oneOrAll(flags.listen) ?? `0.0.0.0:${DEFAULT_PORT}`,
           advertise: flags.advertise,
@@ -162,6 +183,38 @@ function initCommand(program: Command): void {
         });
       }),
     );
+}
+
+/** Makes another key server of a subnet. */
+async function joinByToken(target: OutputTarget, flags: InitFlags): Promise<void> {
+  const { subnet: name, server: wished } = flags;
+  if (Object.values(settingsChoice(flags)).some((value) => value !== undefined)) {
+    throw new PairwireError(
+      'USAGE',
+      'the settings of a subnet are those of its other key servers',
+      {
+        hint: 'change them with `pairwire settings`',
+      },
+    );
+  }
+  if (name !== undefined || wished !== undefined) {
+    throw new PairwireError('USAGE', 'the token says of which subnet and which server it is');
+  }
+  const usage = 'pairwire init --dir DIR --cascade';
+  const token = readTokenInput(target, flags.cascade, flags.tokenFile, usage).trim();
+  const { paths, subnet, server } = await joinCascade({
+    token,
+    dir: flags.dir,
+    listen: oneOrAll(flags.listen) ?? `0.0.0.0:${DEFAULT_PORT}`,
+    advertise: flags.advertise,
+    prefixes: flags.prefix,
+    ...(flags.operatorKey === undefined ? {} : { operatorKey: flags.operatorKey }),
+    ...(flags.metrics === undefined ? {} : { metrics: flags.metrics }),
+    ...(flags.relay === undefined ? {} : { relay: flags.relay }),
+    ...(flags.net === undefined ? {} : { net: usable(flags.net, '--net') }),
+  });
+  const next = `pairwire keyserver --dir ${flags.dir}`;
+  printFields(target, { subnet, server, config: paths.config, next });
 }
 
 /** A single address stands in the file as it is. */
@@ -558,7 +611,17 @@ const LIST_COMMANDS: readonly ListCommand[] = [
   {
     name: 'members',
     about: 'list members',
-    columns: columns('id', 'role', 'state', 'online', 'index', 'ips', 'endpoints', 'registeredAt'),
+    columns: columns(
+      'id',
+      'role',
+      'home',
+      'state',
+      'online',
+      'index',
+      'ips',
+      'endpoints',
+      'registeredAt',
+    ),
   },
   {
     name: 'keys',

@@ -68,8 +68,11 @@ export function printToken(
     target.out(`${text}\n`);
     return;
   }
-  const { id, role, uses, notAfter, net } = grant;
-  const other = net === undefined ? {} : { net };
+  const { id, role, uses, notAfter, net, server } = grant;
+  const other = {
+    ...(net === undefined ? {} : { net }),
+    ...(server === undefined ? {} : { server }),
+  };
   printJson(target, { token: text, id, role, ...other, uses, notAfter: isoTime(notAfter) });
 }
 

@@ -7,9 +7,14 @@ import { dirname, join, resolve } from 'node:path';
 import { z } from 'zod';
 import { type ChannelAddress, parseChannelAddress } from '../src/net/address.js';
 import { MAX_CONNECTIONS, MAX_HALF_OPEN, MAX_PER_KEY } from '../src/net/channel.js';
-import { type Id, idSchema } from '../src/protocol/ids.js';
-import { MAX_NET_PREFIXES, MAX_RELAY_ADDRESSES } from '../src/protocol/messages.js';
-import { networkOf } from '../src/protocol/prefixes.js';
+import { type Id, idSchema, parseId } from '../src/protocol/ids.js';
+import {
+  MAX_NET_PORTS,
+  MAX_NET_PREFIXES,
+  MAX_NETS,
+  MAX_RELAY_ADDRESSES,
+} from '../src/protocol/messages.js';
+import { networkOf, overlap } from '../src/protocol/prefixes.js';
 import { prefixSchema } from '../src/protocol/records.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import { LOG_LEVELS } from '../src/runtime/log.js';
@@ -55,6 +60,19 @@ export const keyServerConfigSchema = z.strictObject({
   net: idSchema.optional(),
   /** IP prefixes of this subnet, as other subnets are told of them. */
   prefixes: z.array(prefixSchema).max(MAX_NET_PREFIXES).default([]),
+  /** What other subnets, by net id, have of this one beyond its own prefixes. */
+  nets: z
+    .record(
+      idSchema,
+      z.strictObject({
+        /** Prefixes of third subnets that it reaches through this one. */
+        through: z.array(prefixSchema).max(MAX_NET_PREFIXES).default([]),
+        /** Ids of the link ports that it is told of; without it, all. */
+        links: z.array(idSchema).min(1).max(MAX_NET_PORTS).optional(),
+      }),
+    )
+    .refine((nets) => Object.keys(nets).length <= MAX_NETS, `at most ${MAX_NETS} nets`)
+    .default({}),
   /** What join tokens name as its address; without it, `listen`. */
   advertise: z.array(channelAddressSchema).max(16).default([]),
   /** The relay beside it, for members behind NAT boxes; without it there is none. */
@@ -113,6 +131,16 @@ export type KeyServerConfig = z.output<typeof keyServerConfigSchema>;
 export interface OwnNet {
   readonly id: Id;
   readonly prefixes: readonly string[];
+  /** What single other nets are told beyond that. */
+  readonly nets?: ReadonlyMap<Id, NetOffer>;
+}
+
+/** What another net has of this one beyond its own prefixes. */
+export interface NetOffer {
+  /** Prefixes of third nets that it reaches through this one, each in the spelling of `networkOf`. */
+  readonly through: readonly string[];
+  /** The link ports that it is told of; undefined: all. */
+  readonly links: readonly Id[] | undefined;
 }
 
 /** The files of a key server's folder. */
@@ -135,6 +163,17 @@ export function loadKeyServerConfig(dir: string): KeyServerConfig {
   const path = join(resolve(dir), CONFIG_FILE);
   const config = loadYaml(path, keyServerConfigSchema);
   const { listen } = config.metrics;
+  for (const [net, { through }] of Object.entries(config.nets)) {
+    // What is ours is told anyway; under `through` it would be a mistake in one of the two.
+    const own = through.find((one) => config.prefixes.some((ours) => overlap(ours, one)));
+    const twice = config.prefixes.length + through.length > MAX_NET_PREFIXES;
+    if (own === undefined && !twice) continue;
+    const what = own === undefined ? `more than ${MAX_NET_PREFIXES} prefixes` : `${own} is our own`;
+    throw new PairwireError('CONFIG_INVALID', `nets.${net}.through: ${what}`, {
+      where: path,
+      hint: 'name there only prefixes of third subnets',
+    });
+  }
   if (listen !== undefined && !isLoopback(splitHostPort(listen)?.host ?? '')) {
     throw new PairwireError('CONFIG_INVALID', 'metrics.listen must be a loopback address', {
       where: path,
@@ -145,8 +184,18 @@ export function loadKeyServerConfig(dir: string): KeyServerConfig {
 }
 
 /** What this subnet is to others. */
-export function ownNet(config: Pick<KeyServerConfig, 'subnet' | 'net' | 'prefixes'>): OwnNet {
-  return { id: config.net ?? config.subnet, prefixes: config.prefixes.map(networkOf) };
+export function ownNet(
+  config: Pick<KeyServerConfig, 'subnet' | 'net' | 'prefixes' | 'nets'>,
+): OwnNet {
+  const nets = Object.entries(config.nets).map(
+    ([net, { through, links }]) =>
+      [parseId(net), { through: through.map(networkOf), links }] as const,
+  );
+  return {
+    id: config.net ?? config.subnet,
+    prefixes: config.prefixes.map(networkOf),
+    nets: new Map(nets),
+  };
 }
 
 /** The JSON Schema that editors use: config/schema/keyserver.json. */

@@ -18,8 +18,13 @@ import {
   importPublic,
   publicOf,
 } from '../src/protocol/public-keys.js';
-import { type Settings, signMembership, verifyMembership } from '../src/protocol/records.js';
-import { signRecord } from '../src/protocol/signed.js';
+import {
+  type Settings,
+  signMembership,
+  verifyMembership,
+  verifySettings,
+} from '../src/protocol/records.js';
+import { type Signed, signRecord } from '../src/protocol/signed.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import {
   makeSecretFolder,
@@ -42,8 +47,9 @@ import { makeGroupKey } from './keys/group-key.js';
 import { openDatabase } from './storage/open.js';
 import { isPostgres } from './storage/postgres-target.js';
 import { initialiseStore, openStore } from './storage/sql-store.js';
+import type { StoreMeta, StoreTransaction } from './storage/store.js';
+import { ADMIN_ID, adminGrant } from './tokens.js';
 
-export const ADMIN_ID = 'admin' as Id;
 export const DEFAULT_SERVER = 's1' as Id;
 
 /** Settings that `init` and `settings` can choose. */
@@ -131,13 +137,22 @@ export function choose(before: Settings, version: number, choice: SettingsChoice
  * Makes a subnet in a folder.
  * @throws PairwireError FILE_EXISTS: nothing is ever overwritten
  */
-export async function initSubnet(options: InitOptions): Promise<KeyServerPaths> {
+export function initSubnet(options: InitOptions): Promise<KeyServerPaths> {
   const { subnet, dir } = options;
-  const folder = resolve(dir);
-  makeSecretFolder(folder);
-  const input: KeyServerConfigInput = {
+  const server = options.server ?? DEFAULT_SERVER;
+  return makeFolder(dir, configInput({ ...options, server }), (paths) =>
+    makeFirst(subnet, options.settings, server, paths),
+  );
+}
+
+/** What stands in keyserver.yaml. */
+export function configInput(
+  options: Omit<InitOptions, 'settings' | 'dir'> & { readonly server: Id },
+): KeyServerConfigInput {
+  const { subnet, server } = options;
+  return {
     subnet,
-    server: options.server ?? DEFAULT_SERVER,
+    server,
     listen: typeof options.listen === 'string' ? options.listen : [...options.listen],
     ...(options.advertise.length === 0 ? {} : { advertise: [...options.advertise] }),
     ...(options.operatorKey === undefined ? {} : { operatorKey: resolve(options.operatorKey) }),
@@ -154,8 +169,21 @@ export async function initSubnet(options: InitOptions): Promise<KeyServerPaths> 
     ...((options.prefixes ?? []).length === 0 ? {} : { prefixes: [...(options.prefixes ?? [])] }),
     ...(options.metrics === undefined ? {} : { metrics: { listen: options.metrics } }),
   };
-  const config = checkedConfig(input);
-  const paths = pathsOf(folder, config);
+}
+
+/**
+ * Makes the folder of a key server; if that fails, nothing of it stays.
+ * @param make makes all but the configuration
+ * @throws PairwireError FILE_EXISTS: nothing is ever overwritten
+ */
+export async function makeFolder(
+  dir: string,
+  input: KeyServerConfigInput,
+  make: (paths: KeyServerPaths) => Promise<void>,
+): Promise<KeyServerPaths> {
+  const folder = resolve(dir);
+  makeSecretFolder(folder);
+  const paths = pathsOf(folder, checkedConfig(input));
   // An operator key that exists is used: one operator may have several subnets.
   for (const path of [
     paths.config,
@@ -172,10 +200,9 @@ export async function initSubnet(options: InitOptions): Promise<KeyServerPaths> 
       });
     }
   }
-
   const before = new Set(readdirSync(folder));
   try {
-    await makeFiles(options, config.server, paths);
+    await make(paths);
     // Last: a folder with a configuration is complete.
     writeFileAtomic(paths.config, configText(input), { exclusive: true });
   } catch (thrown) {
@@ -196,58 +223,74 @@ function checkedConfig(input: KeyServerConfigInput): KeyServerConfig {
   );
 }
 
-async function makeFiles(options: InitOptions, home: Id, paths: KeyServerPaths): Promise<void> {
-  const { subnet } = options;
-  const operatorRaw = existsSync(paths.operatorKey)
-    ? readKeyFile(paths.operatorKey, KEY_KIND.operatorPrivate)
-    : makeOperatorKey(paths.operatorKey);
-  const operator = importPrivate('ed25519', operatorRaw);
-  operatorRaw.fill(0);
-  const operatorPublic = publicOf(operator);
-  writeKeyFile(paths.operatorPublic, KEY_KIND.operatorPublic, operatorPublic, {
+/** What the parts of a new key server need of its keys. */
+export interface NewKeys {
+  readonly tokenKey: Buffer;
+  readonly auditKey: Buffer;
+  readonly adminPublic: Buffer;
+}
+
+/** Makes a server's own keys, and pins the operator's. */
+export function writeServerKeys(paths: KeyServerPaths, operatorPublic: Uint8Array): NewKeys {
+  writeKeyFile(paths.operatorPublic, KEY_KIND.operatorPublic, Buffer.from(operatorPublic), {
     public: true,
     replace: true,
   });
   const server = generateRawKeyPair('x25519');
   writeKeyFile(paths.serverKey, KEY_KIND.server, server.privateKey);
-  writeKeyFile(paths.tokenKey, KEY_KIND.token, randomBytes(KEY_SIZE));
+  const tokenKey = randomBytes(KEY_SIZE);
+  writeKeyFile(paths.tokenKey, KEY_KIND.token, tokenKey);
   const auditKey = randomBytes(KEY_SIZE);
   writeKeyFile(paths.auditKey, KEY_KIND.audit, auditKey);
-  const adminChannel = generateRawKeyPair('x25519');
-  writeKeyFile(paths.adminKey, KEY_KIND.admin, adminChannel.privateKey);
+  const admin = generateRawKeyPair('x25519');
+  writeKeyFile(paths.adminKey, KEY_KIND.admin, admin.privateKey);
+  for (const secret of [server.privateKey, admin.privateKey]) secret.fill(0);
+  return { tokenKey, auditKey, adminPublic: admin.publicKey };
+}
 
-  const now = Date.now();
+/** What a new store holds. */
+export interface NewStore extends Omit<StoreMeta, 'epoch'> {
+  readonly settings: Signed;
+  /** The grant of its administrator. */
+  readonly admin: Signed;
+  readonly now: number;
+  readonly auditDetail: Readonly<Record<string, string>>;
+  /** Stores the group key and whatever else there is. */
+  fill(tx: StoreTransaction): Promise<void>;
+}
+
+/** Makes a server's store. @throws PairwireError RECORD_...: settings or grant are not the operator's */
+export async function makeStore(
+  paths: KeyServerPaths,
+  { auditKey, adminPublic }: NewKeys,
+  made: NewStore,
+): Promise<void> {
+  const { subnet, server, now } = made;
   const driver = await openDatabase(paths, { create: true });
-  await initialiseStore(driver, {
-    epoch: randomBytes(8),
-    subnet,
-    server: home,
-    tag: randomInt(0, 64),
-    operator: operatorPublic,
-  });
+  await initialiseStore(driver, { ...made, epoch: randomBytes(8) });
   const store = await openStore(driver);
   const audit = new AuditLog({
     store,
-    server: home,
+    server,
     key: auditKey,
     now: () => now,
     log: createLogger('init', { level: 'warn' }),
     headFile: paths.auditHead,
   });
   try {
-    const settings = choose(defaultSettings(subnet), 1, options.settings);
-    const record = signRecord(LABEL.settings, { ...settings }, operator);
-    const membership = adminMembership(subnet, home, operator, adminChannel.publicKey);
-    const admin = verifyMembership(subnet, membership, importPublic('ed25519', operatorPublic));
+    const operator = importPublic('ed25519', made.operator);
+    const settings = verifySettings(subnet, made.settings, operator, 0);
+    const membership = adminMembership(subnet, made.admin, adminPublic);
+    const admin = verifyMembership(subnet, membership, operator);
     await store.write(async (tx) => {
-      await makeGroupKey(tx, now, groupInterval(settings.group.rekey));
-      await installSettings(tx, record, settings, undefined, now);
+      await made.fill(tx);
+      await installSettings(tx, made.settings, settings, undefined, now);
       const number = await tx.nextChange();
       await tx.insertMember({
         id: ADMIN_ID,
         serial: number,
         role: 'operator',
-        channel: adminChannel.publicKey,
+        channel: adminPublic,
         membership,
         identityDigest: admin.identityDigest,
         tokenId: Buffer.from(admin.grant.tokenId),
@@ -255,13 +298,38 @@ async function makeFiles(options: InitOptions, home: Id, paths: KeyServerPaths):
         enrolledAt: now,
         changed: number,
       });
-      await audit.append(tx, { actor: '-', action: 'init', outcome: 'done', detail: { subnet } });
+      const detail = made.auditDetail;
+      await audit.append(tx, { actor: '-', action: 'init', outcome: 'done', detail });
     });
   } finally {
     await audit.close();
     await store.close();
   }
-  for (const secret of [server.privateKey, adminChannel.privateKey, auditKey]) secret.fill(0);
+}
+
+async function makeFirst(
+  subnet: Id,
+  choice: SettingsChoice,
+  server: Id,
+  paths: KeyServerPaths,
+): Promise<void> {
+  const operatorRaw = existsSync(paths.operatorKey)
+    ? readKeyFile(paths.operatorKey, KEY_KIND.operatorPrivate)
+    : makeOperatorKey(paths.operatorKey);
+  const operator = importPrivate('ed25519', operatorRaw);
+  operatorRaw.fill(0);
+  const operatorPublic = publicOf(operator);
+  const keys = writeServerKeys(paths, operatorPublic);
+  const now = Date.now();
+  const settings = choose(defaultSettings(subnet), 1, choice);
+  await makeStore(paths, keys, {
+    ...{ subnet, server, tag: randomInt(0, 64), operator: operatorPublic, number: 0, now },
+    settings: signRecord(LABEL.settings, { ...settings }, operator),
+    admin: adminGrant(subnet, server, operator, now),
+    auditDetail: { subnet },
+    fill: (tx) => makeGroupKey(tx, now, groupInterval(settings.group.rekey)),
+  });
+  for (const secret of [keys.tokenKey, keys.auditKey]) secret.fill(0);
 }
 
 function makeOperatorKey(path: string): Buffer {
@@ -271,32 +339,11 @@ function makeOperatorKey(path: string): Buffer {
 }
 
 /** The membership of the administrator. Nobody uses its identity again, so only its channel key is kept. */
-function adminMembership(
-  subnet: Id,
-  home: Id,
-  operator: Parameters<typeof signRecord>[2],
-  channel: Buffer,
-): ReturnType<typeof signRecord> {
+function adminMembership(subnet: Id, grant: Signed, channel: Buffer): Signed {
   const sign = generateRawKeyPair('ed25519');
   const box = generateRawKeyPair('x25519');
   const signKey = importPrivate('ed25519', sign.privateKey);
   for (const secret of [sign.privateKey, box.privateKey]) secret.fill(0);
-  const grant = signRecord(
-    LABEL.grant,
-    {
-      subnet,
-      tokenId: randomBytes(16),
-      id: ADMIN_ID,
-      role: 'operator',
-      home,
-      macs: [],
-      ips: [],
-      rights: [],
-      uses: 1,
-      notAfter: Date.now(),
-    },
-    operator,
-  );
   return signMembership(subnet, ADMIN_ID, grant, {
     sign: signKey,
     signPublic: sign.publicKey,
@@ -305,6 +352,7 @@ function adminMembership(
   });
 }
 
+/** The text of keyserver.yaml. */
 function configText(config: KeyServerConfigInput): string {
   return [
     '# Pairwire key server. Every setting is explained in config/keyserver.example.yaml.',

@@ -1,11 +1,12 @@
 /** The key server's lists as operators and viewers see them: rows without any secret. */
 import type { Id } from '../src/protocol/ids.js';
 import { type Endpoint, type ListName, MAX_ROWS } from '../src/protocol/messages.js';
+import type { PeerServerState } from './cascade/cascade.js';
 import type { OwnNet } from './config.js';
 import { prefixesOf } from './nets/net-change.js';
 import type { NetLinkState } from './nets/net-links.js';
 import type { Services } from './services.js';
-import type { Binding, Learned, MacEntry, Net } from './storage/store.js';
+import type { Binding, Learned, MacEntry, Net, PeerServer } from './storage/store.js';
 
 const DEFAULT_ROWS = 100;
 
@@ -23,6 +24,8 @@ export interface ListView {
   isConnected(id: string): boolean;
   /** How the channel to a net's key server is, if we ask it. */
   link(net: Id): NetLinkState | undefined;
+  /** How the exchange with another key server of this subnet is. */
+  server(id: Id): PeerServerState | undefined;
 }
 
 /** Reads a page. */
@@ -45,8 +48,9 @@ export async function readList(
         (member) => ({
           id: member.id,
           role: member.role,
+          home: member.home ?? server,
           state: member.state,
-          online: view.isLive(member.id),
+          online: member.home === undefined ? view.isLive(member.id) : member.online,
           index: member.boot?.index ?? null,
           sequence: member.boot?.sequence ?? null,
           registeredAt: isoTime(member.boot?.registeredAt),
@@ -79,12 +83,15 @@ export async function readList(
       return next === undefined ? { rows } : { rows, next };
     }
     case 'nets': {
-      const nets = (await store.nets()).filter(({ serial }) => serial > after).slice(0, limit);
+      const peers = [...(await store.nets()), ...(await store.peerServers())]
+        .filter(({ serial }) => serial > after)
+        .sort((a, b) => a.serial - b.serial)
+        .slice(0, limit);
       return paged(
         limit,
-        nets,
+        peers,
         ({ serial }) => serial,
-        (net) => netRow(net, services.net, view),
+        (peer) => ('net' in peer ? netRow(peer, services.net, view) : serverRow(peer, view)),
       );
     }
     case 'audit':
@@ -123,6 +130,21 @@ function netRow(entry: Net, own: OwnNet, view: ListView): Readonly<Record<string
     next: next?.pwId ?? null,
     reason: key === undefined ? null : reason,
     createdAt: key === undefined ? null : isoTime(createdAt),
+  };
+}
+
+/** Another key server of this subnet. */
+function serverRow(
+  { server, member, contact }: PeerServer,
+  view: ListView,
+): Readonly<Record<string, unknown>> {
+  const { connected = false, problem, skewMs } = view.server(server) ?? {};
+  return {
+    server,
+    peer: member ?? contact?.member ?? null,
+    state: connected ? 'connected' : 'away',
+    problem: problem ?? null,
+    skewMs: skewMs ?? null,
   };
 }
 

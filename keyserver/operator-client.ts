@@ -124,22 +124,23 @@ export class OperatorClient {
     return answer.nets ?? 0;
   }
 
-  /** Peers with the key server that made a token. @returns its net id, and our id there */
+  /** Peers with the key server that made a token. @returns its net id, its server id if it is of our subnet, and our id there */
   async addPeer(
     token: string,
     prefixes: readonly string[],
-  ): Promise<{ readonly net: Id; readonly member: Id }> {
-    const { net, member } = await this.#ask({ t: 'peer.add', token, prefixes }, (value) =>
+  ): Promise<{ readonly net: Id; readonly server: Id | undefined; readonly member: Id }> {
+    const { net, server, member } = await this.#ask({ t: 'peer.add', token, prefixes }, (value) =>
       answerSchemas['peer.add'].parse(value),
     );
-    return { net, member };
+    return { net, server, member };
   }
 
-  /** Ends what `addPeer` began. */
-  async removePeer(net: Id): Promise<void> {
-    await this.#ask({ t: 'peer.remove', net }, (value) =>
+  /** Ends what `addPeer` began, by net id or server id. @returns whether the other net's key server knows; undefined for a server of this subnet */
+  async removePeer(net: Id): Promise<boolean | undefined> {
+    const { told } = await this.#ask({ t: 'peer.remove', net }, (value) =>
       answerSchemas['peer.remove'].parse(value),
     );
+    return told;
   }
 
   /** Takes a member out, for ever. */

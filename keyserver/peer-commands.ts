@@ -1,5 +1,5 @@
 /**
- * `pairwire peer`: the key servers of other subnets. The subnet with the smaller net id makes the key of two
+ * `pairwire peer`: the key servers of other subnets, and other ones of this subnet (docs/protocol.md 10). The subnet with the smaller net id makes the key of two
  * nets; its operator makes a token, and the other one adds it (docs/protocol.md 9).
  */
 import type { Command } from 'commander';
@@ -14,6 +14,7 @@ import { readTokenInput } from '../src/cli/token-input.js';
 import type { Id } from '../src/protocol/ids.js';
 import { networkOf, overlap } from '../src/protocol/prefixes.js';
 import { prefixSchema } from '../src/protocol/records.js';
+import { parseToken } from '../src/protocol/token.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import {
   asOperator,
@@ -25,21 +26,28 @@ import {
   readTokenKeys,
   usable,
 } from './command-tools.js';
-import { loadKeyServerConfig, type OwnNet, ownNet, pathsOf } from './config.js';
+import {
+  type KeyServerConfig,
+  loadKeyServerConfig,
+  type OwnNet,
+  ownNet,
+  pathsOf,
+} from './config.js';
 
 const NET_LIST: ListCommand = {
   name: 'nets',
   about:
-    'list linked subnets: who makes the key, its generation, whether the servers hear each other',
+    'list linked subnets (who makes the key, its generation) and other key servers of this subnet: whether they hear each other, and how far their clocks differ',
   columns: columns(
-    ...['net', 'peer', 'key', 'state', 'pwId', 'next', 'reason', 'createdAt', 'prefixes'],
+    ...['net', 'server', 'peer', 'key', 'state', 'pwId', 'next', 'reason', 'createdAt', 'prefixes'],
     ...['skewMs', 'problem'],
   ),
 };
 
 interface PeerTokenFlags {
   readonly dir: string;
-  readonly net: string;
+  readonly net?: string;
+  readonly server?: string;
   readonly prefix: readonly string[];
   readonly id?: string;
   readonly ttl: string;
@@ -50,7 +58,9 @@ interface PeerTokenFlags {
 export function peerCommands(program: Command): void {
   const command = program
     .command('peer')
-    .description('other subnets: whose key servers exchange net keys with this one')
+    .description(
+      'other key servers: those of other subnets, that exchange net keys with this one, and others of this subnet',
+    )
     .addHelpText('after', example('pairwire peer --dir /etc/pairwire/east'));
   command
     .command('list', { isDefault: true })
@@ -65,17 +75,24 @@ export function peerCommands(program: Command): void {
     );
   command
     .command('token')
-    .description('print a token for the key server of a subnet with a larger net id')
+    .description(
+      'print a token for the key server of a subnet with a larger net id, or for another one of this subnet',
+    )
     .requiredOption('--dir <dir>', 'folder of the key server')
-    .requiredOption('--net <net>', 'net id of the other subnet')
+    .option('--net <net>', 'net id of the other subnet')
+    .option(
+      '--server <id>',
+      'id of another key server of this subnet; larger than that of this one',
+    )
     .option('--prefix <prefix>', 'IP prefix that is behind it; repeatable', collectOption, [])
-    .option('--id <id>', 'id of its key server here; default: its net id')
+    .option('--id <id>', 'id of its key server here; default: its net id, or server id')
     .option('--ttl <time>', 'how long it may be used', '1h')
     .option('--operator-key <file>', 'operator key, if it is not where the configuration says')
     .option('--json', 'print JSON')
     .addHelpText(
       'after',
-      example('pairwire peer token --dir /etc/pairwire/east --net west --prefix 10.2.0.0/16'),
+      example('pairwire peer token --dir /etc/pairwire/east --net west --prefix 10.2.0.0/16') +
+        '  $ pairwire peer token --dir /etc/pairwire/east --server s2\n',
     )
     .action(action(printPeerToken));
   command
@@ -109,9 +126,13 @@ export function peerCommands(program: Command): void {
           },
         ) => {
           const own = ownNet(loadKeyServerConfig(flags.dir));
-          const prefixes = foreignPrefixes(own, flags.prefix);
           const usage = 'pairwire peer add --dir DIR --prefix PREFIX';
           const token = readTokenInput(target, argument, flags.tokenFile, usage).trim();
+          if (parseToken(token).cascade !== undefined) {
+            await addServer(target, flags.dir, token);
+            return;
+          }
+          const prefixes = foreignPrefixes(own, flags.prefix);
           await asOperator(flags.dir, async (client) => {
             const { net, member } = await client.addPeer(token, prefixes);
             printFields(target, { net, member, prefixes, state: 'peered' });
@@ -120,17 +141,22 @@ export function peerCommands(program: Command): void {
       ),
     );
   command
-    .command('remove <net>')
-    .description("end what `peer add` began: link ports forget that net's key")
+    .command('remove <name>')
+    .description(
+      "end what `peer add` or `init --cascade` began, by net id, on both sides, or by server id: link ports forget that net's key, members of that server are offline",
+    )
     .requiredOption('--dir <dir>', 'folder of the key server')
     .option('--json', 'print JSON')
     .addHelpText('after', example('pairwire peer remove --dir /etc/pairwire/west east'))
     .action(
       action(async (target, text: string, flags: { readonly dir: string }) => {
-        const net = usable(text, 'net');
+        const net = usable(text, 'name');
         await asOperator(flags.dir, async (client) => {
-          await client.removePeer(net);
-          printFields(target, { net, state: 'removed' });
+          const told = await client.removePeer(net);
+          printFields(target, {
+            ...{ net, state: 'removed' },
+            ...(told === undefined ? {} : { otherSide: otherSide(told) }),
+          });
         });
       }),
     );
@@ -139,6 +165,15 @@ export function peerCommands(program: Command): void {
 function printPeerToken(target: OutputTarget, flags: PeerTokenFlags): void {
   const config = loadKeyServerConfig(flags.dir);
   const own = ownNet(config);
+  if (flags.server !== undefined) {
+    printServerToken(target, config, flags, flags.server);
+    return;
+  }
+  if (flags.net === undefined) {
+    throw new PairwireError('USAGE', 'say for whom the token is', {
+      hint: 'another subnet: --net NET --prefix PREFIX; another key server of this subnet: --server ID',
+    });
+  }
   const net = usable(flags.net, '--net');
   requireLarger(own, net);
   const prefixes = foreignPrefixes(own, flags.prefix);
@@ -149,6 +184,38 @@ function printPeerToken(target: OutputTarget, flags: PeerTokenFlags): void {
     ips: prefixes,
     ...{ macs: [], rights: [], uses: 1 },
     notAfter: Date.now() + parseDuration(flags.ttl, '--ttl'),
+  });
+}
+
+/** A token for another key server of this subnet. */
+function printServerToken(
+  target: OutputTarget,
+  config: KeyServerConfig,
+  flags: PeerTokenFlags,
+  text: string,
+): void {
+  const server = usable(text, '--server');
+  if (flags.net !== undefined || flags.prefix.length > 0) {
+    throw new PairwireError('USAGE', '--server goes without --net and --prefix');
+  }
+  if (server <= config.server) {
+    throw new PairwireError('USAGE', `${server} does not come after ${config.server}`, {
+      hint: 'ids are compared as text: choose a larger one, so that the first server stays the first',
+    });
+  }
+  printToken(target, config, readTokenKeys(pathsOf(flags.dir, config), flags.operatorKey), {
+    id: flags.id === undefined ? server : usable(flags.id, '--id'),
+    role: 'server',
+    server,
+    ...{ macs: [], ips: [], rights: [], uses: 1 },
+    notAfter: Date.now() + parseDuration(flags.ttl, '--ttl'),
+  });
+}
+
+async function addServer(target: OutputTarget, dir: string, token: string): Promise<void> {
+  await asOperator(dir, async (client) => {
+    const { server, member } = await client.addPeer(token, []);
+    printFields(target, { server: server ?? '', member, state: 'peered' });
   });
 }
 
@@ -187,4 +254,9 @@ function foreignPrefixes(own: OwnNet, texts: readonly string[]): string[] {
       `--prefix: ${prefix} is not foreign: ${ours} is this subnet's`,
     );
   });
+}
+
+/** Whether the key server of another net knows that a link has ended. */
+function otherSide(told: boolean): string {
+  return told ? 'told' : 'not reached: its operator ends it there, by `revoke`';
 }

@@ -37,6 +37,19 @@ export const REFUSAL_KINDS = [
   /** The key server that makes a net key does not answer now. */
   'net_away',
   'peer_token',
+  /** Another key server of this subnet speaks of members that are not at home there. */
+  'cascade_home',
+  /** It tells a record that does not hold: a signature, an identity, a boot record, a sender index. */
+  'cascade_record',
+  /** It tells of an address that another member has. */
+  'cascade_address',
+  /** It tells a key that is not for it to make, or one that can not be. */
+  'cascade_key',
+  /** A key server that does not fit into the subnet: its id, number, first server or tag. */
+  'cascade_server',
+  'cascade_rate',
+  /** The key server where a member is at home does not answer now. */
+  'cascade_away',
   'revoke_self',
   /** A plain port reports an address that is or was a member's own: somebody outside pretends. */
   'learned_own',

@@ -15,13 +15,16 @@ import type { KeyPair } from '../src/protocol/channel/keys.js';
 import { GROUP_ID, type Id } from '../src/protocol/ids.js';
 import { MAX_ROWS, type Request, requestSchema } from '../src/protocol/messages.js';
 import { importPublic } from '../src/protocol/public-keys.js';
-import { TALKER_ROLES, type VerifiedMember } from '../src/protocol/records.js';
-import { tokenPsk } from '../src/protocol/token.js';
+import { TALKER_ROLES, type VerifiedMember, verifySettings } from '../src/protocol/records.js';
+import type { Signed } from '../src/protocol/signed.js';
+import { parseToken, tokenPsk } from '../src/protocol/token.js';
 import { type Clock, ServerClock, SystemClock } from '../src/runtime/clock.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import type { Logger } from '../src/runtime/log.js';
 import { Metrics } from '../src/runtime/metrics.js';
 import { AuditLog } from './audit.js';
+import { Cascade } from './cascade/cascade.js';
+import { SubnetTime } from './cascade/subnet-time.js';
 import type { KeyServerConfig, OwnNet } from './config.js';
 import { CurrentSettings } from './current-settings.js';
 import { GroupRekey } from './keys/group-rekey.js';
@@ -34,7 +37,7 @@ import { NetKeys } from './nets/net-keys.js';
 import { NetLinks } from './nets/net-links.js';
 import { NET_ASK_BURST, NET_ASKS_PER_SECOND } from './nets/net-ports.js';
 import { NetReach } from './nets/net-reach.js';
-import { NotFound, NotYet, Refusal } from './refusal.js';
+import { NotFound, NotYet, Refusal, refusing } from './refusal.js';
 import { Bindings } from './registry/bindings.js';
 import { enrol, verifyStored } from './registry/enrol.js';
 import { GuardReports } from './registry/guard-reports.js';
@@ -136,6 +139,7 @@ export class KeyServer {
   readonly #netKeys: NetKeys;
   readonly #netLinks: NetLinks;
   readonly #netReach: NetReach;
+  readonly #cascade: Cascade;
   readonly #netAsks = new TokenBuckets(NET_ASK_BURST, NET_ASKS_PER_SECOND);
   readonly #putBack: PutBack;
   readonly #sweeper: NodeJS.Timeout;
@@ -145,7 +149,7 @@ export class KeyServer {
     const { store, log, tuning, limits = {} } = options;
     this.metrics = options.metrics ?? new Metrics();
     const clock = options.clock ?? new SystemClock();
-    const time = new ServerClock(clock);
+    const time = new SubnetTime(new ServerClock(clock));
     const now = (): number => time.now();
     const metrics = keyServerMetrics(this.metrics);
     const audit = new AuditLog({
@@ -159,28 +163,87 @@ export class KeyServer {
     });
     const { subnet, server } = store.meta;
     const net = options.net ?? { id: subnet, prefixes: [] };
-    this.#services = { store, subnet, server, net, operator, settings, audit, metrics, log, now };
+    const knowsAll = (): boolean => this.#cascade.isComplete;
+    const seek: Services['seek'] = (vlan, mac) => this.#cascade.seek(vlan, mac);
+    this.#services = {
+      ...{
+        store,
+        subnet,
+        server,
+        net,
+        operator,
+        settings,
+        audit,
+        metrics,
+        log,
+        now,
+        knowsAll,
+        seek,
+      },
+    };
     this.#relay =
       options.relay === undefined
         ? undefined
         : relayTickets(options.relay, options.staticKeys, now);
     this.#live = new LiveSessions(tuning?.deadForMs);
-    this.#hints = new Hints(this.#services, this.#live);
+    this.#hints = new Hints(this.#services, this.#live, () => this.#cascade.poke());
     this.#boots = new BootRegistry(this.#services);
     this.#rekey = new Rekey(this.#services, {
       isLive: (id) => this.#live.get(id) !== undefined,
       push: (to, pair) => this.#hints.pairChanged(to, pair),
+      elsewhere: {
+        isAround: (id) => this.#cascade.isAround(id),
+        confirm: (pair, pwId) => this.#cascade.confirm(pair, pwId),
+        worn: (pair) => this.#cascade.worn(pair),
+      },
     });
     this.#groups = new GroupRekey(this.#services, {
       live: () => this.#liveMembers(),
       liveCount: () => this.#live.size,
       tellAll: () => this.#hints.groupChanged(),
       tell: (to) => this.#hints.groupChanged(to),
+      elsewhere: {
+        maker: () => (this.#cascade.isFirst ? undefined : this.#cascade.first),
+        servers: () => this.#cascade.connected(),
+        confirm: (pwId) => this.#cascade.confirmGroup(pwId),
+        worn: (pwId) => this.#cascade.wornGroup(pwId),
+      },
+    });
+    this.#cascade = new Cascade(this.#services, {
+      ...{ secret: options.tokenKey, clock, time, awayAfterMs: tuning?.offlineAfterMs },
+      tell: (id) => this.#tellServer(id, 'cascade'),
+      isConnected: (id) => [...this.#peers.values()].some(({ member }) => member === id),
+      memberChanged: (id) => this.#hints.memberChanged(id),
+      ownChanged: (mac) => this.#hints.ownChanged(mac),
+      behindChanged: (vlan, mac) => this.#hints.behindChanged(vlan, mac),
+      bindingChanged: (ip) => this.#hints.bindingChanged(ip),
+      pairLearned: (pair) => this.#rekey.learned(pair),
+      groupLearned: (group) => {
+        this.#groups
+          .learned(group)
+          .catch((err: unknown) => log.warn({ err }, 'the group key was not looked after'));
+      },
+      revoke: async (id, from) => {
+        await this.#takeOut(from, id);
+      },
+      refused: (from, refusal) => {
+        this.#note(from, refusal);
+        log.warn({ server: from, reason: refusal.kind, ...refusal.facts }, refusal.message);
+      },
+      wanted: (asker, peer, make, worn) => this.#keys.forServer(asker, peer, make, worn),
+      confirmed: (end, peer, pwId) => this.#rekey.confirm(end, [{ peer, pwId }]),
+      groupConfirmed: (id, pwId) => this.#groups.confirmServer(id, pwId),
+      groupWorn: (pwId) => this.#groups.wornOut(pwId),
+      installSettings: (record) => this.#takeSettings(record),
+      lookAt: (id, position) => this.#putBack.lookAt(id, position, undefined),
+      becameFirst: async () => {
+        await this.#groups.renew('operator', false);
+      },
     });
     this.#netLinks = new NetLinks(this.#services, {
       secret: options.tokenKey,
       clock,
-      learn: (from, contact, answer) => this.#netKeys.learn(from, contact, answer),
+      learn: (from, contact, answer, skewMs) => this.#netKeys.learn(from, contact, answer, skewMs),
       changed: (entry) => this.#netKeys.changed(entry),
       heard: (from) => this.#netReach.heard(from),
       lost: (from) => this.#netReach.lost(from),
@@ -202,6 +265,7 @@ export class KeyServer {
       this.#rekey,
       this.#groups,
       { burst: limits.keyRequestBurst, perSecond: limits.keyRequestsPerSecond },
+      this.#cascade,
     );
     this.#presence = new Presence(
       this.#services,
@@ -223,7 +287,7 @@ export class KeyServer {
       time,
       authorise: async (key) => {
         const member = await store.memberByChannel(key);
-        return member?.state === 'active' && !this.#revoking.has(member.id);
+        return member !== undefined && isOurs(member) && !this.#revoking.has(member.id);
       },
       psk: (tokenId) => tokenPsk(options.tokenKey, tokenId),
       types: REQUEST_TYPES,
@@ -262,6 +326,7 @@ export class KeyServer {
     const operator = importPublic('ed25519', options.store.meta.operator);
     const settings = await CurrentSettings.load(options.store, operator);
     const server = new KeyServer(options, settings, operator);
+    await server.#cascade.load();
     await server.#putBack.begin();
     await server.#presence.resume();
     await server.#rekey.resume();
@@ -269,6 +334,7 @@ export class KeyServer {
     server.#addresses = await server.#channels.listen();
     await server.#netReach.resume();
     await server.#netLinks.resume();
+    server.#cascade.resume();
     const { subnet, server: id } = server.#services;
     const addresses = server.#addresses.map(formatChannelAddress);
     options.log.info({ subnet, server: id, addresses }, 'key server listens');
@@ -293,6 +359,7 @@ export class KeyServer {
     this.#netKeys.close();
     this.#netLinks.close();
     this.#netReach.close();
+    this.#cascade.close();
     this.#hints.close();
     this.#presence.close();
     await this.#channels.close();
@@ -403,11 +470,18 @@ export class KeyServer {
         return {
           pwId: await this.#netKeys.renewForServer(memberOf(peer), request.net, request.force),
         };
-      case 'peer.add':
-        return { ...(await this.#netLinks.add(memberOf(peer), request.token, request.prefixes)) };
-      case 'peer.remove':
-        await this.#netLinks.remove(memberOf(peer), request.net);
+      case 'net.end':
+        await this.#netKeys.endedByServer(memberOf(peer), request.net);
         return {};
+      case 'cascade.sync':
+        return { word: await this.#cascade.sync(memberOf(peer), request.word) };
+      case 'peer.add':
+        return this.#addPeer(memberOf(peer), request);
+      case 'peer.remove': {
+        const { net } = request;
+        if (await this.#cascade.remove(memberOf(peer), net)) return {};
+        return { told: await this.#netLinks.remove(memberOf(peer), net) };
+      }
       case 'rekey':
         return this.#renew(memberOf(peer), request);
       case 'revoke':
@@ -513,6 +587,13 @@ export class KeyServer {
     }
     const pairs = await this.#rekey.named(a, b);
     if (pairs.length === 0) throw new NotFound();
+    if (a !== undefined && b !== undefined) {
+      const maker = (await store.pairKey(a, b))?.maker;
+      if (maker !== undefined) {
+        const why = `the key of that pair is made by ${maker}: renew it there`;
+        throw new Refusal('refused', 'cascade_home', why, { server: maker });
+      }
+    }
     const detail = { members: [a, b].filter((id) => id !== undefined), force, pairs: pairs.length };
     await store.write((tx) =>
       audit.append(tx, { actor, action: 'rekey', outcome: 'done', detail }),
@@ -565,6 +646,23 @@ export class KeyServer {
 
   /** The member's sessions end first, so that no answer or push that was made after it gets out. */
   async #revoke(actor: Id, id: Id): Promise<Answer> {
+    const home = (await this.#services.store.member(id))?.home;
+    if (home !== undefined) {
+      const why = `${id} is at home at ${home}: revoke it there, or ${home} itself here`;
+      throw new Refusal('refused', 'cascade_home', why, { id, server: home });
+    }
+    const server = this.#cascade.serverOf(id);
+    const answer = await this.#takeOut(actor, id);
+    if (server === undefined) return answer;
+    // It had the keys of its members with ours, and nobody else can serve them: they are out with it.
+    for (const member of await this.#services.store.membersAt(server)) {
+      await this.#takeOut(actor, member);
+    }
+    await this.#cascade.dropped(server);
+    return answer;
+  }
+
+  async #takeOut(actor: Id, id: Id): Promise<Answer> {
     this.#revoking.add(id);
     try {
       if (actor !== id) this.#endSessions(id);
@@ -578,7 +676,8 @@ export class KeyServer {
       for (const { vlan, mac } of behind) this.#hints.behindChanged(vlan, mac);
       for (const ip of bindings) this.#hints.bindingChanged(ip);
       for (const net of nets) this.#netKeys.changed(net);
-      if (wasLink) this.#netLinks.renewAll();
+      // Which keys are owed to us now, the store knows.
+      if (wasLink) this.#netLinks.askAll();
       return { number, fresh };
     } finally {
       this.#revoking.delete(id);
@@ -637,6 +736,7 @@ export class KeyServer {
       isLive: (id) => this.#live.get(id) !== undefined,
       isConnected: (id) => [...this.#peers.values()].some((peer) => peer.member === id),
       link: (net) => this.#netLinks.state(net),
+      server: (id) => this.#cascade.state(id),
     };
   }
 
@@ -662,6 +762,7 @@ export class KeyServer {
   /** The key server of another subnet has no session here any more, or another one. */
   #serverLeft(id: Id): void {
     if ([...this.#peers.values()].some(({ member }) => member === id)) return;
+    this.#cascade.left(id);
     this.#netReach
       .lostServer(id)
       .catch((err: unknown) => this.#services.log.warn({ err }, 'the nets could not be read'));
@@ -675,8 +776,35 @@ export class KeyServer {
     }
   }
 
-  #tellServer(id: Id): void {
-    for (const peer of this.#peers.values()) if (peer.member === id) peer.push({ t: 'net' }, 'net');
+  #tellServer(id: Id, what: 'net' | 'cascade' = 'net'): void {
+    for (const peer of this.#peers.values()) if (peer.member === id) peer.push({ t: what }, what);
+  }
+
+  /** A token says itself for what it is. */
+  async #addPeer(actor: Id, request: Extract<Request, { t: 'peer.add' }>): Promise<Answer> {
+    const { token, prefixes = [] } = request;
+    if (isCascadeToken(token)) {
+      return { net: this.#services.net.id, ...(await this.#cascade.add(actor, token)) };
+    }
+    if (prefixes.length === 0) {
+      throw new Refusal('malformed', 'peer_token', 'say which prefixes are behind the other net');
+    }
+    return { ...(await this.#netLinks.add(actor, token, prefixes)) };
+  }
+
+  /** Settings that another key server has: newer ones hold here, too. */
+  async #takeSettings(record: Signed): Promise<void> {
+    const { store, settings, now, operator, subnet, audit } = this.#services;
+    const { version } = refusing('settings_record', () =>
+      verifySettings(subnet, record, operator, 0),
+    );
+    if (version <= settings.settings.version) return;
+    const { changed } = await settings.install(store, record, now(), (tx, installed) =>
+      audit.append(tx, {
+        ...{ actor: '-', action: 'settings', outcome: 'done', detail: { version: installed } },
+      }),
+    );
+    if (changed) this.#hints.settingsChanged();
   }
 
   #endSessions(id: Id, except?: Peer): void {
@@ -713,7 +841,7 @@ export class KeyServer {
       return;
     }
     const member = await this.#services.store.memberByChannel(session.remoteKey);
-    if (member?.state !== 'active' || this.#revoking.has(member.id)) return;
+    if (member === undefined || !isOurs(member) || this.#revoking.has(member.id)) return;
     this.#becomes(peer, member);
   }
 
@@ -732,6 +860,7 @@ export class KeyServer {
     const member = await store.member(verified.id);
     if (member !== undefined) this.#becomes(peer, member);
     peer.verified = verified;
+    if (verified.grant.server !== undefined) await this.#cascade.enrolled(verified.grant.server);
     for (const { vlan, mac } of behind) this.#hints.behindChanged(vlan, mac);
     if (fresh) {
       log.info({ member: verified.id, role: verified.role }, 'a member enrolled');
@@ -836,6 +965,13 @@ export class KeyServer {
     gauge('channel_handshakes', 'Handshakes since the start', () => counters.established);
     gauge('channel_renewals', 'Renewed channel keys since the start', () => counters.renewals);
     gauge('keyserver_members_online', 'Members with a registered session', () => this.online);
+    gauge(
+      'keyserver_clock_skew_ms',
+      'Largest difference to the clock of another key server',
+      () => {
+        return this.#cascade.skewMs;
+      },
+    );
     gauge('channel_half_open', 'Handshakes not confirmed yet', () => counters.halfOpen);
     gauge('channel_handshake_queue', 'Handshakes that wait for their thread', () => {
       return counters.handshakeQueue;
@@ -855,6 +991,19 @@ export class KeyServer {
     metrics.gauge('channel_closed', 'Ended connections by reason', ['reason'], (it) => {
       for (const [reason, count] of Object.entries(counters.closed)) it.set({ reason }, count);
     });
+  }
+}
+
+/** Whom we serve: an active member that is at home here. */
+function isOurs(member: Member): boolean {
+  return member.state === 'active' && member.home === undefined;
+}
+
+function isCascadeToken(text: string): boolean {
+  try {
+    return parseToken(text).cascade !== undefined;
+  } catch {
+    return false;
   }
 }
 

@@ -9,10 +9,13 @@ import { LABEL } from '../src/protocol/constants.js';
 import type { Id } from '../src/protocol/ids.js';
 import { publicOf } from '../src/protocol/public-keys.js';
 import { type Grant, grantSchema, ownMacs } from '../src/protocol/records.js';
-import { signRecord } from '../src/protocol/signed.js';
+import { type Signed, signRecord } from '../src/protocol/signed.js';
 import { formatToken, type ServerAddress, tokenPsk } from '../src/protocol/token.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import { isWildcard, type KeyServerConfig } from './config.js';
+
+/** Whom the commands that talk to a running server are. */
+export const ADMIN_ID = 'admin' as Id;
 
 /** What a grant says, apart from what the server adds. */
 export type GrantWish = Omit<Grant, 'subnet' | 'tokenId' | 'home'>;
@@ -62,12 +65,32 @@ export function makeToken(
       psk: tokenPsk(keys.tokenKey, tokenId),
       operator: publicOf(keys.operator),
       servers: serversOf(config, keys.serverPublic),
+      ...(grant.server === undefined
+        ? {}
+        : {
+            cascade: {
+              server: config.server,
+              admin: adminGrant(config.subnet, grant.server, keys.operator, grant.notAfter),
+            },
+          }),
       // Key servers and link ports deal with other subnets, to which ours has this name.
       ...(grant.net === undefined && grant.role !== 'link'
         ? {}
         : { net: config.net ?? config.subnet }),
     }),
   };
+}
+
+/** The grant of a server's administrator. */
+export function adminGrant(subnet: Id, home: Id, operator: KeyObject, notAfter: number): Signed {
+  return signRecord(
+    LABEL.grant,
+    {
+      ...{ subnet, tokenId: randomBytes(16), id: ADMIN_ID, role: 'operator', home },
+      ...{ macs: [], ips: [], rights: [], uses: 1, notAfter },
+    },
+    operator,
+  );
 }
 
 /** The addresses that a token names. @throws PairwireError USAGE if members could not reach any */

@@ -398,3 +398,51 @@ write(
   'dhcpv6',
   toNodes(17, 64, Buffer.from('02230222000c000002000001', 'hex')),
 );
+
+// --- What comes to a link port of level `ip` from its router --------------------------------------
+// The first byte says where the opened packet begins.
+
+/** The Internet checksum (RFC 1071). */
+function checksum(bytes: Buffer): Buffer {
+  let sum = 0;
+  for (let at = 0; at + 1 < bytes.length; at += 2) sum += bytes.readUInt16BE(at);
+  while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
+  return u16(~sum & 0xffff);
+}
+function ipv4(protocol: number, payload: Buffer): Buffer {
+  const header = Buffer.from('4500000000004000400000000a0102030a010204', 'hex');
+  header.writeUInt16BE(header.length + payload.length, 2);
+  header.writeUInt8(protocol, 9);
+  checksum(header).copy(header, 10);
+  return Buffer.concat([header, payload]);
+}
+const ADDRESSES6 = Buffer.concat([Buffer.alloc(16, 0xfd), Buffer.alloc(16, 0xfc)]);
+const ipv6 = (next: number, payload: Buffer) =>
+  Buffer.concat([
+    Buffer.from('60000000', 'hex'),
+    u16(payload.length),
+    Buffer.from([next, 64]),
+    ADDRESSES6,
+    payload,
+  ]);
+const NET_SHIM = Buffer.from('13000102000003e90000000000000005', 'hex');
+const outer4 = ipv4(253, Buffer.concat([NET_SHIM, ipv4(17, Buffer.alloc(20, 1))]));
+const outer6 = ipv6(253, Buffer.concat([NET_SHIM, ipv6(17, Buffer.alloc(20, 1))]));
+const tooBig4 = Buffer.concat([Buffer.from('0304000000000514', 'hex'), outer4]);
+checksum(tooBig4).copy(tooBig4, 2);
+const tooBig6 = Buffer.concat([Buffer.from('0200000000000514', 'hex'), outer6]);
+const pseudo = Buffer.concat([ADDRESSES6, u16(0), u16(tooBig6.length), Buffer.from([0, 0, 0, 58])]);
+checksum(Buffer.concat([pseudo, tooBig6])).copy(tooBig6, 2);
+const WIRE: Readonly<Record<string, readonly [number, Buffer]>> = {
+  outer4: [36, outer4],
+  outer6: [56, outer6],
+  'too-big4': [64, ipv4(1, tooBig4)],
+  'too-big6': [104, ipv6(58, tooBig6)],
+  'source-route': [
+    0,
+    Buffer.from('48000030000040004006000000000000000000008307040a0102030000000000', 'hex'),
+  ],
+};
+for (const [name, [opened, packet]] of Object.entries(WIRE)) {
+  write('fuzz-wire', name, Buffer.concat([Buffer.from([opened]), packet]));
+}

@@ -144,6 +144,11 @@ export class DevicesClient {
     return this.#command(`open ethernet ${name}`, openedEthernetSchema);
   }
 
+  /** The same for the interface of a link port of level `ip`, which this machine has no part in. */
+  async openWire(name: string): Promise<OpenedEthernet> {
+    return this.#command(`open wire ${name}`, openedEthernetSchema);
+  }
+
   /** Turns the guard of the underlay on or off; returns what it is now. */
   async guard(on: boolean): Promise<boolean> {
     return (await this.#command(`guard ${on ? 'on' : 'off'}`, guardSchema)).guard;

@@ -53,6 +53,9 @@ export const DROP_REASONS = {
   net_source: 'The source of a packet is not in the subnet that it comes from.',
   net_destination: 'The destination of a packet is in no subnet that it may go to.',
   net_not_ip: 'A frame at a link port carries no unicast IP packet.',
+  net_clear: 'What came to a link port from outside is not sealed and may not pass.',
+  net_source_route: 'A packet that names a way of its own does not cross a link.',
+  net_outer: 'The packet inside is not what its outer header says.',
 } as const;
 
 export type DropReason = keyof typeof DROP_REASONS;

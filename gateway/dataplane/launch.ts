@@ -47,7 +47,13 @@ export interface EthernetSpec {
   macs: readonly string[];
 }
 
-export type DeviceSpec = TapSpec | UdpSpec | EthernetSpec;
+export interface WireSpec {
+  kind: 'wire';
+  /** The interface, all frames of which are the data plane's. */
+  name: string;
+}
+
+export type DeviceSpec = TapSpec | UdpSpec | EthernetSpec | WireSpec;
 
 export interface BrokerOptions {
   devices: readonly DeviceSpec[];
@@ -113,6 +119,8 @@ function wordsOf(device: DeviceSpec): string[] {
       ];
     case 'ethernet':
       return ['ethernet', device.name, ...device.macs.flatMap((mac) => ['mac', mac])];
+    case 'wire':
+      return ['wire', device.name];
   }
 }
 

@@ -160,7 +160,7 @@ export const commandSchemas = {
   attach: z.strictObject({ t: z.literal('attach'), id: u32, epoch: u64 }),
   /** Opens the connection for `stats` only. */
   observe: z.strictObject({ t: z.literal('observe'), id: u32 }),
-  /** Makes a port or changes it. Devices are named as the broker delivered them: transport `udp` uses udpPort, `ethernet` device (an interface) and tag. spinUs: how long its threads look for more before they sleep; underlayMtu: what the interface below `udp` gives, where the search for each path's MTU begins; 0 for no search. helpers: threads that help with sealing and opening, 255 for as many as suit the machine. kind: `host`, `plain` or `link`, which fixes what the port is until it is removed. net: of `link`, the net id of our subnet. The three after it are about `plain`: broadcast, which group frames of members leave it, `all`, `essential` or `none`; stp, whether frames for 01:80:c2:00:00:00 `pass` or are dropped (`drop`); learnSeconds, after how long an address that was not seen again is forgotten. rights: what the own member's grant allows, bit 0 `router` (router advertisements, redirects), bit 1 `dhcp` (what a DHCP server says). answer: ARP requests and neighbour solicitations for bound addresses are answered here. */
+  /** Makes a port or changes it. Devices are named as the broker delivered them: transport `udp` uses udpPort, `ethernet` device (an interface) and tag, `ip` (of `link` only) device, a wire. spinUs: how long its threads look for more before they sleep; underlayMtu: what the interface below `udp` gives, where the search for each path's MTU begins; 0 for no search. helpers: threads that help with sealing and opening, 255 for as many as suit the machine. kind: `host`, `plain` or `link`, which fixes what the port is until it is removed. net: of `link`, the net id of our subnet. pass: of `ip`, the IP protocols that cross in clear besides ARP and neighbour discovery, TCP and UDP never. The three after it are about `plain`: broadcast, which group frames of members leave it, `all`, `essential` or `none`; stp, whether frames for 01:80:c2:00:00:00 `pass` or are dropped (`drop`); learnSeconds, after how long an address that was not seen again is forgotten. rights: what the own member's grant allows, bit 0 `router` (router advertisements, redirects), bit 1 `dhcp` (what a DHCP server says). answer: ARP requests and neighbour solicitations for bound addresses are answered here. */
   'port.set': z.strictObject({
     t: z.literal('port.set'),
     id: u32,
@@ -185,6 +185,7 @@ export const commandSchemas = {
     stormFrames: u32,
     kind: text(8),
     net: text(63),
+    pass: bytesUpTo(16),
     broadcast: text(10),
     stp: text(4),
     learnSeconds: u16,

@@ -25,6 +25,7 @@ import { asPairwireError, fingerprint, keyFingerprint } from '../key-table/insta
 import { copyOf, type Generation } from '../key-table/peer-table.js';
 import type { Verifier } from '../key-table/verifier.js';
 import { TokenBucket } from '../rate-limit.js';
+import { linkAhead } from './net-time.js';
 
 /** How long a former generation may still be heard, ms. */
 const GRACE_MS = 10_000;
@@ -49,6 +50,8 @@ export type NetChange = Extract<Change, { kind: 'net' }>;
 export interface NetTableDeps {
   /** Number of the port in the data plane. */
   readonly port: number;
+  /** Our own net id. */
+  readonly net: Id;
   /** What is in our own subnet. */
   readonly prefixes: readonly string[];
   readonly nets: ReadonlyMap<Id, LocalNet>;
@@ -94,6 +97,8 @@ export interface NetEntry {
   readonly net: Id;
   /** The name of that subnet; what its members' records are bound to. */
   subnet: Id | undefined;
+  /** How far the time of frames between subnets is ahead of our key server's, if it makes not the key itself, ms. */
+  ahead: number | undefined;
   /** Why nothing crosses, if so. */
   refusal: { code: string; message: string } | undefined;
   /** What may cross: all of configuration, own key server and the other one agree. */
@@ -143,6 +148,11 @@ export class NetTable {
     for (const entry of this.#nets.values()) if (this.#deps.nets.has(entry.net)) yield entry;
   }
 
+  /** How far the time of frames between subnets is ahead of our key server's, ms. */
+  ahead(): number {
+    return linkAhead(this.#deps.net, this.#nets.values());
+  }
+
   /** Link ports of all nets, with the key in force. */
   *ports(): Generator<KeyedLinkPort> {
     for (const { ports, key } of this.#nets.values()) {
@@ -157,6 +167,7 @@ export class NetTable {
     this.#seen?.add(change.net);
     if (change.seq < entry.seq) return;
     entry.seq = change.seq;
+    entry.ahead = change.ahead;
     const local = this.#deps.nets.get(change.net);
     if (local === undefined) {
       this.#waitForNobody(entry, change);
@@ -281,7 +292,8 @@ export class NetTable {
     if (known !== undefined) return known;
     if (this.#nets.size >= MAX_NETS) return undefined;
     const entry: NetEntry = {
-      ...{ net, subnet: undefined, refusal: undefined, prefixes: [], key: undefined },
+      ...{ net, subnet: undefined, ahead: undefined, refusal: undefined, prefixes: [] },
+      key: undefined,
       ...{ next: undefined, ports: new Map(), seq: 0, oldest: 0, prepared: undefined },
       starts: new TokenBucket(NET_STARTS.perSecond, NET_STARTS.burst, this.#deps.now()),
       verifier: undefined,

@@ -206,7 +206,7 @@ function portStatus(
 ): PortStatus {
   const figures = new Map((stats?.peers ?? []).map((peer) => [peer.peer, peer]));
   const peers = [...(parts.nets?.ports() ?? parts.table.entries())]
-    .map((entry) => peerStatus(entry, figures.get(entry.id), parts.rates, now))
+    .map((entry) => peerStatus(entry, figures.get(entry.id), parts, now))
     .sort((a, b) => (a.id < b.id ? -1 : 1));
   const counters = record(stats?.counters ?? []);
   const { registered } = parts.session;
@@ -253,12 +253,22 @@ function portStatus(
   };
 }
 
+function pathOf(
+  stats: PeerStats | undefined,
+  transport: GatewayConfig['transport']['kind'],
+): PeerStatus['path'] {
+  if (transport === 'ip') return 'routed';
+  if (stats?.confirmed !== true) return 'probing';
+  return stats.relayed ? 'relay' : 'direct';
+}
+
 function peerStatus(
   entry: PeerEntry | KeyedLinkPort,
   stats: PeerStats | undefined,
-  rates: Rates,
+  { rates, config }: Pick<StatusParts, 'rates' | 'config'>,
   now: number,
 ): PeerStatus {
+  const transport = config.transport.kind;
   const endpoint = stats === undefined ? '' : endpointText(stats.endpoint);
   const heard = stats !== undefined && stats.rxFrames > 0;
   return {
@@ -275,7 +285,7 @@ function peerStatus(
     hasKey: stats?.hasKey ?? false,
     sendPwId: stats?.hasKey === true ? stats.pwId : null,
     alive: stats?.alive ?? false,
-    path: stats?.confirmed !== true ? 'probing' : stats.relayed ? 'relay' : 'direct',
+    path: pathOf(stats, transport),
     endpoint: endpoint === '' ? null : endpoint,
     endpoints: entry.endpoints.map(endpointText),
     rttMs: stats === undefined || stats.rttUs === 0 ? null : stats.rttUs / 1_000,

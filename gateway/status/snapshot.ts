@@ -34,7 +34,8 @@ const peerStatusSchema = z.object({
   sendPwId: maybe(count),
   alive: z.boolean(),
   /** How frames go there: an endpoint that answered, the relay, or nothing has answered yet. */
-  path: z.enum(['direct', 'relay', 'probing']),
+  /** `routed`: wherever routers lead, at level `ip`. */
+  path: z.enum(['direct', 'relay', 'probing', 'routed']),
   endpoint: maybe(z.string()),
   endpoints: z.array(z.string()),
   rttMs: maybe(count),

@@ -65,9 +65,9 @@ function printPort(
 }
 
 function transportText(port: PortStatus): string {
-  return port.udpPort === null
-    ? `${port.transport}, subnet tag ${port.subnetTag ?? '?'}`
-    : `${port.transport} port ${port.udpPort}`;
+  if (port.udpPort !== null) return `${port.transport} port ${port.udpPort}`;
+  if (port.transport === 'ip') return 'ip protocol 253';
+  return `${port.transport}, subnet tag ${port.subnetTag ?? '?'}`;
 }
 
 function plainText(plain: NonNullable<PortStatus['plain']>): string {

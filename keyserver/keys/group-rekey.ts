@@ -13,6 +13,7 @@ import { KEY_SIZE } from '../../src/protocol/constants.js';
 import { GROUP_ID, type Id } from '../../src/protocol/ids.js';
 import { PairwireError } from '../../src/runtime/errors.js';
 import { groupInterval } from '../current-settings.js';
+import { Refusal } from '../refusal.js';
 import type { Services } from '../services.js';
 import type { GroupKey, StoreTransaction } from '../storage/store.js';
 import { AGAIN, dueAfter, MIN_AGE, noteCase1, Rounds } from './renewal.js';
@@ -23,6 +24,18 @@ const PATIENCE = 60_000;
 /** Why a generation was made, as the `keys` list shows it. */
 export type GroupRekeyReason = 'age' | 'limit' | 'operator' | 'revocation' | 'restored';
 
+/** The group key where there are several key servers: one makes it. */
+export interface GroupElsewhere {
+  /** The server that makes it; undefined: this one. */
+  maker(): Id | undefined;
+  /** The other servers that are there. */
+  servers(): Iterable<Id>;
+  /** Tells the maker that all our members can receive under its next generation. */
+  confirm(pwId: number): void;
+  /** Tells it that the key is worn. */
+  worn(pwId: number): void;
+}
+
 /** What is wanted of the sessions. */
 export interface GroupRekeyDeps {
   /** Members with a registered session, and how many. */
@@ -32,6 +45,8 @@ export interface GroupRekeyDeps {
   tellAll(): void;
   /** Tells one member. */
   tell(to: Id): void;
+  /** The other key servers of this subnet, if there are any. */
+  readonly elsewhere?: GroupElsewhere;
   readonly random?: () => number;
 }
 
@@ -43,6 +58,8 @@ interface Waiting {
   readonly resumed: boolean;
   toldAt: number;
   readonly confirmed: Set<Id>;
+  /** Servers all of whose members can. */
+  readonly servers: Set<Id>;
 }
 
 /** Renews the group key. */
@@ -85,6 +102,11 @@ export class GroupRekey {
    */
   async renew(reason: GroupRekeyReason, force: boolean): Promise<number> {
     const { store, metrics } = this.#services;
+    const maker = this.#maker;
+    if (maker !== undefined) {
+      const why = `the group key is made by ${maker}: renew it there`;
+      throw new Refusal('refused', 'cascade_home', why, { server: maker });
+    }
     const pwId = await store.write(async (tx) => {
       const { pwId: number, next } = await this.#key(tx);
       if (next === undefined) {
@@ -105,6 +127,10 @@ export class GroupRekey {
   /** A member finds the group key nearly used up. */
   async wornOut(held: number | undefined): Promise<void> {
     const { pwId, createdAt, next } = await this.#key(this.#services.store);
+    if (this.#maker !== undefined) {
+      if (held === pwId) this.#deps.elsewhere?.worn(pwId);
+      return;
+    }
     const young = this.#services.now() - createdAt < MIN_AGE;
     if (next === undefined && held === pwId && !young) await this.renew('limit', false);
   }
@@ -114,7 +140,7 @@ export class GroupRekey {
    * heard, because he could forge as anybody in it (C6). Also what was prepared is not used: he may have it.
    */
   async revokeIn(tx: StoreTransaction): Promise<void> {
-    if (this.#services.settings.settings.group.rekey === 'never') return;
+    if (!this.#renewsOnRevocation()) return;
     const before = await this.#key(tx);
     const pwId = (before.next ?? before).pwId + 1;
     await this.#replace(tx, pwId, 'revocation', pwId);
@@ -122,7 +148,7 @@ export class GroupRekey {
 
   /** The transaction with `revokeIn` has committed. */
   revoked(): void {
-    if (this.#services.settings.settings.group.rekey === 'never') return;
+    if (!this.#renewsOnRevocation()) return;
     this.#waiting = undefined;
     this.#services.metrics.groupRekeys.inc({ reason: 'revocation', step: 'forced' });
     this.#deps.tellAll();
@@ -134,6 +160,7 @@ export class GroupRekey {
    */
   async putAbove(held: number): Promise<boolean> {
     const { store, metrics, now } = this.#services;
+    if (this.#maker !== undefined) return false;
     const done = await store.write(async (tx) => {
       const { pwId, createdAt, next } = await this.#key(tx);
       if (pwId > held || now() - createdAt < MIN_AGE) return false;
@@ -157,6 +184,31 @@ export class GroupRekey {
     if (waiting.confirmed.size >= this.#deps.liveCount()) await this.#lookAfter(pwId);
   }
 
+  /** All members of another server can. */
+  async confirmServer(server: Id, pwId: number): Promise<void> {
+    if (this.#waiting?.pwId !== pwId) return;
+    this.#waiting.servers.add(server);
+    await this.#lookAfter(pwId);
+  }
+
+  /** The server that makes the key has told of it. */
+  async learned({ next }: GroupKey): Promise<void> {
+    if (next === undefined) this.#waiting = undefined;
+    else if (this.#waiting?.pwId !== next.pwId) this.#wait(next.pwId);
+    this.#deps.tellAll();
+    if (next !== undefined) await this.#lookAfter(next.pwId);
+  }
+
+  get #maker(): Id | undefined {
+    return this.#deps.elsewhere?.maker();
+  }
+
+  /** Where another server makes the key, it makes another one as soon as it hears of the revocation. */
+  #renewsOnRevocation(): boolean {
+    const { rekey } = this.#services.settings.settings.group;
+    return rekey !== 'never' && this.#maker === undefined;
+  }
+
   /** A member asks with a generation that is not in force any more: case 1. */
   askedWith(asker: Id, key: GroupKey, held: number | undefined): void {
     noteCase1(this.#services, asker, 'group', key.pwId, held);
@@ -170,6 +222,7 @@ export class GroupRekey {
       return;
     }
     this.#waiting = undefined;
+    if (this.#maker !== undefined) return;
     if (dueAt > 0 && dueAt <= now()) await this.renew('age', false);
   }
 
@@ -182,9 +235,22 @@ export class GroupRekey {
     for (const id of this.#deps.live()) {
       if (!waiting.confirmed.has(id) && (await this.#holds(id))) missing.push(id);
     }
+    if (this.#maker !== undefined) {
+      // After a restart not everybody is here yet. It is said again as long as it is not in force.
+      const here = !waiting.resumed || now() - waiting.since >= AGAIN;
+      if (missing.length === 0 && here) this.#deps.elsewhere?.confirm(pwId);
+      if (now() - waiting.toldAt < AGAIN) return;
+      waiting.toldAt = now();
+      for (const id of missing) this.#deps.tell(id);
+      return;
+    }
+    for (const server of this.#deps.elsewhere?.servers() ?? []) {
+      if (!waiting.servers.has(server)) missing.push(server);
+    }
     // After a restart of the server not everybody is here yet: who is, is not everybody's agreement.
     const settled =
-      now() - waiting.since >= AGAIN || (!waiting.resumed && waiting.confirmed.size > 0);
+      now() - waiting.since >= AGAIN ||
+      (!waiting.resumed && waiting.confirmed.size + waiting.servers.size > 0);
     const impatient = now() - waiting.since >= PATIENCE;
     if ((missing.length === 0 && settled) || impatient) {
       if (missing.length > 0) {
@@ -215,7 +281,14 @@ export class GroupRekey {
 
   #wait(pwId: number, resumed = false): void {
     const now = this.#services.now();
-    this.#waiting = { pwId, since: now, resumed, toldAt: now, confirmed: new Set() };
+    this.#waiting = {
+      pwId,
+      since: now,
+      resumed,
+      toldAt: now,
+      confirmed: new Set(),
+      servers: new Set(),
+    };
   }
 
   async #replace(

@@ -27,12 +27,21 @@ export type IndexRequest = Extract<Request, { t: 'key.index' }>;
 /** Tells the far end of a pair of the near end and of their key. */
 export type Introduce = (to: Id, about: Member, pair: PairKey) => void;
 
+/** What other key servers of this subnet know. */
+export interface Elsewhere {
+  /** Has the key of the asker and a member at home elsewhere from there, if it is made there. @returns false if it is made here */
+  ensurePair(asker: Id, peer: Member, make: boolean): Promise<boolean>;
+  /** The member with a sender index of which nothing is known yet. */
+  settleIndex(index: number): Promise<Member | undefined>;
+}
+
 /** Answers key requests. */
 export class KeyRequests {
   readonly #services: Services;
   readonly #introduce: Introduce;
   readonly #rekey: Rekey;
   readonly #groups: GroupRekey;
+  readonly #elsewhere: Elsewhere | undefined;
   readonly #lookups: TokenBuckets;
 
   /** @param lookups how often one member may ask */
@@ -45,11 +54,13 @@ export class KeyRequests {
       readonly burst?: number | undefined;
       readonly perSecond?: number | undefined;
     } = {},
+    elsewhere?: Elsewhere,
   ) {
     this.#services = services;
     this.#introduce = introduce;
     this.#rekey = rekey;
     this.#groups = groups;
+    this.#elsewhere = elsewhere;
     const { burst = LOOKUP_BURST, perSecond = LOOKUPS_PER_SECOND } = lookups;
     this.#lookups = new TokenBuckets(burst, perSecond);
   }
@@ -78,12 +89,28 @@ export class KeyRequests {
     const { requester, index, kid, group, pwId } = request;
     this.#admit(asker, requester, { index, kid, ...(pwId === undefined ? {} : { pwId }) });
     const { store, metrics } = this.#services;
-    const peer = await store.memberByIndex(index);
+    const peer = (await store.memberByIndex(index)) ?? (await this.#elsewhere?.settleIndex(index));
     if (peer === undefined || peer.id === asker) throw this.#notFound('index');
     if (!group) return this.#pairAnswer('index', asker, peer, pwId, false);
     metrics.keyRequests.inc({ by: 'index', answer: 'group' });
     const key = await this.#group(asker, pwId, false);
     return { ...groupAnswer(key), peer: toPeerRecord(peer) };
+  }
+
+  /** Another server's member wants the key with one of ours, which we make: it is told of it as of all that is new. */
+  async forServer(
+    asker: Member,
+    peer: Member,
+    make: boolean,
+    worn: number | undefined,
+  ): Promise<void> {
+    const dueAt = (now: number): number => this.#rekey.dueAt(now);
+    const pair = await pairKeyFor(this.#services, asker.id, peer.id, make, dueAt);
+    if (pair === undefined) return;
+    if (worn === pair.pwId) await this.#rekey.wornOut(pair);
+    if (make && this.#services.settings.settings.hold > 0) {
+      this.#introduce(peer.id, asker, pair);
+    }
   }
 
   async #pairAnswer(
@@ -95,7 +122,9 @@ export class KeyRequests {
     behind?: Behind,
   ): Promise<Record<string, unknown>> {
     const dueAt = (now: number): number => this.#rekey.dueAt(now);
-    const pair = await pairKeyFor(this.#services, asker, peer.id, by === 'mac', dueAt);
+    const foreign = await this.#elsewhere?.ensurePair(asker, peer, by === 'mac');
+    const make = by === 'mac' && foreign !== true;
+    const pair = await pairKeyFor(this.#services, asker, peer.id, make, dueAt);
     if (pair === undefined) throw this.#notFound(by);
     this.#rekey.askedWith(asker, pair, held);
     if (worn && held === pair.pwId) await this.#rekey.wornOut(pair);

@@ -19,7 +19,7 @@ import { KEY_SIZE } from '../../src/protocol/constants.js';
 import { type Id, orderedPair } from '../../src/protocol/ids.js';
 import { TokenBuckets } from '../registry/token-bucket.js';
 import type { Services } from '../services.js';
-import type { KnownPair, PairEnds, PairKey, ToldPair } from '../storage/store.js';
+import type { ConfirmedPair, KnownPair, PairEnds, PairKey, ToldPair } from '../storage/store.js';
 import { AGAIN, dueAfter, MIN_AGE, noteCase1, Rounds } from './renewal.js';
 
 /** Implementation constants, ms unless stated. */
@@ -38,11 +38,23 @@ const NOTICES_PER_SECOND = 2;
 /** Why a generation was made, as the `keys` list shows it. */
 export type RekeyReason = 'age' | 'limit' | 'operator' | 'restored';
 
+/** Pairs with an end at home at another key server. */
+export interface PairsElsewhere {
+  /** The member is at home there, and online. */
+  isAround(id: Id): Promise<boolean>;
+  /** Tells the server that makes the key that our end can receive under its next generation. */
+  confirm(pair: Pick<PairKey, 'a' | 'b' | 'maker'>, pwId: number): void;
+  /** Tells it that the key is worn. */
+  worn(pair: PairKey): void;
+}
+
 /** What is wanted of the sessions. */
 export interface RekeyDeps {
   isLive(id: Id): boolean;
   /** Pushes a pair's state to one of its ends. */
   push(to: Id, pair: ToldPair): void;
+  /** The other key servers of this subnet, if there are any. */
+  readonly elsewhere?: PairsElsewhere;
   readonly random?: () => number;
 }
 
@@ -154,6 +166,10 @@ export class Rekey {
 
   /** An end of a pair finds its key nearly used up. */
   async wornOut(pair: PairKey): Promise<void> {
+    if (pair.maker !== undefined) {
+      this.#deps.elsewhere?.worn(pair);
+      return;
+    }
     if (pair.next !== undefined || this.#services.now() - pair.createdAt < MIN_AGE) return;
     await this.renew([pair], 'limit', false);
   }
@@ -165,13 +181,19 @@ export class Rekey {
   ): Promise<void> {
     const { store, metrics } = this.#services;
     if (pairs.length === 0) return;
+    const foreign: ConfirmedPair[] = [];
     const committed = await store.write(async (tx) => {
+      foreign.length = 0;
       const changed: { readonly pair: ToldPair; readonly reason: string }[] = [];
       let number: number | undefined;
       for (const { peer, pwId } of pairs) {
         const [a, b] = orderedPair(asker, peer);
         const before = await tx.confirmNext({ a, b }, asker, pwId);
         if (before === undefined) continue;
+        if (before.maker !== undefined) {
+          foreign.push(before);
+          continue;
+        }
         const { confirmedA, confirmedB, reason } = before.next;
         if (!(peer === a ? confirmedA : confirmedB) && this.#holds(before, peer)) continue;
         number ??= await tx.nextChanges(pairs.length);
@@ -180,6 +202,7 @@ export class Rekey {
       }
       return changed;
     });
+    for (const pair of foreign) this.#deps.elsewhere?.confirm(pair, pair.next.pwId);
     for (const { pair, reason } of committed) {
       metrics.rekeys.inc({ reason, step: 'committed' });
       this.#waiting.delete(nameOf(pair));
@@ -199,11 +222,18 @@ export class Rekey {
   ): Promise<number> {
     const { store, metrics } = this.#services;
     const reason: RekeyReason = 'restored';
+    const around = new Set<Id>();
+    for (const { peer } of held) {
+      if (await this.#isThere(peer)) around.add(peer);
+    }
     const changed = await store.write(async (tx) => {
       const pairs: PairKey[] = [];
       for (const { peer, pwId } of held) {
-        if (peer === asker || !this.#deps.isLive(peer)) continue;
-        if ((await tx.member(peer))?.state !== 'active') continue;
+        if (peer === asker || !around.has(peer)) continue;
+        const other = await tx.member(peer);
+        if (other?.state !== 'active') continue;
+        // The server that makes it goes above what its own end holds.
+        if (other.home !== undefined && peer < asker) continue;
         const [a, b] = orderedPair(asker, peer);
         const before = await tx.pairKey(a, b);
         if (before !== undefined && before.pwId > pwId) continue;
@@ -260,8 +290,12 @@ export class Rekey {
     const { store, now } = this.#services;
     const due = await store.pairsDue(now(), BATCH);
     if (due.length === 0) return;
-    const both = due.filter(({ a, b }) => this.#deps.isLive(a) && this.#deps.isLive(b));
-    const away = due.filter((pair) => !both.includes(pair));
+    const both: PairKey[] = [];
+    const away: PairKey[] = [];
+    for (const pair of due) {
+      const there = (await this.#isThere(pair.a)) && (await this.#isThere(pair.b));
+      (there ? both : away).push(pair);
+    }
     if (away.length > 0) {
       // All change or none does: a pair that is not there can't.
       await store.write(async (tx) => {
@@ -283,6 +317,10 @@ export class Rekey {
         continue;
       }
       waiting.toldAt = now();
+      // Of a pair that is made elsewhere our end is b.
+      if (pair.maker !== undefined && pair.next.confirmedB) {
+        this.#deps.elsewhere?.confirm(pair, pair.next.pwId);
+      }
       for (const end of [pair.a, pair.b]) {
         const confirmed = end === pair.a ? pair.next.confirmedA : pair.next.confirmedB;
         if (!confirmed && this.#holds(pair, end)) this.#deps.push(end, pair);
@@ -290,6 +328,16 @@ export class Rekey {
       told += 1;
       if (told >= BATCH) return;
     }
+  }
+
+  /** Another server makes this key, and has told of it. */
+  learned(pair: PairKey): void {
+    if (pair.next !== undefined) this.#wait(pair, this.#services.now(), pair.next.reason);
+    this.#tell(pair);
+  }
+
+  async #isThere(id: Id): Promise<boolean> {
+    return this.#deps.isLive(id) || (await this.#deps.elsewhere?.isAround(id)) === true;
   }
 
   #wait(pair: PairEnds, toldAt: number, reason: string): void {

@@ -11,7 +11,7 @@
 import { randomBytes, timingSafeEqual } from 'node:crypto';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
 import type { Id } from '../../src/protocol/ids.js';
-import type { NetPorts, NetSyncAnswer } from '../../src/protocol/messages.js';
+import type { NetFar, NetPorts, NetSyncAnswer } from '../../src/protocol/messages.js';
 import { covers, networkOf, overlap } from '../../src/protocol/prefixes.js';
 import { PairwireError } from '../../src/runtime/errors.js';
 import { AGAIN, MIN_AGE, Rounds } from '../keys/renewal.js';
@@ -21,7 +21,8 @@ import type { Services } from '../services.js';
 import type { Net, NetContact } from '../storage/store.js';
 import { type NetChange, netChange, netMark } from './net-change.js';
 import { inForceNow, madeNow } from './net-members.js';
-import { isSameFar, isSameSubnet, ownPorts, portsIn } from './net-ports.js';
+import { isSameFar, isSameSubnet, ownPorts, portsIn, prefixesFor } from './net-ports.js';
+import { keptAhead, linkAhead } from './net-time.js';
 
 /** Requests of a far key server: so many at once, so many a second. */
 export const NET_REQUEST_BURST = 50;
@@ -109,17 +110,25 @@ export class NetKeys {
       let row = await this.#of(tx, member, request.net);
       requireSameSubnet(member, row, far);
       const newest = row.next?.pwId ?? row.pwId;
-      const forgotten = request.held > newest || isAnother(row, request);
+      // It has said that the link has ended, and here it is again.
+      const again = row.key === undefined;
+      const forgotten = !again && (request.held > newest || isAnother(row, request));
       const differs = row.told.join() !== told.join();
-      if (!forgotten && !differs && isSameFar(row.far, far)) return { entry: row, news: undefined };
+      if (!again && !forgotten && !differs && isSameFar(row.far, far)) {
+        return { entry: row, news: undefined };
+      }
       if (request.held - newest > MAX_NET_AHEAD) {
         throw new Refusal('refused', 'net_foreign', 'there was no such generation', {
           id: member,
           net: row.net,
         });
       }
-      if (forgotten && !this.#restores.take(member, now())) throw tooOften(member);
+      if ((again || forgotten) && !this.#restores.take(member, now())) throw tooOften(member);
       row = { ...row, told, far, changed: await tx.nextChange() };
+      if (again) {
+        const pwId = Math.max(request.held, newest) + 1;
+        row = { ...row, ...madeNow(this.#services), pwId, oldest: pwId, reason: 'first' };
+      }
       if (forgotten) {
         // The database was put back, and the far side holds what was made since: go on above it.
         const pwId = Math.max(request.held, newest) + 1;
@@ -136,18 +145,21 @@ export class NetKeys {
         });
       }
       await tx.putNet(row);
-      return { entry: row, news: { differs, restored: forgotten } };
+      return { entry: row, news: { differs, restored: forgotten, again } };
     });
     if (news !== undefined) {
       if (news.restored) this.#count('restored', 'forced');
+      if (news.again) this.#count('first', 'made');
       if (news.differs) this.#judge(member, entry, told);
       this.tellLinks(entry);
     }
     const { key, pwId, oldest, next } = entry;
     if (key === undefined) throw new NotFound();
     const after = next === undefined ? {} : { next: { key: next.key, pwId: next.pwId } };
-    const ports = await ownPorts(this.#services);
-    return { net: own.id, prefixes: [...own.prefixes], key, pwId, oldest, ...after, ...ports };
+    const ports = await ownPorts(this.#services, request.net);
+    const prefixes = prefixesFor(this.#services, request.net);
+    const time = { ahead: linkAhead(await store.nets()) };
+    return { net: own.id, prefixes, ...time, key, pwId, oldest, ...after, ...ports };
   }
 
   /** The far server's link ports can receive under a next generation. @throws Refusal */
@@ -164,6 +176,30 @@ export class NetKeys {
     this.#limit(member);
     await this.#of(this.#services.store, member, net);
     return this.renew(net, 'operator', force, member);
+  }
+
+  /** The far server's operator has ended the link: our link ports forget the key. Its next question would be a new beginning. @throws Refusal */
+  async endedByServer(member: Id, net: Id): Promise<void> {
+    const { store, audit, log } = this.#services;
+    this.#limit(member);
+    const entry = await store.write(async (tx) => {
+      const row = await this.#of(tx, member, net);
+      if (row.key === undefined) return undefined;
+      // Also a number that was only prepared has been given to a key. Of the subnet and its operator the word of
+      // before holds on.
+      const pwId = row.next?.pwId ?? row.pwId;
+      const far = row.far === undefined ? undefined : { ...row.far, ports: [] };
+      const changed = await tx.nextChange();
+      const ended: Net = { ...row, key: undefined, next: undefined, pwId, far, changed };
+      await tx.putNet(ended);
+      const detail = { net };
+      await audit.append(tx, { actor: member, action: 'net_end', outcome: 'done', detail });
+      return ended;
+    });
+    if (entry === undefined) return;
+    this.#waiting.delete(net);
+    log.info({ net, member }, 'the key server of another subnet has ended the link');
+    this.tellLinks(entry);
   }
 
   // ------------------------------------------------------------------------ made here
@@ -206,16 +242,22 @@ export class NetKeys {
   /**
    * What the server that makes the key has answered.
    * @param contact whom we asked
+   * @param skewMs how far its clock is ahead of ours; undefined if that is not known
    * @throws PairwireError if it tells an older key, or another one of the same number: it was put back since it was
    * asked, or worse. It hears with the next question what we hold, and goes on above it.
    */
-  async learn(net: Id, contact: NetContact, answer: NetSyncAnswer): Promise<void> {
+  async learn(
+    net: Id,
+    contact: NetContact,
+    answer: NetSyncAnswer,
+    skewMs: number | undefined,
+  ): Promise<void> {
     const { store, metrics } = this.#services;
     const told = answer.prefixes.map(networkOf);
     const { oldest, pwId } = answer;
     const key = Buffer.from(answer.key);
-    const far = portsIn(answer);
-    if (!isSameSubnet(contact, far)) {
+    const ports = portsIn(answer);
+    if (!isSameSubnet(contact, ports)) {
       throw new PairwireError('REFUSED', 'it speaks for another subnet or operator', {
         where: net,
       });
@@ -223,6 +265,9 @@ export class NetKeys {
     const entry = await store.write(async (tx) => {
       const row = await tx.net(net);
       if (row === undefined || !isSameContact(row.contact, contact)) return undefined;
+      const measured = skewMs === undefined ? undefined : skewMs + (answer.ahead ?? 0);
+      const ahead = keptAhead(row.far?.ahead, measured);
+      const far: NetFar = ahead === undefined ? ports : { ...ports, ahead };
       const another = pwId === row.pwId && row.key?.equals(key) === false;
       const order = answer.next === undefined || answer.next.pwId === pwId + 1;
       if (
@@ -261,11 +306,19 @@ export class NetKeys {
     if (row.pwId !== pwId) metrics.netRekeys.inc({ reason: 'learned', step: 'learned' });
     if (row.told.join() !== told.join()) this.#judge(net, learned, told);
     this.tellLinks(learned);
+    if (row.far?.ahead !== learned.far?.ahead) await this.#tellTime();
     if (learned.next === undefined) this.#waiting.delete(net);
     else await this.#lookAfter(net);
   }
 
   // ------------------------------------------------------------------------------ both
+
+  /** Those who ask us may go by our time, and that has changed. */
+  async #tellTime(): Promise<void> {
+    for (const { member, key } of await this.#services.store.nets()) {
+      if (member !== undefined && key !== undefined) this.#deps.tellServer(member);
+    }
+  }
 
   /** A link port can receive under next generations. */
   async confirmedByLink(

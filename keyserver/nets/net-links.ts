@@ -3,34 +3,32 @@
  * (docs/protocol.md 9). One channel to each; a question when it opens, at each push and
  * every 30 s. What comes in is the business of net-keys.ts.
  */
-import { createHmac, type KeyObject } from 'node:crypto';
-import { RequestError } from '../../src/net/channel.js';
 import { ChannelClient } from '../../src/net/channel-client.js';
 import { serverEndpoints } from '../../src/net/client-link.js';
-import { type KeyPair, keyPairFromPrivate } from '../../src/protocol/channel/keys.js';
-import { LABEL } from '../../src/protocol/constants.js';
-import { fields } from '../../src/protocol/fields.js';
 import { type Id, parseId } from '../../src/protocol/ids.js';
-import { answerSchemas, type NetSyncAnswer } from '../../src/protocol/messages.js';
+import {
+  answerSchemas,
+  MAX_NET_AHEAD_MS,
+  type NetSyncAnswer,
+} from '../../src/protocol/messages.js';
 import { networkOf, overlap } from '../../src/protocol/prefixes.js';
-import { importPrivate, importPublic, publicOf } from '../../src/protocol/public-keys.js';
-import { type Grant, grantSchema, signMembership } from '../../src/protocol/records.js';
-import { openSigned, type Signed } from '../../src/protocol/signed.js';
-import { parseToken, type Token } from '../../src/protocol/token.js';
+import type { Grant } from '../../src/protocol/records.js';
+import type { Token } from '../../src/protocol/token.js';
 import type { Clock } from '../../src/runtime/clock.js';
 import { PairwireError } from '../../src/runtime/errors.js';
+import { enrolByToken, grantIn, peeringKeys, readPeerToken } from '../peering.js';
 import { NotFound, Refusal } from '../refusal.js';
 import type { Services } from '../services.js';
 import type { Net, NetContact } from '../storage/store.js';
 import { netMark } from './net-change.js';
 import { requireRoom } from './net-members.js';
-import { ownPorts } from './net-ports.js';
+import { ownPorts, prefixesFor } from './net-ports.js';
 
 const SYNC_INTERVAL = 30_000;
 /** A server that pushes and pushes is asked so often and not more, ms. */
 const LEAST_INTERVAL = 200;
 const REQUEST_TIMEOUT = 15_000;
-const ENROL_TIMEOUT = 10_000;
+const END_TIMEOUT = 5_000;
 /** A difference between the two servers' clocks above this is an alarm, ms. */
 export const SKEW_ALARM = 2_000;
 
@@ -38,7 +36,12 @@ export interface NetLinksDeps {
   /** From which the keys by which other servers know us are derived. */
   readonly secret: Buffer;
   readonly clock: Clock;
-  learn(net: Id, contact: NetContact, answer: NetSyncAnswer): Promise<void>;
+  learn(
+    net: Id,
+    contact: NetContact,
+    answer: NetSyncAnswer,
+    skewMs: number | undefined,
+  ): Promise<void>;
   /** There is a net, or none any more. */
   changed(entry: Net): void;
   /** A net's server has answered, or can't be reached. */
@@ -55,15 +58,6 @@ export interface NetLinkState {
   readonly skewMs: number | undefined;
 }
 
-/** What makes a peering one of its own. */
-type Peering = Pick<NetContact, 'subnet' | 'operator' | 'member'>;
-
-interface PeeringKeys {
-  readonly sign: KeyObject;
-  readonly boxPublic: Buffer;
-  readonly channel: KeyPair;
-}
-
 /** One far server that we ask. */
 interface Link {
   readonly net: Id;
@@ -72,10 +66,10 @@ interface Link {
   readonly timer: NodeJS.Timeout;
   problem: string | undefined;
   asking: boolean;
+  /** The question that is under way, or the last one; never fails. */
+  question: Promise<void>;
   askAgain: boolean;
   alarmed: boolean;
-  /** Our side wants another key, for somebody who had it is revoked. */
-  owed: boolean;
 }
 
 /** The channels to key servers of other subnets. */
@@ -111,14 +105,6 @@ export class NetLinks {
       problem: link.problem,
       skewMs: this.#skew(link),
     };
-  }
-
-  /** A member that had the keys of all nets is revoked: the makers are asked for others until they make them. */
-  renewAll(): void {
-    for (const link of this.#links.values()) {
-      link.owed = true;
-      void this.#ask(link);
-    }
   }
 
   /** Something of our link ports has changed, or they want to know what has changed there. */
@@ -164,7 +150,7 @@ export class NetLinks {
     prefixes: readonly string[],
   ): Promise<{ readonly net: Id; readonly member: Id }> {
     const { store, audit, net: own, log } = this.#services;
-    const token = readToken(text);
+    const token = readPeerToken(text);
     const { net, grant, member } = this.#judge(token);
     const local = [...new Set(prefixes.map(networkOf))];
     const ours = local.find((one) => own.prefixes.some((mine) => overlap(mine, one)));
@@ -173,7 +159,8 @@ export class NetLinks {
     }
     const { subnet, servers, operator } = token;
     const contact: NetContact = { subnet, member, servers, operator: Buffer.from(operator) };
-    await this.#enrol(token, grant, contact);
+    const keys = peeringKeys(this.#deps.secret, contact);
+    await enrolByToken(token, grant, member, keys, this.#deps.clock);
     if (this.#closed) throw new Refusal('unavailable', 'peer_token', 'this key server ends');
     const entry = await store.write(async (tx) => {
       await requireRoom(tx, own, net, local);
@@ -184,7 +171,9 @@ export class NetLinks {
         row.contact.subnet !== subnet ||
         Buffer.compare(row.contact.operator, operator) !== 0;
       // What another subnet's server has told is not this one's key.
-      const forget = other ? { key: undefined, next: undefined, told: [], far: undefined } : {};
+      const forget = other
+        ? { key: undefined, next: undefined, told: [], far: undefined, dueAt: 0 }
+        : {};
       const added: Net = {
         ...blank(net, changed),
         ...row,
@@ -210,8 +199,12 @@ export class NetLinks {
     return { net, member };
   }
 
-  /** Asks a net's server no more; link ports forget its key. @throws NotFound */
-  async remove(actor: Id, net: Id): Promise<void> {
+  /**
+   * Asks a net's server no more, and tells it so; link ports on both sides forget the key.
+   * @returns whether it has heard that
+   * @throws NotFound
+   */
+  async remove(actor: Id, net: Id): Promise<boolean> {
     const { store, audit } = this.#services;
     const entry = await store.write(async (tx) => {
       const row = await tx.net(net);
@@ -223,8 +216,32 @@ export class NetLinks {
       await audit.append(tx, { actor, action: 'peer_remove', outcome: 'done', detail: { net } });
       return gone;
     });
-    this.#end(net);
+    const link = this.#links.get(net);
+    this.#links.delete(net);
     this.#deps.changed(entry);
+    if (link === undefined) return false;
+    clearInterval(link.timer);
+    try {
+      return await this.#tellEnd(link);
+    } finally {
+      link.client.stop();
+    }
+  }
+
+  /** A question that is under way would begin the link anew, so that comes first. @returns false if it is away */
+  async #tellEnd(link: Link): Promise<boolean> {
+    await link.question;
+    if (link.client.state.kind !== 'open') return false;
+    try {
+      await link.client.request(
+        { t: 'net.end', net: this.#services.net.id },
+        { timeoutMs: END_TIMEOUT, parse: (value) => answerSchemas['net.end'].parse(value) },
+      );
+      return true;
+    } catch (err) {
+      this.#services.log.warn({ net: link.net, err }, 'a key server did not hear of the end');
+      return false;
+    }
   }
 
   /** What a token must be for us to peer by it. */
@@ -232,13 +249,7 @@ export class NetLinks {
     const own = this.#services.net;
     const wrong = (why: string): Refusal => new Refusal('malformed', 'peer_token', why);
     const { net } = token;
-    let grant: Grant;
-    try {
-      const operator = importPublic('ed25519', token.operator);
-      grant = openSigned(LABEL.grant, token.grant, operator, grantSchema);
-    } catch {
-      throw wrong('the grant in the token is not signed by its operator');
-    }
+    const grant = grantIn(token);
     if (grant.role !== 'server' || net === undefined || grant.net === undefined) {
       throw wrong('this token is for a member: make one with `pairwire peer token`');
     }
@@ -255,67 +266,10 @@ export class NetLinks {
     return { net, grant, member: parseId(grant.id) };
   }
 
-  async #enrol(token: Token, grant: Grant, contact: NetContact): Promise<void> {
-    const keys = this.#keysOf(contact);
-    const membership = this.#membership(token, contact.member, keys);
-    let problem: PairwireError | undefined;
-    const client = new ChannelClient({
-      servers: serverEndpoints(contact.servers),
-      staticKeys: keys.channel,
-      clock: this.#deps.clock,
-      token: { id: Buffer.from(grant.tokenId), psk: Buffer.from(token.psk) },
-      onState: (state) => {
-        if (state.kind === 'down') problem = state.error;
-      },
-    });
-    client.start();
-    try {
-      await client.request(
-        { t: 'enrol', membership },
-        { timeoutMs: ENROL_TIMEOUT, parse: (value) => answerSchemas.enrol.parse(value) },
-      );
-    } catch (thrown) {
-      if (thrown instanceof RequestError) {
-        const why = `the other key server refused: ${thrown.detail ?? thrown.code}`;
-        throw new Refusal('refused', 'peer_token', why.slice(0, 200));
-      }
-      const why = problem?.message ?? 'no answer';
-      throw new Refusal('unavailable', 'peer_token', `the other key server: ${why}`.slice(0, 200));
-    } finally {
-      client.stop();
-    }
-  }
-
-  /**
-   * The keys of a peering are derived, so that nothing is stored and a second token for one id is taken; each id has
-   * others, for a key server that was revoked under one id may be let in under another.
-   */
-  #keysOf(peering: Peering): PeeringKeys {
-    const derive = (what: string): Buffer =>
-      createHmac('sha256', this.#deps.secret)
-        .update(fields(LABEL.peering, what, peering.subnet, peering.operator, peering.member))
-        .digest();
-    const [signSeed, boxSeed, channelSeed] = [derive('sign'), derive('box'), derive('channel')];
-    const sign = importPrivate('ed25519', signSeed);
-    const boxPublic = publicOf(importPrivate('x25519', boxSeed));
-    const channel = keyPairFromPrivate(channelSeed);
-    for (const seed of [signSeed, boxSeed, channelSeed]) seed.fill(0);
-    return { sign, boxPublic, channel };
-  }
-
-  #membership(token: Token, member: Id, { sign, boxPublic, channel }: PeeringKeys): Signed {
-    return signMembership(token.subnet, member, token.grant, {
-      sign,
-      signPublic: publicOf(sign),
-      boxPublic,
-      channelPublic: channel.publicKey,
-    });
-  }
-
   #open(net: Id, contact: NetContact): void {
     const client = new ChannelClient({
       servers: serverEndpoints(contact.servers),
-      staticKeys: this.#keysOf(contact).channel,
+      staticKeys: peeringKeys(this.#deps.secret, contact).channel,
       clock: this.#deps.clock,
       onPush: (message) => {
         if (message.t === 'net') void this.#ask(link);
@@ -329,8 +283,15 @@ export class NetLinks {
     });
     const timer = setInterval(() => void this.#ask(link), SYNC_INTERVAL);
     timer.unref();
-    const state = { problem: undefined, asking: false, askAgain: false, alarmed: false };
-    const link: Link = { net, contact, client, timer, owed: false, ...state };
+    const none = Promise.resolve();
+    const state = {
+      problem: undefined,
+      asking: false,
+      question: none,
+      askAgain: false,
+      alarmed: false,
+    };
+    const link: Link = { net, contact, client, timer, ...state };
     this.#links.set(net, link);
     client.start();
   }
@@ -350,7 +311,8 @@ export class NetLinks {
     link.asking = true;
     while (link.askAgain && this.#links.get(link.net) === link) {
       link.askAgain = false;
-      await this.#askOnce(link).catch((thrown: unknown) => this.#failed(link, thrown));
+      link.question = this.#askOnce(link).catch((thrown: unknown) => this.#failed(link, thrown));
+      await link.question;
       await new Promise((resolve) => setTimeout(resolve, LEAST_INTERVAL).unref());
     }
     link.asking = false;
@@ -367,8 +329,9 @@ export class NetLinks {
       newest === undefined ? { held: row.pwId } : { held: newest.pwId, mark: netMark(newest.key) };
     const answer = await link.client.request(
       {
-        ...{ t: 'net.sync', net: own.id, prefixes: [...own.prefixes], ...held },
-        ...(await ownPorts(this.#services)),
+        ...{ t: 'net.sync', net: own.id, ...held },
+        prefixes: prefixesFor(this.#services, link.net),
+        ...(await ownPorts(this.#services, link.net)),
       },
       { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas['net.sync'].parse(value) },
     );
@@ -376,16 +339,27 @@ export class NetLinks {
     if (answer.net !== link.net) {
       throw new PairwireError('REFUSED', `it speaks for ${answer.net} now`, { where: link.net });
     }
-    await this.#deps.learn(link.net, link.contact, answer);
+    await this.#deps.learn(link.net, link.contact, answer, this.#skew(link));
     this.#deps.heard(link.net);
     if (link.problem !== undefined) {
       link.problem = undefined;
       this.#services.log.info({ net: link.net }, 'a key server answers again');
     }
     this.#compareClocks(link);
-    if (!link.owed) return;
-    await this.rekey(link.net, true);
-    link.owed = false;
+    await this.#wantOwed(link);
+  }
+
+  /** Has the maker make another key, if somebody who had this one is revoked; asked again until it has. */
+  async #wantOwed({ net }: Link): Promise<void> {
+    const { store } = this.#services;
+    const owed = await store.net(net);
+    if (owed === undefined || owed.dueAt === 0) return;
+    await this.rekey(net, true);
+    await store.write(async (tx) => {
+      const row = await tx.net(net);
+      // Another one may have been revoked meanwhile.
+      if (row?.dueAt === owed.dueAt) await tx.putNet({ ...row, dueAt: 0 });
+    });
   }
 
   #compareClocks(link: Link): void {
@@ -394,7 +368,9 @@ export class NetLinks {
     if (alarm && !link.alarmed) {
       this.#services.log.error(
         { net: link.net, skewMs },
-        'the clocks of two key servers differ: frames between the subnets may be refused as late',
+        Math.abs(skewMs) > MAX_NET_AHEAD_MS
+          ? 'the clocks of two key servers differ by too much: frames between the subnets are refused as late'
+          : 'the clocks of two key servers differ; link ports go by the other one for what crosses',
       );
     }
     link.alarmed = alarm;
@@ -411,15 +387,6 @@ export class NetLinks {
       this.#services.log.warn({ net: link.net, err: thrown }, 'a key server did not answer');
     }
     link.problem = problem;
-  }
-}
-
-/** @throws Refusal */
-function readToken(text: string): Token {
-  try {
-    return parseToken(text);
-  } catch {
-    throw new Refusal('malformed', 'peer_token', 'this is not a whole token');
   }
 }
 

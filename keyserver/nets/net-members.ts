@@ -112,7 +112,7 @@ export async function renumberNets(tx: StoreTransaction): Promise<void> {
 
 /**
  * Part of the revocation of a link port, which holds net keys: those that are made here are others now, and nothing
- * older is heard. @returns them
+ * older is heard. Those that others make are owed to us from now on. @returns the ones made here
  */
 export async function replaceNets(
   tx: StoreTransaction,
@@ -120,6 +120,7 @@ export async function replaceNets(
 ): Promise<readonly Net[]> {
   const replaced: Net[] = [];
   for (const entry of await tx.nets()) {
+    if (entry.contact !== undefined) await tx.putNet({ ...entry, dueAt: services.now() });
     if (entry.member === undefined || entry.key === undefined) continue;
     const pwId = (entry.next ?? entry).pwId + 1;
     const changed = await tx.nextChange();

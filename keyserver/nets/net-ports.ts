@@ -3,7 +3,8 @@
  * kept and passed on as it is: whether it is so, gateways see by the signatures.
  */
 import { encode } from '@msgpack/msgpack';
-import { MAX_NET_PORTS, type NetPorts } from '../../src/protocol/messages.js';
+import type { Id } from '../../src/protocol/ids.js';
+import { MAX_NET_PORTS, type NetFar, type NetPorts } from '../../src/protocol/messages.js';
 import { toPeerRecord } from '../registry/peer-record.js';
 import type { Services } from '../services.js';
 
@@ -11,21 +12,30 @@ import type { Services } from '../services.js';
 export const NET_ASK_BURST = 10;
 export const NET_ASKS_PER_SECOND = 2;
 
-/** Our own link ports, those first that are online. */
-export async function ownPorts({ store }: Pick<Services, 'store'>): Promise<NetPorts> {
-  const links = await store.links();
+/** Our own link ports as another net is told of them, those first that are online. */
+export async function ownPorts(
+  { store, net: own }: Pick<Services, 'store' | 'net'>,
+  net: Id,
+): Promise<NetPorts> {
+  const named = own.nets?.get(net)?.links;
+  const links = (await store.links()).filter(({ id }) => named?.includes(id) ?? true);
   const ports = links.slice(0, MAX_NET_PORTS).map(toPeerRecord);
   const { subnet, operator } = store.meta;
   return { subnet, operator, ports };
 }
 
+/** What another net is told to be behind this one: our own prefixes, and those that it reaches through us. */
+export function prefixesFor({ net: own }: Pick<Services, 'net'>, net: Id): string[] {
+  return [...own.prefixes, ...(own.nets?.get(net)?.through ?? [])];
+}
+
 /** Whether both say the same, byte for byte. */
-export function isSameFar(one: NetPorts | undefined, other: NetPorts | undefined): boolean {
+export function isSameFar(one: NetFar | undefined, other: NetFar | undefined): boolean {
   if (one === undefined || other === undefined) return one === other;
   return Buffer.compare(canonical(one), canonical(other)) === 0;
 }
 
-function canonical(ports: NetPorts): Uint8Array {
+function canonical(ports: NetFar): Uint8Array {
   return encode(ports, { sortKeys: true, ignoreUndefined: true });
 }
 

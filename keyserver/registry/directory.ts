@@ -18,7 +18,7 @@ import type { Learned, Member, StoreReads } from '../storage/store.js';
 /** How long an address outside counts that its port does not report again. */
 export const LEARNED_FOR_MS = 900_000;
 /** How long an address that nobody knows is sent to the default plain port before it is asked about again. */
-const UNKNOWN_FOR_MS = 30_000;
+export const UNKNOWN_FOR_MS = 30_000;
 
 /**
  * How long an answer about an address that nobody knows waits for a report of it, and how often it looks. A
@@ -43,19 +43,27 @@ export async function locateSettled(
   mac: MacAddress,
 ): Promise<Place | undefined> {
   for (let waited = 0; ; waited += REPORT_LOOK_MS) {
-    const { place, guessed } = await locate(services, asker, vlan, mac);
+    const { place, guessed, stranger } = await locate(services, asker, vlan, mac);
+    if (stranger && waited === 0) {
+      const elsewhere = await services.seek?.(vlan, mac);
+      if (elsewhere !== undefined && elsewhere.member.id !== asker.id) return elsewhere;
+    }
     if (!guessed || waited >= REPORT_WAIT_MS) return place;
     await sleep(REPORT_LOOK_MS);
   }
 }
 
-/** Where an address is as far as is known; `guessed`: nobody has reported it, and several could. */
+/** Where an address is as far as is known here; `stranger`: nobody has it, `guessed`: and several could report it. */
 export async function locate(
   services: Services,
   asker: Member,
   vlan: number,
   mac: MacAddress,
-): Promise<{ readonly place: Place | undefined; readonly guessed: boolean }> {
+): Promise<{
+  readonly place: Place | undefined;
+  readonly guessed: boolean;
+  readonly stranger: boolean;
+}> {
   const { store, now } = services;
   const owner = await store.memberByMac(mac);
   if (owner !== undefined) {
@@ -69,6 +77,8 @@ export async function locate(
     if (member !== undefined) return known({ member, behind: behindOf(learned, now()) });
   }
   const port = await defaultPort(services, asker);
+  // Nor can it be known while a key server is away where it may be a member's own.
+  if (port !== undefined && services.knowsAll?.() === false) throw new NotYet();
   // It may be the address of a member that was forgotten.
   if (port !== undefined && (await store.counters()).putBack) throw new NotYet();
   const others = (await store.plainMembers()).filter(
@@ -78,11 +88,12 @@ export async function locate(
   return {
     place: port === undefined ? undefined : { member: port, behind },
     guessed: others.length > 0,
+    stranger: true,
   };
 }
 
 function known(place: Place | undefined) {
-  return { place, guessed: false };
+  return { place, guessed: false, stranger: false };
 }
 
 /** Whether an address is or was a member's own. */

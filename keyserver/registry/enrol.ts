@@ -12,6 +12,7 @@ import {
   verifyMembership,
 } from '../../src/protocol/records.js';
 import type { Signed } from '../../src/protocol/signed.js';
+import { claimServer } from '../cascade/peer-members.js';
 import { claimNet, dropNetsOf, renumberNets } from '../nets/net-members.js';
 import { Refusal, refusing } from '../refusal.js';
 import type { Services } from '../services.js';
@@ -69,6 +70,9 @@ export async function enrol(
         id,
       });
     }
+    if (known?.home !== undefined) {
+      throw new Refusal('refused', 'enrol_id', 'the id is at home on another server', { id });
+    }
     if (known !== undefined && !known.identityDigest.equals(verified.identityDigest)) {
       throw new Refusal('refused', 'enrol_id', 'the id belongs to another identity', { id });
     }
@@ -115,6 +119,7 @@ export async function enrol(
     const dropped = await dropNetsOf(tx, id, verified.role === 'server' ? grant.net : undefined);
     const claimed = await claimNet(tx, services, verified);
     const nets = claimed === undefined ? dropped : [...dropped, claimed];
+    await claimServer(tx, services, verified);
     await audit.append(tx, {
       actor: id,
       action: known === undefined ? 'enrol' : 'enrol_again',
@@ -124,6 +129,7 @@ export async function enrol(
         token: Buffer.from(grant.tokenId).toString('hex'),
         macs: verified.macs,
         ...(claimed === undefined ? {} : { net: claimed.net }),
+        ...(grant.server === undefined ? {} : { server: grant.server }),
       },
     });
     return { verified, fresh: true, bindings, behind, nets, wasLink: known?.role === 'link' };
@@ -146,6 +152,31 @@ async function claimAddresses(
 ): Promise<readonly string[]> {
   const { id, grant, macs } = member;
   const shared = grant.rights.includes('shared');
+  await claimMacs(tx, member, macs, now);
+  for (const entry of await tx.macsOf(id)) {
+    if (entry.kind === 'own' && !(macs.includes(entry.mac) && entry.shared === shared)) {
+      await tx.putMac({ ...entry, kind: 'tombstone', seenAt: now });
+    }
+  }
+  const prefixes = grant.ips.map(canonicalPrefix);
+  for (const prefix of prefixes) {
+    const owner = await tx.ipOwner(prefix);
+    if (owner !== undefined && owner !== id && !shared) {
+      throw new Refusal('refused', 'enrol_address', `${prefix} belongs to another member`, { id });
+    }
+  }
+  await tx.bindIps(id, prefixes, shared, now);
+  return grantBindings(tx, member, prefixes, now);
+}
+
+/** Makes addresses a member's own. @throws Refusal for one that another member owns or owned, before it writes anything of it */
+export async function claimMacs(
+  tx: StoreTransaction,
+  { id, grant }: VerifiedMember,
+  macs: readonly MacAddress[],
+  now: number,
+): Promise<void> {
+  const shared = grant.rights.includes('shared');
   for (const mac of macs) {
     const named = grant.macs.includes(mac) && mac !== defaultMac(grant.subnet, id);
     await requireFree(tx, id, mac, { shared, named });
@@ -164,20 +195,6 @@ async function claimAddresses(
       if (entry.member !== undefined) await dropLearned(tx, entry, now);
     }
   }
-  for (const entry of await tx.macsOf(id)) {
-    if (entry.kind === 'own' && !(macs.includes(entry.mac) && entry.shared === shared)) {
-      await tx.putMac({ ...entry, kind: 'tombstone', seenAt: now });
-    }
-  }
-  const prefixes = grant.ips.map(canonicalPrefix);
-  for (const prefix of prefixes) {
-    const owner = await tx.ipOwner(prefix);
-    if (owner !== undefined && owner !== id && !shared) {
-      throw new Refusal('refused', 'enrol_address', `${prefix} belongs to another member`, { id });
-    }
-  }
-  await tx.bindIps(id, prefixes, shared, now);
-  return grantBindings(tx, member, prefixes, now);
 }
 
 /**

@@ -13,7 +13,7 @@ import type { Services } from '../services.js';
 import type { StoreTransaction } from '../storage/store.js';
 import { TokenBuckets } from './token-bucket.js';
 
-/** The high 8 bits of an index name the server in a cascade; one server alone leaves them zero. */
+/** The high 8 bits of an index name the server; those of a subnet's first one are zero. */
 const INDEX_BITS = 24;
 /** How long an index rests after its boot record was replaced (M14). */
 const INDEX_REST_MS = 24 * 3_600_000;
@@ -78,7 +78,8 @@ export class BootRegistry {
       if (before !== undefined && !same && boot.sequence === before.sequence) {
         throw new Refusal('refused', 'register_record', 'another boot key has this sequence');
       }
-      const index = same ? before.index : await drawIndex(tx, id, record, time);
+      const { number } = store.meta;
+      const index = same ? before.index : await drawIndex(tx, number, id, record, time);
       if (before !== undefined && !same) await tx.releaseIndex(before.index, time);
       await tx.setBoot(id, {
         record,
@@ -104,6 +105,7 @@ export class BootRegistry {
 /** Draws a sender index that is neither in use nor resting. */
 async function drawIndex(
   tx: StoreTransaction,
+  server: number,
   id: VerifiedMember['id'],
   record: Signed,
   now: number,
@@ -111,7 +113,7 @@ async function drawIndex(
   await tx.forgetIndices(now - INDEX_REST_MS);
   const digest = createHash('sha256').update(record.b).update(record.s).digest();
   for (let draw = 0; draw < MAX_DRAWS; draw += 1) {
-    const index = randomInt(1, 2 ** INDEX_BITS);
+    const index = server * 2 ** INDEX_BITS + randomInt(1, 2 ** INDEX_BITS);
     if (await tx.takeIndex(index, id, digest, now)) return index;
   }
   throw new PairwireError('STORE_FAILED', 'there is no free sender index');

@@ -8,7 +8,7 @@ import { decodeMessage } from '../../src/protocol/channel/codec.js';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
 import { type Id, idSchema, orderedPair } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
-import { type Endpoint, endpointSchema, netPortsSchema } from '../../src/protocol/messages.js';
+import { type Endpoint, endpointSchema, netFarSchema } from '../../src/protocol/messages.js';
 import { type Role, TALKER_ROLES } from '../../src/protocol/records.js';
 import { bytesSchema } from '../../src/protocol/signed.js';
 import { serverAddressSchema } from '../../src/protocol/token.js';
@@ -32,6 +32,7 @@ import type {
   ChangeWindow,
   ConfirmedPair,
   Counters,
+  ForeignPair,
   GroupKey,
   KeyListEntry,
   KnownPair,
@@ -46,6 +47,7 @@ import type {
   NextGroup,
   PairEnds,
   PairKey,
+  PeerServer,
   Revocation,
   Run,
   SeenPair,
@@ -61,7 +63,7 @@ import type {
 const TALKERS = "m.role IN ('host', 'plain', 'link') AND m.state = 'active'";
 
 const MEMBER = `m.id, m.serial, m.role, m.state, m.channel, m.membership, m.membership_signature,
-  m.identity_digest, m.token_id, m.ips, m.online, m.endpoints, m.group_asked, m.enrolled_at, m.changed,
+  m.identity_digest, m.token_id, m.ips, m.online, m.endpoints, m.group_asked, m.enrolled_at, m.changed, m.home,
   b.record, b.record_signature, b.boot_key, b.sequence, b.sender_index, b.registered_at`;
 const MEMBER_FROM = 'members m LEFT JOIN boots b ON b.member = m.id';
 
@@ -84,6 +86,7 @@ export async function initialiseStore(driver: SqlDriver, meta: StoreMeta): Promi
       ['server', Buffer.from(meta.server)],
       ['tag', Buffer.from([meta.tag])],
       ['operator', meta.operator],
+      ['number', Buffer.from([meta.number])],
     ];
     for (const [name, value] of rows) {
       await connection.run('INSERT INTO meta (name, value) VALUES (?, ?)', [name, value]);
@@ -121,6 +124,8 @@ export async function openStore(
     server: value('server').toString() as Id,
     tag: value('tag').readUInt8(0),
     operator: value('operator'),
+    // Stores from before there were several servers are of a first one.
+    number: values.get('number')?.readUInt8(0) ?? 0,
   };
   return new SqlStore(driver, meta, options.onlyWriter === true ? new MemberCache() : undefined);
 }
@@ -250,8 +255,51 @@ class SqlReads implements StoreReads {
   }
 
   async membersOnline(): Promise<readonly Id[]> {
-    const rows = await this.sql.all('SELECT id FROM members WHERE online = 1', []);
+    const rows = await this.sql.all("SELECT id FROM members WHERE online = 1 AND home = ''", []);
     return rows.map((row) => text(row, 'id') as Id);
+  }
+
+  async peerServers(): Promise<readonly PeerServer[]> {
+    return (await this.sql.all('SELECT * FROM peer_servers ORDER BY server', [])).map(toPeerServer);
+  }
+
+  async peerServer(id: Id): Promise<PeerServer | undefined> {
+    return optional(
+      await this.sql.get('SELECT * FROM peer_servers WHERE server = ?', [id]),
+      toPeerServer,
+    );
+  }
+
+  async membersAt(home: Id): Promise<readonly Id[]> {
+    const rows = await this.sql.all(
+      "SELECT id FROM members WHERE home = ? AND state = 'active' ORDER BY id",
+      [home],
+    );
+    return rows.map((row) => text(row, 'id') as Id);
+  }
+
+  async ownMembersChanged({ after, upTo, limit }: ChangeWindow): Promise<readonly Member[]> {
+    const rows = await this.sql.all(
+      `SELECT ${MEMBER} FROM ${MEMBER_FROM}
+       WHERE m.home = '' AND m.changed > ? AND m.changed <= ? AND ${TALKERS}
+       ORDER BY m.changed LIMIT ?`,
+      [after, upTo, limit],
+    );
+    return rows.map(toMember);
+  }
+
+  async pairsWithChanged(
+    { after, upTo, limit }: ChangeWindow,
+    home: Id,
+  ): Promise<readonly PairKey[]> {
+    // We make the keys of pairs whose smaller id is at home here.
+    const rows = await this.sql.all(
+      `SELECT p.* FROM members m JOIN pair_keys p ON p.b = m.id
+       WHERE m.home = ? AND p.maker = '' AND p.changed > ? AND p.changed <= ?
+       ORDER BY p.changed LIMIT ?`,
+      [home, after, upTo, limit],
+    );
+    return rows.map(toPair);
   }
 
   async linksOnline(): Promise<readonly Id[]> {
@@ -340,7 +388,7 @@ class SqlReads implements StoreReads {
 
   async pairsDue(now: number, limit: number): Promise<readonly PairKey[]> {
     const rows = await this.sql.all(
-      `SELECT * FROM pair_keys WHERE due_at > 0 AND due_at <= ? AND next_pw_id = 0
+      `SELECT * FROM pair_keys WHERE due_at > 0 AND due_at <= ? AND next_pw_id = 0 AND maker = ''
        ORDER BY due_at LIMIT ?`,
       [now, limit],
     );
@@ -592,8 +640,8 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     this.touched.members.add(member.id);
     await this.sql.run(
       `INSERT INTO members (id, serial, role, state, channel, membership, membership_signature,
-         identity_digest, token_id, ips, online, endpoints, group_asked, enrolled_at, changed)
-       VALUES (?, ?, ?, 'active', ?, ?, ?, ?, ?, ?, 0, ?, 0, ?, ?)`,
+         identity_digest, token_id, ips, online, endpoints, group_asked, enrolled_at, changed, home)
+       VALUES (?, ?, ?, 'active', ?, ?, ?, ?, ?, ?, 0, ?, 0, ?, ?, ?)`,
       [
         member.id,
         member.serial,
@@ -607,6 +655,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
         EMPTY_LIST,
         member.enrolledAt,
         member.changed,
+        member.home ?? '',
       ],
     );
     if (TALKER_ROLES.includes(member.role)) await this.#count('talkers', 1);
@@ -818,7 +867,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     );
   }
 
-  async insertPair(pair: Omit<PairKey, 'next'>): Promise<boolean> {
+  async insertPair(pair: Omit<PairKey, 'next' | 'maker'>): Promise<boolean> {
     const inserted = await this.sql.run(
       `INSERT INTO pair_keys
          (a, b, key, pw_id, reason, created_at, serial, asked_a, asked_b, changed, due_at)
@@ -840,6 +889,75 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     return inserted === 1;
   }
 
+  async putForeignPair(
+    { a, b, maker, key, pwId, next, createdAt }: ForeignPair,
+    changed: number,
+  ): Promise<void> {
+    this.touched.pairs.add(pairName(a, b));
+    const generation = [key, pwId, createdAt, next?.key ?? null, next?.pwId ?? 0];
+    // What an end here has confirmed holds for the next generation that it was said of.
+    const updated = await this.sql.run(
+      `UPDATE pair_keys SET key = ?, pw_id = ?, created_at = ?, next_key = ?,
+         confirmed = CASE WHEN next_pw_id = ? THEN confirmed ELSE 0 END,
+         next_pw_id = ?, next_reason = 'learned', reason = 'learned', maker = ?, due_at = 0, changed = ?
+       WHERE a = ? AND b = ?`,
+      [...generation, next?.pwId ?? 0, maker, changed, a, b],
+    );
+    if (updated === 1) return;
+    await this.sql.run(
+      `INSERT INTO pair_keys (a, b, key, pw_id, created_at, next_key, next_pw_id, next_reason, reason,
+         serial, asked_a, asked_b, maker, due_at, changed)
+       VALUES (?, ?, ?, ?, ?, ?, ?, 'learned', 'learned', ?, 0, 0, ?, 0, ?)`,
+      [a, b, ...generation, changed, maker, changed],
+    );
+  }
+
+  async learnGroup(group: GroupKey): Promise<void> {
+    await this.replaceGroup(group);
+    const { next } = group;
+    if (next === undefined) return;
+    const serial = await this.nextChange();
+    await this.sql.run(
+      `INSERT INTO group_keys (id, pw_id, key, reason, created_at, serial, changed, in_force)
+       VALUES (?, ?, ?, ?, 0, ?, ?, 0)`,
+      [group.id, next.pwId, next.key, next.reason, serial, group.changed],
+    );
+  }
+
+  async putPeerServer(peer: PeerServer): Promise<void> {
+    await this.removePeerServer(peer.server);
+    await this.sql.run(
+      `INSERT INTO peer_servers (server, member, contact, sender_number, epoch, cursor, complete,
+         time_offset, serial)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+      [
+        peer.server,
+        peer.member ?? '',
+        peer.contact === undefined ? NOTHING : Buffer.from(encode(peer.contact)),
+        peer.number ?? -1,
+        peer.epoch,
+        peer.cursor,
+        peer.complete ? 1 : 0,
+        peer.timeOffset,
+        peer.serial,
+      ],
+    );
+  }
+
+  async removePeerServer(id: Id): Promise<void> {
+    await this.sql.run('DELETE FROM peer_servers WHERE server = ?', [id]);
+  }
+
+  async takeIndexFromOthers(index: number, id: Id): Promise<void> {
+    const row = await this.sql.get(
+      'SELECT member FROM boots WHERE sender_index = ? AND member <> ?',
+      [index, id],
+    );
+    if (row === undefined) return;
+    this.touched.members.add(text(row, 'member') as Id);
+    await this.sql.run('DELETE FROM boots WHERE sender_index = ? AND member <> ?', [index, id]);
+  }
+
   async prepareNext(
     pair: KnownPair,
     next: { readonly key: Buffer; readonly reason: string },
@@ -851,7 +969,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     const prepare = async ({ pwId }: KnownPair): Promise<boolean> =>
       (await this.sql.run(
         `UPDATE pair_keys SET next_key = ?, next_pw_id = pw_id + 1, next_reason = ?, confirmed = 0, changed = ?
-         WHERE a = ? AND b = ? AND pw_id = ? AND next_pw_id = 0`,
+         WHERE a = ? AND b = ? AND pw_id = ? AND next_pw_id = 0 AND maker = ''`,
         [next.key, next.reason, changed, a, b, pwId],
       )) === 1;
     let known = pair;
@@ -870,7 +988,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     const bit = id === a ? CONFIRMED_A : CONFIRMED_B;
     const row = await this.sql.get(
       `UPDATE pair_keys SET confirmed = confirmed | ? WHERE a = ? AND b = ? AND next_pw_id = ?
-       RETURNING confirmed, asked_a, asked_b, next_key, next_reason`,
+       RETURNING confirmed, asked_a, asked_b, next_key, next_reason, maker`,
       [bit, a, b, pwId],
     );
     return optional(row, (one) => ({
@@ -878,6 +996,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
       b,
       askedA: integer(one, 'asked_a'),
       askedB: integer(one, 'asked_b'),
+      maker: serverOf(one, 'maker'),
       next: {
         key: blob(one, 'next_key'),
         pwId,
@@ -888,7 +1007,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
   }
 
   async commitNext(
-    { a, b, askedA, askedB, next }: ConfirmedPair,
+    { a, b, askedA, askedB, next }: Omit<ConfirmedPair, 'maker'>,
     times: { readonly createdAt: number; readonly dueAt: number },
     changed: number,
   ): Promise<ToldPair | undefined> {
@@ -933,7 +1052,11 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
   async redatePairs(intervalMs: number): Promise<void> {
     this.touched.all = true;
     if (intervalMs === 0) await this.sql.run('UPDATE pair_keys SET due_at = 0', []);
-    else await this.sql.run('UPDATE pair_keys SET due_at = created_at + ?', [intervalMs]);
+    else {
+      await this.sql.run("UPDATE pair_keys SET due_at = created_at + ? WHERE maker = ''", [
+        intervalMs,
+      ]);
+    }
   }
 
   async markPairAsked(a: Id, b: Id, id: Id, change: number): Promise<void> {
@@ -1313,6 +1436,7 @@ function toMember(row: Row): Member {
     groupAsked: integer(row, 'group_asked'),
     enrolledAt: integer(row, 'enrolled_at'),
     changed: integer(row, 'changed'),
+    home: serverOf(row, 'home'),
     boot: isNull(row, 'record')
       ? undefined
       : {
@@ -1322,6 +1446,36 @@ function toMember(row: Row): Member {
           index: integer(row, 'sender_index'),
           registeredAt: integer(row, 'registered_at'),
         },
+  };
+}
+
+/** A server's id, or undefined for this one. */
+function serverOf(row: Row, name: string): Id | undefined {
+  const server = text(row, name);
+  return server === '' ? undefined : (server as Id);
+}
+
+const serverContactSchema = z.object({
+  member: idSchema,
+  servers: z.array(serverAddressSchema),
+});
+
+function toPeerServer(row: Row): PeerServer {
+  const contact = blob(row, 'contact');
+  const number = integer(row, 'sender_number');
+  return {
+    server: text(row, 'server') as Id,
+    member: serverOf(row, 'member'),
+    contact:
+      contact.length === 0
+        ? undefined
+        : column('contact', serverContactSchema, () => decodeMessage(contact)),
+    number: number < 0 ? undefined : number,
+    epoch: blob(row, 'epoch'),
+    cursor: integer(row, 'cursor'),
+    complete: integer(row, 'complete') === 1,
+    timeOffset: integer(row, 'time_offset'),
+    serial: integer(row, 'serial'),
   };
 }
 
@@ -1349,6 +1503,7 @@ function toPair(row: Row): PairKey {
   const next = nextOf(row);
   return {
     ...toKnownPair(row),
+    maker: serverOf(row, 'maker'),
     reason: text(row, 'reason'),
     createdAt: integer(row, 'created_at'),
     serial: integer(row, 'serial'),
@@ -1415,7 +1570,7 @@ function toNet(row: Row): Net {
     told: list('told'),
     far: isNull(row, 'far')
       ? undefined
-      : column('far', netPortsSchema, () => decodeMessage(blob(row, 'far'))),
+      : column('far', netFarSchema, () => decodeMessage(blob(row, 'far'))),
     key: key.length === 0 ? undefined : key,
     pwId: integer(row, 'pw_id'),
     oldest: integer(row, 'oldest'),

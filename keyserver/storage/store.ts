@@ -11,7 +11,7 @@
  */
 import type { Id } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
-import type { Endpoint, NetPorts } from '../../src/protocol/messages.js';
+import type { Endpoint, NetFar } from '../../src/protocol/messages.js';
 import type { Role } from '../../src/protocol/records.js';
 import type { Signed } from '../../src/protocol/signed.js';
 import type { ServerAddress } from '../../src/protocol/token.js';
@@ -26,6 +26,8 @@ export interface StoreMeta {
   readonly tag: number;
   /** The operator's public key (Ed25519). */
   readonly operator: Buffer;
+  /** The high 8 bits of the sender indices that this server draws; 0 for the first server of a subnet. */
+  readonly number: number;
 }
 
 /** The registered start of a member's data plane. */
@@ -55,9 +57,14 @@ export interface Member {
   readonly enrolledAt: number;
   readonly changed: number;
   readonly boot: Boot | undefined;
+  /** The server where it is at home; undefined: this one. */
+  readonly home: Id | undefined;
 }
 
-export type NewMember = Omit<Member, 'boot' | 'groupAsked' | 'online' | 'endpoints' | 'state'>;
+export type NewMember = Omit<
+  Member,
+  'boot' | 'groupAsked' | 'online' | 'endpoints' | 'state' | 'home'
+> & { readonly home?: Id };
 
 /** `freed`: it was a tombstone; the row says so to those who were told of it. */
 export type MacKind = 'own' | 'tombstone' | 'freed';
@@ -142,6 +149,8 @@ export interface PairKey {
   /** When it gets too old, key-server time. */
   readonly dueAt: number;
   readonly next: NextGeneration | undefined;
+  /** The server that makes it; undefined: this one. */
+  readonly maker: Id | undefined;
 }
 
 /** The ends of a pair. */
@@ -161,6 +170,7 @@ export interface ConfirmedPair extends PairEnds {
   readonly askedA: number;
   readonly askedB: number;
   readonly next: NextGeneration;
+  readonly maker: Id | undefined;
 }
 
 export interface GroupKey {
@@ -206,8 +216,8 @@ export interface Net {
   readonly local: readonly string[];
   /** Those that its key server names. */
   readonly told: readonly string[];
-  /** What its key server tells of its link ports. */
-  readonly far: NetPorts | undefined;
+  /** What its key server tells of its link ports, and of the time. */
+  readonly far: NetFar | undefined;
   /** Undefined: none yet, or the link has ended. */
   readonly key: Buffer | undefined;
   /** Number of the key, or of the last one there was; 0 before the first. */
@@ -215,11 +225,45 @@ export interface Net {
   readonly oldest: number;
   readonly reason: string;
   readonly createdAt: number;
-  /** When it gets too old, key-server time; 0: never, or not for us to say. */
+  /**
+   * Of a key made here: when it gets too old, key-server time, 0: never. Of one that is made elsewhere: since when we want
+   * another one of its maker, for a link port that had this one is revoked; 0: we do not.
+   */
   readonly dueAt: number;
   readonly next: NextGroup | undefined;
   readonly serial: number;
   readonly changed: number;
+}
+
+/** How a key server of this subnet is reached, and as whom. */
+export type ServerContact = Pick<NetContact, 'member' | 'servers'>;
+
+/** Another key server of this subnet. */
+export interface PeerServer {
+  readonly server: Id;
+  /** Its member id here, if it comes to us. */
+  readonly member: Id | undefined;
+  /** How we come to it otherwise. */
+  readonly contact: ServerContact | undefined;
+  /** The high 8 bits of the sender indices that it draws; undefined until it has said so. */
+  readonly number: number | undefined;
+  /** Its store, and up to where we have what is at home there. */
+  readonly epoch: Buffer;
+  readonly cursor: number;
+  /** We have had all of it once. */
+  readonly complete: boolean;
+  /** How far the subnet's time, which it tells, is ahead of our clock, ms. */
+  readonly timeOffset: number;
+  readonly serial: number;
+}
+
+/** A pair key as another server has told it. */
+export interface ForeignPair extends PairEnds {
+  readonly maker: Id;
+  readonly key: Buffer;
+  readonly pwId: number;
+  readonly next: Pick<NextGeneration, 'key' | 'pwId'> | undefined;
+  readonly createdAt: number;
 }
 
 /** A start of a server on this database, and the last change number before it. */
@@ -333,7 +377,16 @@ export interface StoreReads {
   linksOnline(): Promise<readonly Id[]>;
   /** Active members with the role link, those that were marked online first. */
   links(): Promise<readonly Member[]>;
-  /** Members that were marked online. */
+  /** The other key servers of this subnet, by id. */
+  peerServers(): Promise<readonly PeerServer[]>;
+  peerServer(id: Id): Promise<PeerServer | undefined>;
+  /** Active members at home at another server. */
+  membersAt(home: Id): Promise<readonly Id[]>;
+  /** Changed members that are at home here and take part in traffic. */
+  ownMembersChanged(window: ChangeWindow): Promise<readonly Member[]>;
+  /** Changed pair keys that are made here, with members at home at another server. */
+  pairsWithChanged(window: ChangeWindow, home: Id): Promise<readonly PairKey[]>;
+  /** Members at home here that were marked online. */
   membersOnline(): Promise<readonly Id[]>;
   /**
    * Changed members that take part in traffic; with `holder`, only those that have a pair key
@@ -429,7 +482,15 @@ export interface StoreTransaction extends StoreReads {
   tokenUses(tokenId: Uint8Array): Promise<number>;
   countToken(tokenId: Uint8Array, now: number): Promise<void>;
   /** Inserts unless the pair has a key. @returns true if this one was inserted */
-  insertPair(pair: Omit<PairKey, 'next'>): Promise<boolean>;
+  insertPair(pair: Omit<PairKey, 'next' | 'maker'>): Promise<boolean>;
+  /** Stores a pair key that another server makes, in place of what was known of it. */
+  putForeignPair(pair: ForeignPair, changed: number): Promise<void>;
+  /** The same of the group key. */
+  learnGroup(key: GroupKey): Promise<void>;
+  putPeerServer(peer: PeerServer): Promise<void>;
+  removePeerServer(id: Id): Promise<void>;
+  /** Nobody else has this sender index any more: its server says whose it is. */
+  takeIndexFromOthers(index: number, id: Id): Promise<void>;
   /**
    * Stores the next generation of a pair that has none.
    * @param pair as it was last read; it is read again if another generation is in force by now
@@ -444,7 +505,7 @@ export interface StoreTransaction extends StoreReads {
   confirmNext(pair: PairEnds, id: Id, pwId: number): Promise<ConfirmedPair | undefined>;
   /** Puts this next generation in force. @returns the pair, or undefined: it is not the pair's next one */
   commitNext(
-    pair: ConfirmedPair,
+    pair: Omit<ConfirmedPair, 'maker'>,
     times: { readonly createdAt: number; readonly dueAt: number },
     changed: number,
   ): Promise<ToldPair | undefined>;

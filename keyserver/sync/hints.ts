@@ -54,6 +54,7 @@ const NO_PAIRS: ReadonlyMap<string, ToldPair> = new Map();
 export class Hints {
   readonly #services: Services;
   readonly #targets: HintTargets;
+  readonly #onChange: () => void;
   readonly #members = new Set<Id>();
   readonly #pairs = new Map<Id, Map<string, ToldPair>>();
   readonly #revoked = new Set<Id>();
@@ -71,9 +72,11 @@ export class Hints {
   #pushed = 0;
   #closed = false;
 
-  constructor(services: Services, targets: HintTargets) {
+  /** @param onChange is told that something has changed, before anybody is told what */
+  constructor(services: Services, targets: HintTargets, onChange: () => void = () => {}) {
     this.#services = services;
     this.#targets = targets;
+    this.#onChange = onChange;
   }
 
   memberChanged(id: Id): void {
@@ -92,7 +95,11 @@ export class Hints {
    */
   introduce(to: Id, about: Member, pair: PairKey): void {
     const target = this.#targets.get(to);
-    if (target === undefined) return;
+    if (target === undefined) {
+      // It may be at home at another server.
+      this.#onChange();
+      return;
+    }
     const seq = Math.max(about.changed, pair.changed);
     if ((target.introduced.get(about.id) ?? 0) >= seq) return;
     if (target.introduced.size >= MAX_INTRODUCED) target.introduced.clear();
@@ -147,6 +154,7 @@ export class Hints {
 
   #schedule(): void {
     if (this.#closed) return;
+    this.#onChange();
     const delay = Math.min(FLUSH_MS_BUSY, FLUSH_MS + this.#pushed * FLUSH_MS_PER_MESSAGE);
     this.#timer ??= setTimeout(() => {
       this.#pushed = 0;

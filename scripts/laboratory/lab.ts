@@ -207,8 +207,12 @@ export class Lab {
     host: string,
     args: readonly string[],
     label: string,
+    env: Readonly<Record<string, string>> = {},
   ): ProcessId & { readonly log: string } {
-    return this.spawn(host, [process.execPath, programFile(), ...args], { label, env: this.env });
+    return this.spawn(host, [process.execPath, programFile(), ...args], {
+      label,
+      env: { ...this.env, ...env },
+    });
   }
 
   // ------------------------------------------------------------ captures
@@ -306,12 +310,13 @@ export class Lab {
     const dir = this.serverDir(subnet);
     const place = ['--subnet', subnet, '--dir', dir, '--listen', server.listen];
     await this.pairwire(server.host, ['init', ...place, ...hold, ...server.init]);
-    if (server.logLevel !== undefined) {
-      const file = join(dir, 'keyserver.yaml');
-      const config = parseDocument(readFileSync(file, 'utf8'));
-      config.setIn(['log', 'level'], server.logLevel);
-      writeFileSync(file, config.toString(), { mode: 0o600 });
-    }
+    const settings = Object.entries(server.config);
+    if (server.logLevel !== undefined) settings.push(['log.level', server.logLevel]);
+    if (settings.length === 0) return;
+    const file = join(dir, 'keyserver.yaml');
+    const config = parseDocument(readFileSync(file, 'utf8'));
+    for (const [path, value] of settings) config.setIn(path.split('.'), config.createNode(value));
+    writeFileSync(file, config.toString(), { mode: 0o600 });
   }
 
   /** `pairwire peer token` at the one, `pairwire peer add` at the other. */
@@ -331,7 +336,7 @@ export class Lab {
   async startKeyServer(subnet: string): Promise<ProcessId> {
     const server = this.keyServer(subnet);
     const args = ['keyserver', '--dir', this.serverDir(subnet)];
-    const started = this.spawnPairwire(server.host, args, 'keyserver');
+    const started = this.spawnPairwire(server.host, args, 'keyserver', server.env);
     const port = server.listen.split(':').at(-1) ?? '';
     await waitFor(
       async () => {
@@ -371,9 +376,7 @@ export class Lab {
       'join',
       ...['--dir', this.gatewayDir(name), '--token-file', tokenFile],
       ...['--interface', gateway.interface],
-      ...(gateway.ethernet === undefined
-        ? ['--port', String(gateway.port)]
-        : ['--transport', 'ethernet', '--device', gateway.ethernet]),
+      ...underlayOptions(gateway),
       ...addresses,
       ...gateway.join,
     ]);
@@ -515,4 +518,11 @@ export function isConnected(status: Status): boolean {
     status.server.lastSync !== null &&
     status.ports.every((port) => port.index !== null)
   );
+}
+
+/** Options of `pairwire join` for what carries its frames. */
+function underlayOptions({ ethernet, wire, port }: TopologyGateway): string[] {
+  if (wire !== undefined) return ['--transport', 'ip', '--device', wire];
+  if (ethernet !== undefined) return ['--transport', 'ethernet', '--device', ethernet];
+  return ['--port', String(port)];
 }

@@ -84,6 +84,10 @@ const keyServerSchema = z.strictObject({
   logLevel: z.enum(['debug', 'info', 'warn']).optional(),
   /** More options for `pairwire init`. */
   init: z.array(z.string()).default([]),
+  /** Environment of its process, beside that of all. */
+  env: z.record(z.string(), z.string()).default({}),
+  /** Settings for its keyserver.yaml, by their path: `nets.west.through: [...]`. */
+  config: z.record(z.string(), z.union([z.string(), z.array(z.string())])).default({}),
 });
 
 const gatewaySchema = z.strictObject({
@@ -97,6 +101,8 @@ const gatewaySchema = z.strictObject({
   port: z.int().min(1).max(65_535).default(7000),
   /** Transport `ethernet` on this interface, without IP; without it `udp`. */
   ethernet: interfaceNameSchema.optional(),
+  /** A link port of level `ip` towards a router on this interface. */
+  wire: interfaceNameSchema.optional(),
   /** Rights of its grant: it, or what is behind its plain port, advertises itself as router or serves DHCP. */
   rights: z.array(z.enum(RIGHTS)).default([]),
   /** Ways through its interface, once that is there. */

@@ -26,7 +26,7 @@ export const MAY_SEND: Readonly<Record<Asker, readonly RequestType[]>> = {
   host: [...MEMBER, 'bind'],
   plain: [...MEMBER, 'learned'],
   link: [...MEMBER, 'bind', 'key.net'],
-  server: ['ping', 'net.sync', 'net.confirm', 'net.rekey'],
+  server: ['ping', 'net.sync', 'net.confirm', 'net.rekey', 'net.end', 'cascade.sync'],
   operator: [
     'ping',
     'list',

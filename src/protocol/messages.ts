@@ -28,6 +28,8 @@ export const MAX_NETS = 64;
 export const MAX_NET_PREFIXES = 64;
 /** Most link ports of one subnet that another one is told of. */
 export const MAX_NET_PORTS = 8;
+/** The clocks of two subnets' key servers may differ by so much, ms; with more, nothing crosses. */
+export const MAX_NET_AHEAD_MS = 600_000;
 const prefixes = z.array(prefixSchema).max(MAX_NET_PREFIXES);
 const index = z.int().min(1).max(0xffff_ffff);
 /** VLAN id of a frame's outermost tag, 0 without one. */
@@ -128,8 +130,14 @@ const netPortsShape = {
   ports: z.array(peerRecordSchema).max(MAX_NET_PORTS),
 };
 
-export const netPortsSchema = z.strictObject(netPortsShape);
-export type NetPorts = z.infer<typeof netPortsSchema>;
+export type NetPorts = z.infer<z.ZodObject<typeof netPortsShape>>;
+
+/** How far the time of frames between subnets is ahead of the time of the key server that says so, ms; without it, 0. */
+const ahead = z.int().min(-MAX_NET_AHEAD_MS).max(MAX_NET_AHEAD_MS).optional();
+
+/** What is kept of the key server of another subnet. */
+export const netFarSchema = z.strictObject({ ...netPortsShape, ahead });
+export type NetFar = z.infer<typeof netFarSchema>;
 
 /** State that a member should have, each with the number of the change that made it so. */
 export const changeSchema = z.discriminatedUnion('kind', [
@@ -161,6 +169,7 @@ export const changeSchema = z.discriminatedUnion('kind', [
     seq: cursor,
     ...netKeyShape,
     ...netPortsShape,
+    ahead,
   }),
   /** There is no link with that subnet any more. */
   z.strictObject({ kind: z.literal('net.gone'), seq: cursor, net: idSchema }),
@@ -184,6 +193,93 @@ export const changeSchema = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('ip.freed'), seq: cursor, ip: ipSchema }),
 ]);
 export type Change = z.infer<typeof changeSchema>;
+
+/** Most questions about pairs, and most confirmations, of one key server to another in one message. */
+export const MAX_WANTS = 256;
+/** Most addresses outside that it asks for, or tells of, in one. */
+export const MAX_SEEKS = 64;
+
+/** State that is at home at one key server of a subnet, as it tells the others. */
+export const homeChangeSchema = z.discriminatedUnion('kind', [
+  z.strictObject({ kind: z.literal('member'), member: peerRecordSchema }),
+  z.strictObject({ kind: z.literal('revoked'), id: idSchema }),
+  /** The key of its member `a` and `b`, a member of the receiver. */
+  z.strictObject({
+    kind: z.literal('pair'),
+    a: idSchema,
+    b: idSchema,
+    key: bytesSchema(KEY_SIZE),
+    pwId,
+    next: nextGeneration,
+  }),
+  /** From the subnet's first server alone. */
+  z.strictObject({
+    kind: z.literal('group'),
+    key: bytesSchema(KEY_SIZE),
+    pwId,
+    oldest: pwId,
+    next: nextGeneration,
+  }),
+]);
+export type HomeChange = z.infer<typeof homeChangeSchema>;
+
+/** What two key servers of one subnet say to each other, each in the same form (docs/protocol.md 10.3). */
+export const cascadeWordSchema = z.strictObject({
+  server: idSchema,
+  /** The high 8 bits of the sender indices that it draws. */
+  number: z.int().min(0).max(255),
+  /** The subnet's first server, as far as the speaker knows. */
+  first: idSchema,
+  /** Missing, with `settings`, from a server that is only being made. */
+  tag: z.int().min(0).max(63).optional(),
+  /** Of the speaker's store. */
+  epoch: bytesSchema(8),
+  /** The subnet's time, as the speaker has it. */
+  time: z.int().nonnegative(),
+  /** How far that time is ahead of the speaker's clock, ms. */
+  skewMs: z.int().optional(),
+  settings: signedSchema.optional(),
+  /** Up to where the speaker has the receiver's state, and of which store. */
+  have: z.strictObject({ epoch: bytesSchema(8), cursor }),
+  /** What is new since; `from` is what the receiver had said of itself. */
+  state: z
+    .strictObject({
+      from: cursor,
+      cursor,
+      more: z.boolean(),
+      changes: z.array(homeChangeSchema).max(MAX_ROWS),
+    })
+    .optional(),
+  /** The speaker's members want the key with a member of the receiver, who makes it. */
+  wants: z
+    .array(
+      z.strictObject({
+        asker: idSchema,
+        peer: idSchema,
+        /** Make it if there is none. */
+        make: z.boolean(),
+        /** This generation is nearly used up. */
+        worn: pwId.optional(),
+      }),
+    )
+    .max(MAX_WANTS),
+  /** The speaker's members can receive under these next generations. */
+  confirms: z.array(z.strictObject({ a: idSchema, b: idSchema, pwId })).max(MAX_WANTS),
+  /** The speaker's members look for these addresses, which may be behind plain ports of the receiver. */
+  seeks: z.array(z.strictObject({ vlan: vlanSchema, mac: macSchema })).max(MAX_SEEKS),
+  /** Where addresses are that the receiver has asked for; without `member`, behind none of the speaker's. */
+  places: z
+    .array(
+      z.strictObject({
+        ...{ vlan: vlanSchema, mac: macSchema, member: idSchema.optional() },
+        pinned: z.boolean(),
+      }),
+    )
+    .max(MAX_SEEKS),
+  /** All holders there can receive under this next generation of the group key. */
+  group: z.strictObject({ confirmed: pwId.optional(), worn: pwId.optional() }).optional(),
+});
+export type CascadeWord = z.infer<typeof cascadeWordSchema>;
 
 export const LISTS = ['members', 'keys', 'macs', 'ips', 'nets', 'audit'] as const;
 export type ListName = (typeof LISTS)[number];
@@ -272,6 +368,8 @@ export const requestSchema = z.discriminatedUnion('t', [
   z.strictObject({ t: z.literal('net.confirm'), id: requestId, net: idSchema, pwId }),
   /** The operator of the asker's subnet wants another net key. */
   z.strictObject({ t: z.literal('net.rekey'), id: requestId, net: idSchema, force: z.boolean() }),
+  /** The asker's subnet is linked with this one no more. */
+  z.strictObject({ t: z.literal('net.end'), id: requestId, net: idSchema }),
   /**
    * Generations that the asker holds and that the server can't have made after those it names: its database was
    * put back. It makes others above them.
@@ -290,6 +388,8 @@ export const requestSchema = z.discriminatedUnion('t', [
     index,
     pwId,
   }),
+  /** Another key server of this subnet tells what is new there, and asks what is new here. */
+  z.strictObject({ t: z.literal('cascade.sync'), id: requestId, word: cascadeWordSchema }),
   /** Renews the key of a pair, of all pairs of a member, of all pairs, of the group, or with one other subnet or all. */
   z.strictObject({
     t: z.literal('rekey'),
@@ -307,7 +407,8 @@ export const requestSchema = z.discriminatedUnion('t', [
     t: z.literal('peer.add'),
     id: requestId,
     token: z.string().max(16_384),
-    prefixes: prefixes.min(1),
+    /** Missing for another key server of this subnet. */
+    prefixes: prefixes.optional(),
   }),
   /** Ends what `peer.add` began. */
   z.strictObject({ t: z.literal('peer.remove'), id: requestId, net: idSchema }),
@@ -437,12 +538,22 @@ export const answerSchemas = {
     /** `net`: the subnet that answers. */
     ...netKeyShape,
     ...netPortsShape,
+    ahead,
   }),
   'key.net': z.object({ t: z.literal('ok'), id: requestId }),
   'net.confirm': z.object({ t: z.literal('ok'), id: requestId }),
   'net.rekey': z.object({ t: z.literal('ok'), id: requestId, pwId }),
-  'peer.add': z.object({ t: z.literal('ok'), id: requestId, net: idSchema, member: idSchema }),
-  'peer.remove': z.object({ t: z.literal('ok'), id: requestId }),
+  'cascade.sync': z.object({ t: z.literal('ok'), id: requestId, word: cascadeWordSchema }),
+  'peer.add': z.object({
+    t: z.literal('ok'),
+    id: requestId,
+    net: idSchema,
+    server: idSchema.optional(),
+    member: idSchema,
+  }),
+  'net.end': z.object({ t: z.literal('ok'), id: requestId }),
+  /** `told`: the key server of that net knows that the link has ended; nothing for one of this subnet. */
+  'peer.remove': z.object({ t: z.literal('ok'), id: requestId, told: z.boolean().optional() }),
   'key.held': z.object({ t: z.literal('ok'), id: requestId }),
   rekey: z.object({
     t: z.literal('ok'),
@@ -532,5 +643,7 @@ export const pushSchema = z.discriminatedUnion('t', [
   z.strictObject({ t: z.literal('duplicate') }),
   /** To a key server of another subnet: something about the net key has changed; ask. */
   z.strictObject({ t: z.literal('net') }),
+  /** To another key server of this subnet: something is new here; ask. */
+  z.strictObject({ t: z.literal('cascade') }),
 ]);
 export type Push = z.infer<typeof pushSchema>;

@@ -56,6 +56,8 @@ export const grantSchema = z.strictObject({
   rights: z.array(z.enum(RIGHTS)),
   /** Of a key server of another subnet (role server): the net id that it speaks for; `ips` are that net's prefixes. */
   net: idSchema.optional(),
+  /** Of another key server of this subnet (role server): the server id that it speaks for. */
+  server: idSchema.optional(),
   uses: z.int().min(1).max(1_000_000),
   notAfter: timeSchema,
 });

@@ -33,6 +33,8 @@ export const tokenSchema = z.strictObject({
   servers: z.array(serverAddressSchema).min(1).max(16),
   /** The net id of the subnet that made it, for link ports and for the key server of another subnet. */
   net: idSchema.optional(),
+  /** For another key server of the subnet: who made the token, and the grant of the other's administrator. */
+  cascade: z.strictObject({ server: idSchema, admin: signedSchema }).optional(),
 });
 export type Token = z.infer<typeof tokenSchema>;
 

@@ -207,7 +207,7 @@ describe('members and machines outside', () => {
       const { findings } = JSON.parse(stdout) as {
         findings: { check: string; state: string; message: string }[];
       };
-      return findings.filter(({ check }) => check === 'plain');
+      return findings.filter(({ check }) => check === 'bridge');
     };
     expect(await look()).toMatchObject([{ state: 'ok', message: 'br0 with lan0' }]);
     await lab.exec('gate1', ['ip', 'link', 'set', 'lan0', 'nomaster']);

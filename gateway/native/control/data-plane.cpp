@@ -78,6 +78,7 @@ IpAddress to_ip(ConstBytes bytes) {
 Transport parse_transport(std::string_view name) {
   if (name == "udp") return Transport::kUdp;
   if (name == "ethernet") return Transport::kEthernet;
+  if (name == "ip") return Transport::kIp;
   throw CommandError("unknown transport");
 }
 
@@ -90,6 +91,18 @@ answer::Failed failed(std::string_view why) {
 std::uint32_t helpers_for(std::size_t cores) {
   constexpr std::size_t kMost = 3;
   return static_cast<std::uint32_t>(std::clamp<std::size_t>(cores, 3, 3 + kMost) - 3);
+}
+
+Underlay underlay_on(Transport transport, int fd) {
+  switch (transport) {
+    case Transport::kEthernet:
+      return Underlay::of_ethernet(fd);
+    case Transport::kIp:
+      return Underlay::of_wire(fd);
+    case Transport::kUdp:
+      break;
+  }
+  return UdpSocket::of(fd);
 }
 
 Backend choose_backend(std::string_view name) {
@@ -174,9 +187,7 @@ void DataPlane::start_workers(PortEntry& entry) {
   const Device* const tap = devices_.tap(entry.tap);
   const Device* const device = underlay_of(entry);
   if (tap == nullptr || device == nullptr) throw CommandError("device is not here");
-  const Underlay underlay = entry.transport == Transport::kEthernet
-                                ? Underlay::of_ethernet(device->fd.get())
-                                : Underlay(UdpSocket::of(device->fd.get()));
+  const Underlay underlay = underlay_on(entry.transport, device->fd.get());
   entry.port->start(
       {{tap->fd.get()}, {underlay}, {.ecn = false, .udp = options_.merge_udp}, entry.lane});
 }
@@ -194,8 +205,7 @@ LaneOptions DataPlane::lane_options(const command::PortSet& command) const {
 }
 
 const Device* DataPlane::underlay_of(const PortEntry& entry) const {
-  return entry.transport == Transport::kEthernet ? devices_.ethernet(entry.device)
-                                                 : devices_.udp(entry.udp_port);
+  return devices_.underlay(entry.transport, entry.udp_port, entry.device);
 }
 
 PathManager::Listener DataPlane::listener_for(std::uint16_t number) {
@@ -237,29 +247,38 @@ Answer DataPlane::on(const command::PortSet& command) {
   if (!suite) throw CommandError("unknown suite");
   if (command.subnet.empty() || command.member.empty()) throw CommandError("subnet or member");
   const Transport transport = parse_transport(command.transport);
-  const bool ethernet = transport == Transport::kEthernet;
-  if (command.tag > (ethernet ? kFlagSubnetTag : 0)) throw CommandError("not a tag");
-  if (ethernet ? command.udp_port != 0 : !command.device.empty()) {
+  const bool udp = transport == Transport::kUdp;
+  if (command.tag > (transport == Transport::kEthernet ? kFlagSubnetTag : 0)) {
+    throw CommandError("not a tag");
+  }
+  if (udp ? !command.device.empty() : command.udp_port != 0) {
     throw CommandError("a device of another transport");
   }
   if (devices_.tap(command.tap) == nullptr) throw CommandError("the TAP is not here");
-  if (!ethernet && devices_.udp(command.udp_port) == nullptr) {
-    throw CommandError("the UDP port is not here");
-  }
-  if (ethernet && devices_.ethernet(command.device) == nullptr) {
-    throw CommandError("the interface is not here");
+  const Device* const underlay = devices_.underlay(transport, command.udp_port, command.device);
+  if (underlay == nullptr) {
+    throw CommandError(udp ? "the UDP port is not here" : "the interface is not here");
   }
   for (const auto& [number, entry] : ports_) {
     const bool same_port = entry.transport == Transport::kUdp && entry.udp_port == command.udp_port;
-    if (number != command.port && (entry.tap == command.tap || (!ethernet && same_port) ||
-                                   (ethernet && entry.device == command.device))) {
+    if (number != command.port && (entry.tap == command.tap || (udp && same_port) ||
+                                   (!udp && entry.device == command.device))) {
       throw CommandError("the device is another port's");
     }
   }
   const auto kind = parse_port_kind(command.kind);
   if (!kind) throw CommandError("unknown kind of port");
   if ((*kind == PortKind::kLink) == command.net.empty()) throw CommandError("net of a link port");
-  if (*kind == PortKind::kLink && ethernet) throw CommandError("a link port is on udp");
+  const bool link = *kind == PortKind::kLink;
+  if (link ? transport == Transport::kEthernet : transport == Transport::kIp) {
+    throw CommandError("a link port is on udp or ip, and nothing else is on ip");
+  }
+  for (const std::uint8_t protocol : command.pass.bytes()) {
+    // Those may come as super-frames or with checksums that are not there yet.
+    if (protocol == ip_protocol::kTcp || protocol == ip_protocol::kUdp) {
+      throw CommandError("TCP and UDP don't pass in clear");
+    }
+  }
   const auto broadcast = parse_broadcast_policy(command.broadcast);
   if (!broadcast) throw CommandError("unknown policy for broadcast");
   if (command.stp != "pass" && command.stp != "drop") throw CommandError("stp: pass or drop");
@@ -274,7 +293,8 @@ Answer DataPlane::on(const command::PortSet& command) {
   settings->transport = transport;
   settings->subnet_tag = command.tag;
   settings->udp_port = command.udp_port;
-  settings->underlay_mtu = ethernet ? devices_.ethernet(command.device)->mtu : command.underlay_mtu;
+  settings->underlay_mtu = udp ? command.underlay_mtu : underlay->mtu;
+  settings->pass.assign(command.pass.bytes().begin(), command.pass.bytes().end());
   settings->freshness_ms = command.freshness_ms;
   settings->hold_frames = command.hold_frames;
   settings->hold_ms = command.hold_ms;
@@ -315,6 +335,7 @@ Answer DataPlane::on(const command::PortSet& command) {
     found = ports_.emplace(command.port, std::move(entry)).first;
   }
   PortEntry& entry = found->second;
+  if (transport == Transport::kIp) entry.port->tables().sent().make_room();
   const bool other_hold = entry.port->tables().settings().hold_bytes != settings->hold_bytes;
   entry.port->tables().set_settings(std::move(settings));
   if (!entry.port->running() || other_hold || entry.tap != command.tap ||

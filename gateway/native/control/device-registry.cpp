@@ -44,6 +44,12 @@ std::optional<MacAddress> parse_mac(std::string_view word) {
   return MacAddress(bytes);
 }
 
+template <typename Map, typename Key>
+const Device* find(const Map& devices, const Key& key) {
+  const auto found = devices.find(key);
+  return found == devices.end() ? nullptr : &found->second;
+}
+
 }  // namespace
 
 std::optional<Device> parse_device(std::string_view text) {
@@ -56,8 +62,15 @@ std::optional<Device> parse_device(std::string_view text) {
     device.port = *port;
     return device;
   }
-  if (kind != "tap" && kind != "ethernet") return std::nullopt;
-  device.kind = kind == "tap" ? Device::Kind::kTap : Device::Kind::kEthernet;
+  if (kind == "tap") {
+    device.kind = Device::Kind::kTap;
+  } else if (kind == "ethernet") {
+    device.kind = Device::Kind::kEthernet;
+  } else if (kind == "wire") {
+    device.kind = Device::Kind::kWire;
+  } else {
+    return std::nullopt;
+  }
   device.name = next_word(text);
   if (device.name.empty() || device.name.size() > kMaxName) return std::nullopt;
   if (next_word(text) != "mac") return std::nullopt;
@@ -110,25 +123,28 @@ DeviceReceive receive_device(int connection, Device& device) {
 }
 
 Device DeviceRegistry::add(Device device) {
-  Device& place = device.kind == Device::Kind::kTap   ? taps_[device.name]
-                  : device.kind == Device::Kind::kUdp ? udps_[device.port]
-                                                      : ethernets_[device.name];
+  Device& place = device.kind == Device::Kind::kTap        ? taps_[device.name]
+                  : device.kind == Device::Kind::kUdp      ? udps_[device.port]
+                  : device.kind == Device::Kind::kEthernet ? ethernets_[device.name]
+                                                           : wires_[device.name];
   return std::exchange(place, std::move(device));
 }
 
-const Device* DeviceRegistry::ethernet(std::string_view name) const {
-  const auto found = ethernets_.find(name);
-  return found == ethernets_.end() ? nullptr : &found->second;
-}
-
 const Device* DeviceRegistry::tap(std::string_view name) const {
-  const auto found = taps_.find(name);
-  return found == taps_.end() ? nullptr : &found->second;
+  return find(taps_, name);
 }
 
-const Device* DeviceRegistry::udp(std::uint16_t port) const {
-  const auto found = udps_.find(port);
-  return found == udps_.end() ? nullptr : &found->second;
+const Device* DeviceRegistry::underlay(Transport transport, std::uint16_t udp_port,
+                                       std::string_view interface) const {
+  switch (transport) {
+    case Transport::kUdp:
+      return find(udps_, udp_port);
+    case Transport::kEthernet:
+      return find(ethernets_, interface);
+    case Transport::kIp:
+      return find(wires_, interface);
+  }
+  return nullptr;
 }
 
 }  // namespace pairwire

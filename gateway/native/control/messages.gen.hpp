@@ -150,7 +150,7 @@ struct Observe {
   static constexpr std::string_view kType = "observe";
 };
 
-/// Makes a port or changes it. Devices are named as the broker delivered them: transport `udp` uses udpPort, `ethernet` device (an interface) and tag. spinUs: how long its threads look for more before they sleep; underlayMtu: what the interface below `udp` gives, where the search for each path's MTU begins; 0 for no search. helpers: threads that help with sealing and opening, 255 for as many as suit the machine. kind: `host`, `plain` or `link`, which fixes what the port is until it is removed. net: of `link`, the net id of our subnet. The three after it are about `plain`: broadcast, which group frames of members leave it, `all`, `essential` or `none`; stp, whether frames for 01:80:c2:00:00:00 `pass` or are dropped (`drop`); learnSeconds, after how long an address that was not seen again is forgotten. rights: what the own member's grant allows, bit 0 `router` (router advertisements, redirects), bit 1 `dhcp` (what a DHCP server says). answer: ARP requests and neighbour solicitations for bound addresses are answered here.
+/// Makes a port or changes it. Devices are named as the broker delivered them: transport `udp` uses udpPort, `ethernet` device (an interface) and tag, `ip` (of `link` only) device, a wire. spinUs: how long its threads look for more before they sleep; underlayMtu: what the interface below `udp` gives, where the search for each path's MTU begins; 0 for no search. helpers: threads that help with sealing and opening, 255 for as many as suit the machine. kind: `host`, `plain` or `link`, which fixes what the port is until it is removed. net: of `link`, the net id of our subnet. pass: of `ip`, the IP protocols that cross in clear besides ARP and neighbour discovery, TCP and UDP never. The three after it are about `plain`: broadcast, which group frames of members leave it, `all`, `essential` or `none`; stp, whether frames for 01:80:c2:00:00:00 `pass` or are dropped (`drop`); learnSeconds, after how long an address that was not seen again is forgotten. rights: what the own member's grant allows, bit 0 `router` (router advertisements, redirects), bit 1 `dhcp` (what a DHCP server says). answer: ARP requests and neighbour solicitations for bound addresses are answered here.
 struct PortSet {
   static constexpr std::string_view kType = "port.set";
   std::uint16_t port{};
@@ -174,6 +174,7 @@ struct PortSet {
   std::uint32_t storm_frames{};
   std::string_view kind;  ///< at most 8 bytes
   std::string_view net;  ///< at most 63 bytes
+  BoundedBytes<16> pass;
   std::string_view broadcast;  ///< at most 10 bytes
   std::string_view stp;  ///< at most 4 bytes
   std::uint16_t learn_seconds{};
@@ -648,6 +649,7 @@ inline void read_fields([[maybe_unused]] MapReader& map, [[maybe_unused]] comman
   map.value("stormFrames", out.storm_frames);
   map.text("kind", out.kind, 8);
   map.text("net", out.net, 63);
+  map.value("pass", out.pass);
   map.text("broadcast", out.broadcast, 10);
   map.text("stp", out.stp, 4);
   map.value("learnSeconds", out.learn_seconds);
@@ -966,7 +968,7 @@ inline void write_message(FrameWriter& writer, std::uint32_t id, [[maybe_unused]
 }
 
 inline void write_message(FrameWriter& writer, std::uint32_t id, const command::PortSet& value) {
-  writer.map(29);
+  writer.map(30);
   writer.text("t", command::PortSet::kType, command::PortSet::kType.size());
   writer.value("id", id);
   writer.value("port", value.port);
@@ -990,6 +992,7 @@ inline void write_message(FrameWriter& writer, std::uint32_t id, const command::
   writer.value("stormFrames", value.storm_frames);
   writer.text("kind", value.kind, 8);
   writer.text("net", value.net, 63);
+  writer.value("pass", value.pass);
   writer.text("broadcast", value.broadcast, 10);
   writer.text("stp", value.stp, 4);
   writer.value("learnSeconds", value.learn_seconds);
@@ -1413,7 +1416,7 @@ inline void write_message(FrameWriter& writer, const event::Log& value) {
 
 inline DecodeResult decode_command(std::span<const std::uint8_t> message) {
   // No list, text or map of a command is longer; depth: map, list, struct.
-  const msgpack::unpack_limit limit(8192, 29, 127, 32, 0, 4);
+  const msgpack::unpack_limit limit(8192, 30, 127, 32, 0, 4);
   std::size_t offset = 0;
   bool referenced = false;
   const auto* data = reinterpret_cast<const char*>(message.data());

@@ -44,6 +44,8 @@ std::string name_of(const Device& device) {
       return "udp " + std::to_string(device.port);
     case Device::Kind::kEthernet:
       return "ethernet " + device.name;
+    case Device::Kind::kWire:
+      return "wire " + device.name;
   }
   return {};
 }

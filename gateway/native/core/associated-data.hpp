@@ -16,8 +16,9 @@ namespace pairwire {
 /// Which of an endpoint's two MAC addresses is the outer destination.
 enum class Way : std::uint8_t { kSending, kReceiving };
 
-/// `udp`: the shim, where it lies. `ethernet`: shim, outer destination, outer source.
-/// Threads: a plain value that points into itself, so it is not copied.
+/// `udp`: the shim, where it lies. `ethernet`: shim, outer destination, outer source. `ip`: shim,
+/// outer source, outer destination. Threads: a plain value that points into itself, so it is not
+/// copied.
 class AssociatedData {
  public:
   AssociatedData(std::span<const std::uint8_t, kShimSize> shim, const Endpoint& other_end, Way way)
@@ -28,7 +29,17 @@ class AssociatedData {
     auto out = std::ranges::copy(shim, with_addresses_.begin()).out;
     out = std::ranges::copy((way == Way::kSending ? far : near).bytes(), out).out;
     std::ranges::copy((way == Way::kSending ? near : far).bytes(), out);
-    bytes_ = with_addresses_;
+    bytes_ = ConstBytes(with_addresses_).first(kShimSize + 2 * MacAddress::kSize);
+  }
+  /// `ip_addresses`: source and destination as they lie in the outer IP header; empty: another
+  /// transport.
+  AssociatedData(std::span<const std::uint8_t, kShimSize> shim, const Endpoint& other_end, Way way,
+                 ConstBytes ip_addresses)
+      : AssociatedData(shim, other_end, way) {
+    if (ip_addresses.empty()) return;
+    const auto out = std::ranges::copy(shim, with_addresses_.begin()).out;
+    std::ranges::copy(ip_addresses, out);
+    bytes_ = ConstBytes(with_addresses_).first(kShimSize + ip_addresses.size());
   }
   AssociatedData(const AssociatedData&) = delete;
   AssociatedData& operator=(const AssociatedData&) = delete;
@@ -36,7 +47,8 @@ class AssociatedData {
   [[nodiscard]] ConstBytes bytes() const { return bytes_; }
 
  private:
-  std::array<std::uint8_t, kShimSize + 2 * MacAddress::kSize> with_addresses_;
+  static constexpr std::size_t kLongest = 32;  ///< two IPv6 addresses
+  std::array<std::uint8_t, kShimSize + kLongest> with_addresses_;
   ConstBytes bytes_;
 };
 

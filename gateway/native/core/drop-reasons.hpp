@@ -67,7 +67,10 @@ namespace pairwire {
   /* Link ports, where a packet enters and where it is received. */                                \
   X(net_source,           "The source of a packet is not in the subnet that it comes from.")       \
   X(net_destination,      "The destination of a packet is in no subnet that it may go to.")        \
-  X(net_not_ip,           "A frame at a link port carries no unicast IP packet.")
+  X(net_not_ip,           "A frame at a link port carries no unicast IP packet.")                  \
+  X(net_clear,            "What came to a link port from outside is not sealed and may not pass.") \
+  X(net_source_route,     "A packet that names a way of its own does not cross a link.")           \
+  X(net_outer,            "The packet inside is not what its outer header says.")
 // clang-format on
 
 /// Reason of a drop; the number is the place of its counter.

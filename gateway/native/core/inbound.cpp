@@ -25,6 +25,7 @@
 
 #include "core/associated-data.hpp"
 #include "core/relay-client.hpp"
+#include "core/wire-port.hpp"
 #include "io/tap.hpp"
 #include "io/wait.hpp"
 #include "l2/group-guard.hpp"
@@ -56,6 +57,14 @@ constexpr std::size_t kSourceBudgets = 256;
 /// than are due to 9 probes a second, for some members that share a budget.
 constexpr std::uint32_t kAnswersPerSecond = 64;
 constexpr std::size_t kAnswerBudgets = 1024;
+
+/// The shortest path that a router is believed: RFC 791 wants 68, and nobody has fewer than these.
+/// What is sealed goes in up to 3 parts then.
+constexpr std::uint32_t kLeastPathMtu = 576;
+/// The shortest that a sender is told of.
+constexpr std::uint32_t kLeastInnerMtu = 1'280;
+/// RFC 1191, section 6.3: so long a path is taken to be as short as was said.
+constexpr std::uint64_t kPathMtuMs = 600'000;
 
 /// A peer that sends from elsewhere is told of so often.
 constexpr std::uint64_t kElsewhereMs = 1000;
@@ -123,7 +132,7 @@ Inbound::Inbound(WorkerShare& share, int tap, const Underlay& underlay, MergeOpt
       merger_(Bytes(merge_buffer_.get(), Merger::kBufferSize), options),
       crew_(crew),
       // On an Ethernet each frame comes by itself: nothing to share.
-      early_(crew.empty() || underlay.is_ethernet() ? 0 : UdpReceiver::kMessages * kEarlyFrames),
+      early_(crew.empty() || underlay.is_packet() ? 0 : UdpReceiver::kMessages * kEarlyFrames),
       parts_(share.drops),
       held_({kHeldFrames, kHeldFrames, kHeldBytes, true}, boot_us(),
             [this](const HoldQueue::Note& note) {
@@ -158,7 +167,8 @@ bool Inbound::batch() {
     for (std::size_t at = 0; at < train.bytes.size(); at += train.frame_size, ++number) {
       const std::size_t size = std::min(train.frame_size, train.bytes.size() - at);
       early_at_ = early && number < kEarlyFrames ? &early_[i * kEarlyFrames + number] : nullptr;
-      receive(train.from, train.bytes.subspan(at, size), false);
+      const Bytes bytes = train.bytes.subspan(at, size);
+      underlay_.is_wire() ? receive_wire(bytes, false) : receive(train.from, bytes, false);
     }
   }
   early_at_ = nullptr;
@@ -230,13 +240,106 @@ void Inbound::open_train_early(const UdpReceiver::Train& train, std::span<Early>
 
 // --- 2. Steps 1 to 5 ----------------------------------------------------------------------------
 
+/// Level `ip`: a frame from the router. `held`: it has waited already.
+void Inbound::receive_wire(Bytes frame, bool held) {
+  const auto ethernet = parse_ethernet(frame);
+  if (!ethernet) return share_.drops.count(DropReason::malformed);
+  const bool ip = ethernet->vlan_count == 0 && (ethernet->ethertype == ethertype::kIpv4 ||
+                                                ethernet->ethertype == ethertype::kIpv6);
+  if (ip && !ethernet->destination.is_group()) {
+    const Bytes packet = frame.subspan(kEthernetHeaderSize);
+    if (const auto outer = parse_outer_ip(packet)) return receive_over_ip(frame, *outer, held);
+    const auto error = parse_icmp_error(packet);
+    if (error && error->protocol == kIpProtocol) return receive_complaint(frame, *error);
+  }
+  if (crosses_in_clear(frame, share_.tables.settings(), share_.tables.routes()))
+    return deliver_in_clear(frame);
+  share_.drops.count(DropReason::net_clear);
+}
+
+/// A sealed packet. What is not between the two subnets is not looked at further.
+void Inbound::receive_over_ip(Bytes frame, const OuterIp& outer, bool held) {
+  const std::size_t size = outer.addresses.size() / 2;
+  const auto source = IpAddress::from(outer.addresses.first(size));
+  const auto destination = IpAddress::from(outer.addresses.last(size));
+  const NetRoutes& routes = share_.tables.routes();
+  const NetRoutes::Route* const from = source ? routes.find(*source) : nullptr;
+  if (from == nullptr || from->net == nullptr) return share_.drops.count(DropReason::net_source);
+  const NetRoutes::Route* const to = destination ? routes.find(*destination) : nullptr;
+  if (to == nullptr || to->net != nullptr) return share_.drops.count(DropReason::net_destination);
+  // Where it is from counts for budgets only: it is answered by nobody.
+  const auto where = Endpoint::from(source->bytes(), kIpProtocol);
+  if (!where) return share_.drops.count(DropReason::net_source);
+  wire_frame_ = frame;
+  outer_ = outer;
+  receive(*where, outer.sealed, held);
+  wire_frame_ = {};
+  outer_ = {};
+}
+
+/// A router on the way could not pass on what we sealed: told to whom the packet inside came from.
+/// Only who has seen the packet can quote it; what is quoted and was not sent goes no further.
+void Inbound::receive_complaint(ConstBytes frame, const IcmpError& error) {
+  const auto refuse = [&] { share_.drops.count(DropReason::net_clear); };
+  const std::size_t size = error.addresses.size() / 2;
+  const auto far = IpAddress::from(error.addresses.last(size));
+  const NetRoutes::Route* const to = far ? share_.tables.routes().find(*far) : nullptr;
+  const auto start = share_.tables.sent().find(error.addresses, error.payload);
+  const ConstBytes packet = frame.subspan(kEthernetHeaderSize);
+  // An error is for the source of what it quotes.
+  if (to == nullptr || to->net == nullptr || !start ||
+      !std::ranges::equal(ip_addresses(packet).last(size), error.addresses.first(size))) {
+    return refuse();
+  }
+  if (!complaint_budget_.take(now_.us)) return refuse();
+  IcmpError told = error;
+  if (error.mtu) {
+    const std::uint32_t overhead =
+        static_cast<std::uint32_t>(outer_ip_size(error.v6)) + kFrameOverhead;
+    const std::uint32_t least = kLeastPathMtu;
+    // RFC 1191, section 5: a router of before does not say how long it may be.
+    const std::uint32_t mtu =
+        std::max(*error.mtu == 0 ? kLeastInnerMtu + overhead : *error.mtu, least);
+    to->net->path_mtu_until_ms.store(now_.ms + kPathMtuMs, std::memory_order_relaxed);
+    to->net->path_mtu.store(mtu, std::memory_order_relaxed);
+    told.mtu = std::max(mtu - overhead, kLeastInnerMtu);
+  }
+  std::array<std::uint8_t,
+             kVnetHeaderSize + kEthernetHeaderSize + max_icmp_error(SentPackets::kStart)>
+      out{};
+  const Bytes answer = Bytes(out).subspan(kVnetHeaderSize);
+  std::ranges::copy(frame.first(kEthernetHeaderSize), answer.begin());
+  const std::size_t length =
+      write_icmp_error(told, packet, start->view(), answer.subspan(kEthernetHeaderSize));
+  write_out();
+  if (!tap_write(tap_, ConstBytes(out).first(kVnetHeaderSize + kEthernetHeaderSize + length))) {
+    return share_.drops.count(DropReason::tap_write_failed);
+  }
+  WorkerCounters::add(share_.counters.told_too_big, 1);
+}
+
+/// Neighbour discovery and what else may pass unsealed. Its checksums are complete: it came over an
+/// Ethernet.
+void Inbound::deliver_in_clear(ConstBytes frame) {
+  if (frame.size() > kMaxDatagram) return share_.drops.count(DropReason::malformed);
+  std::fill_n(padded_.get(), kVnetHeaderSize, std::uint8_t{0});
+  std::ranges::copy(frame, padded_.get() + kVnetHeaderSize);
+  write_out();
+  if (!tap_write(tap_, ConstBytes(padded_.get(), kVnetHeaderSize + frame.size()))) {
+    share_.drops.count(DropReason::tap_write_failed);
+  }
+}
+
 /// One sealed frame. `held`: it has waited already.
 void Inbound::receive(const Endpoint& from, ConstBytes datagram, bool held) {
-  if (is_relay_frame(datagram) && !underlay_.is_ethernet()) [[unlikely]] {
+  if (is_relay_frame(datagram) && !underlay_.is_packet()) [[unlikely]] {
     return receive_relay(from, datagram);
   }
   const auto shim = parse_shim(datagram, underlay_.transport);
-  if (!shim) return share_.drops.count(DropReason::malformed);  // Step 1.
+  // Step 1. Nothing but packets goes over a wire: there is no path to look for.
+  if (!shim || (underlay_.is_wire() && shim->kind != Kind::kNet)) {
+    return share_.drops.count(DropReason::malformed);
+  }
   if (underlay_.is_ethernet() && shim->subnet_tag() != share_.tables.settings().subnet_tag) {
     return share_.drops.count(DropReason::foreign_subnet);  // Step 2.
   }
@@ -335,7 +438,9 @@ void Inbound::hold(const Shim& shim, const Endpoint& from, ConstBytes datagram, 
   HoldQueue::Note note{};
   write_note(note, from, reason);
   std::uint64_t evicted = 0;  // The queue itself tells of each.
-  if (held_.hold(key, datagram, note, std::min<std::size_t>(kHeldPerKey, settings.hold_frames),
+  // On a wire its outer headers are needed again.
+  const ConstBytes kept = underlay_.is_wire() ? ConstBytes(wire_frame_) : datagram;
+  if (held_.hold(key, kept, note, std::min<std::size_t>(kHeldPerKey, settings.hold_frames),
                  now_.us + std::uint64_t{settings.hold_ms} * 1000,
                  evicted) == HoldQueue::Result::kFull) {
     return share_.drops.count(reason);
@@ -362,6 +467,7 @@ void Inbound::look_at_held() {
   for (const std::uint64_t key : ready_) {
     held_.release(key, Bytes(released_.get(), kMaxDatagram),
                   [&](Bytes datagram, const HoldQueue::Note& note) {
+                    if (underlay_.is_wire()) return receive_wire(datagram, true);
                     receive(read_note(note), datagram, true);
                   });
   }
@@ -382,7 +488,7 @@ void Inbound::receive_inner(const Shim& shim, const Incarnation& sender, const E
   if (key == nullptr) return;
   if (outside != 0) write_outside(shim, from, place->subspan(outside), place->first(outside));
   const auto inner = check_opened(shim, *key, head);
-  if (!inner) return;
+  if (!inner || !take_over(shim, *place)) return;
 
   const Opened opened{shim, sender, *key, from, *inner};
   if (inner->description.padding != 0) return deliver_padded(opened, *place);
@@ -457,6 +563,7 @@ void Inbound::receive_part(const Shim& shim, const Incarnation& sender, const En
   const auto place = place_for(whole->frame.size(), shim);
   if (!place) return;
   std::ranges::copy(whole->frame, place->begin());
+  if (!take_over(shim, *place)) return;
   take_opened({shim, sender, *key, from, *inner}, *place,
               whole->partial_checksum ? ChecksumClaim::kPartial : ChecksumClaim::kComplete);
 }
@@ -466,7 +573,7 @@ void Inbound::receive_part(const Shim& shim, const Incarnation& sender, const En
 /// Opens the frame under one of `keys_`; null (counted) if none fits.
 const ReceiveKey* Inbound::open(const Shim& shim, const Endpoint& from, ConstBytes datagram,
                                 AeadHead head, Bytes body) {
-  const AssociatedData aad(datagram.first<kShimSize>(), from, Way::kReceiving);
+  const AssociatedData aad(datagram.first<kShimSize>(), from, Way::kReceiving, outer_.addresses);
   const ConstBytes cipher =
       datagram.subspan(kShimSize, datagram.size() - kShimSize - kFrameTagSize);
   DropReason reason = DropReason::replayed;
@@ -532,6 +639,11 @@ std::optional<InnerHeader> Inbound::check_opened(const Shim& shim, const Receive
 void Inbound::write_outside(const Shim& shim, const Endpoint& from, ConstBytes body,
                             Bytes out) const {
   if (shim.kind != Kind::kNet) return write_addresses(from, out);
+  // On a wire it is from the router and for whom that sent it to.
+  if (!wire_frame_.empty()) {
+    std::ranges::copy(wire_frame_.first(kEthernetHeaderSize), out.begin());
+    return;
+  }
   // The kernel takes what is for the TAP's own address; who it is from does not matter there.
   const PortSettings& settings = share_.tables.settings();
   const MacAddress mac = settings.macs.empty() ? MacAddress() : settings.macs.front();
@@ -540,6 +652,15 @@ void Inbound::write_outside(const Shim& shim, const Endpoint& from, ConstBytes b
   const bool v6 = !body.empty() && (body.front() >> 4) == 6;
   store_be<std::uint16_t>(out.subspan<2 * MacAddress::kSize, 2>(),
                           v6 ? ethertype::kIpv6 : ethertype::kIpv4);
+}
+
+/// Level `ip`: what the way did to the packet. `frame` is opened, its Ethernet header written.
+bool Inbound::take_over(const Shim& shim, Bytes frame) {
+  if (wire_frame_.empty()) return true;
+  const bool fits = shim.kind == Kind::kNet && frame.size() >= kEthernetHeaderSize &&
+                    take_over_outer(outer_, frame.subspan(kEthernetHeaderSize));
+  if (!fits) share_.drops.count(DropReason::net_outer);
+  return fits;
 }
 
 /// Source and destination of a packet from another subnet.
@@ -701,7 +822,7 @@ void Inbound::heard(Peer& peer, const Endpoint& from, std::size_t bytes) {
     WorkerCounters::add(share_.counters.frames, 1);
     WorkerCounters::add(share_.counters.bytes, bytes);
   }
-  if (from.ethernet) return;  // A member's addresses are known; nothing roams.
+  if (underlay_.is_packet()) return;  // Addresses are known; nothing roams.
   const Endpoint* const known = peer.endpoint.load(std::memory_order_acquire);
   if (known != nullptr && *known == from) [[likely]]
     return;

@@ -11,10 +11,12 @@
 #include "core/address-guard.hpp"
 #include "core/crew.hpp"
 #include "core/hold-queue.hpp"
+#include "core/outer-ip.hpp"
 #include "core/path-frame.hpp"
 #include "core/reassembly.hpp"
 #include "core/worker.hpp"
 #include "io/underlay.hpp"
+#include "l2/icmp-error.hpp"
 #include "l2/merge.hpp"
 
 namespace pairwire {
@@ -63,6 +65,11 @@ class Inbound {
   void open_train_early(const UdpReceiver::Train& train, std::span<Early> early);
   void receive(const Endpoint& from, ConstBytes datagram, bool held);
   void receive_relay(const Endpoint& from, ConstBytes datagram);
+  void receive_wire(Bytes frame, bool held);
+  void receive_over_ip(Bytes frame, const OuterIp& outer, bool held);
+  void receive_complaint(ConstBytes frame, const IcmpError& error);
+  void deliver_in_clear(ConstBytes frame);
+  [[nodiscard]] bool take_over(const Shim& shim, Bytes frame);
   [[nodiscard]] bool find_keys(const Shim& shim, const Incarnation& sender);
   void hold(const Shim& shim, const Endpoint& from, ConstBytes datagram, DropReason reason);
   void look_at_held();
@@ -101,6 +108,11 @@ class Inbound {
   /// kEarlyFrames for each train of a batch; empty without a crew.
   std::vector<Early> early_;
   const Early* early_at_ = nullptr;  ///< that of the frame at hand, or null
+
+  /// Transport `ip`: the frame at hand, and what its outer header says; else empty and nothing.
+  Bytes wire_frame_;
+  OuterIp outer_;
+  TokenBucket complaint_budget_{100, 100};
 
   std::array<ReceiveKey*, kMaxKeysPerSender> keys_{};  ///< that fit the frame at hand
   std::size_t key_count_ = 0;

@@ -25,6 +25,9 @@ struct Net {
   const std::string id;
   /// The link port there that frames go to; null: none is known.
   std::atomic<Peer*> port{nullptr};
+  /// Level `ip`: the longest packet that a router on the way took, as it has said, until then.
+  std::atomic<std::uint32_t> path_mtu{0};
+  std::atomic<std::uint64_t> path_mtu_until_ms{0};
 };
 
 /// An IPv4 or IPv6 network.

@@ -27,6 +27,8 @@
 
 #include "core/associated-data.hpp"
 #include "core/endpoint.hpp"
+#include "core/outer-ip.hpp"
+#include "core/wire-port.hpp"
 #include "io/tap.hpp"
 #include "io/wait.hpp"
 #include "l2/headers.hpp"
@@ -64,6 +66,9 @@ constexpr std::uint64_t kRefreshMs = 300'000;
 /// What was learned is told again three times before it would be forgotten.
 constexpr std::uint64_t kTellsPerAge = 3;
 
+/// The least MTU that a sender is told of: RFC 8200, section 5.
+constexpr std::size_t kLeastMtu = 1'280;
+
 /// What a frame is longer than its payload; null is an Ethernet.
 std::size_t frame_overhead(const Endpoint* to) {
   return kFrameOverhead + (to != nullptr && to->relayed != 0 ? kRelayHeaderSize : 0);
@@ -94,10 +99,11 @@ Outbound::Outbound(WorkerShare& share, int tap, const Underlay& underlay, std::s
     : share_(share),
       tap_(tap),
       ethernet_(underlay.is_ethernet()),
+      wire_(underlay.is_wire()),
       sender_(underlay, share.drops),
       crew_(crew),
       // On an Ethernet each frame has a header of its own in the arena: sealed one by one.
-      pieces_(crew.empty() || underlay.is_ethernet() ? 1 : kPieces),
+      pieces_(crew.empty() || underlay.is_packet() ? 1 : kPieces),
       held_({kHoldKeys, kHoldFrames, hold_capacity - hold_capacity / 4, false}, boot_us()),
       held_group_({1, kHoldFrames, hold_capacity / 4, false}, boot_us()),
       answer_budgets_(kAnswerBudgets, TokenBucket(kAnswersPerSecond, kAnswersPerSecond)),
@@ -166,7 +172,7 @@ void Outbound::take(Bytes packet, bool held) {
   const PortSettings& settings = share_.tables.settings();
   if (settings.kind == PortKind::kPlain) {
     if (!take_from_plain_side(frame, held)) return;
-  } else if (!settings.owns(source)) {
+  } else if (!wire_ && !settings.owns(source)) {
     return share_.drops.count(DropReason::tap_source_mac);
   }
   if (is_loop(frame, settings)) return share_.drops.count(DropReason::loop);
@@ -225,7 +231,7 @@ void Outbound::claim(const Announcement& what, const MacAddress& source) {
 bool Outbound::is_loop(ConstBytes frame, const PortSettings& settings) const {
   const ParsedFrame parsed = parse_frame(frame);
   if (parsed.ethertype == kEtherType) return true;
-  if (ethernet_) return false;
+  if (ethernet_ || wire_) return false;
   if (!parsed.is_udp() || parsed.payload_length < kFrameOverhead) return false;
   const auto udp = frame.subspan(parsed.l4_offset);
   const auto port = [&](std::size_t at) {
@@ -358,14 +364,17 @@ void Outbound::take_unicast(const VlanMac& destination, Bytes packet, bool held)
   send_unicast(*peer, *key, packet);
 }
 
-/// What the kernel has routed to other subnets. Keys are there before any traffic is, or none is
-/// let out: nothing waits.
+/// What the kernel has routed to other subnets, or what members have sent to the router there. Keys
+/// are there before any traffic is, or none is let out: nothing waits.
 void Outbound::take_for_net(Bytes packet) {
   const ConstBytes frame = packet.subspan(kVnetHeaderSize);
+  if (wire_ && crosses_in_clear(frame, share_.tables.settings(), share_.tables.routes()))
+    return pass_in_clear(packet);
   const auto ethernet = parse_ethernet(frame);
   const auto ends = ip_ends(frame.subspan(kEthernetHeaderSize));
   if (!ethernet || !ends || ethernet->size != kEthernetHeaderSize ||
-      ethernet->ethertype != ends->ethertype || ends->destination.is_group()) {
+      ethernet->ethertype != ends->ethertype || ends->destination.is_group() ||
+      (wire_ && ethernet->destination.is_group())) {
     return share_.drops.count(DropReason::net_not_ip);
   }
   const NetRoutes& routes = share_.tables.routes();
@@ -379,7 +388,18 @@ void Outbound::take_for_net(Bytes packet) {
   SendKey* const key = port == nullptr ? nullptr : port->send.load(std::memory_order_acquire);
   if (key == nullptr) return share_.drops.count(DropReason::no_key);
   if (!now_.lease) return share_.drops.count(DropReason::lease_over);
+  if (wire_) return send_over_ip(*to->net, *port, *key, packet);
   send_unicast(*port, *key, packet);
+}
+
+/// As it is, with its checksum complete. Nothing that may pass is ever a super-frame.
+void Outbound::pass_in_clear(Bytes packet) {
+  Segmenter& segmenter = pieces_[waiting_].segmenter;
+  if (!begin(segmenter, packet)) return;
+  if (segmenter.count() != 1 || segmenter.claim() != ChecksumClaim::kComplete) {
+    return share_.drops.count(DropReason::malformed);
+  }
+  std::ranges::copy(segmenter.cut_in_place(0), sender_.reserve_frame(segmenter.size(0)).begin());
 }
 
 void Outbound::take_group(const Announcement& what, Bytes packet, bool held) {
@@ -626,7 +646,7 @@ void Outbound::seal(Bytes out, const SendKey& key, Form form, const Endpoint& to
   }
   std::array<std::uint8_t, kInnerHeaderSize> head;
   write_inner_header(header, head);
-  const AssociatedData aad(shim, to, Way::kSending);
+  const AssociatedData aad(shim, to, Way::kSending, form.outer);
   key.aead->seal_parts(counter, aad.bytes(), head, segment,
                        out.subspan(kShimSize, kInnerHeaderSize + body), out.last<kFrameTagSize>());
 }
@@ -724,6 +744,60 @@ void Outbound::send_unicast_cut(Peer& peer, SendKey& key, Bytes packet, std::siz
   count_sent(peer, *frames, packet.size() - kVnetHeaderSize);
 }
 
+/// The longest packet that is sent to a net: what the interface below takes, or less for a while
+/// after a router has said so.
+std::size_t Outbound::path_mtu(Net& net) const {
+  const std::uint32_t ours = share_.tables.settings().underlay_mtu;
+  const std::uint32_t told = net.path_mtu.load(std::memory_order_relaxed);
+  if (told == 0) [[likely]]
+    return ours;
+  if (now_.ms < net.path_mtu_until_ms.load(std::memory_order_relaxed)) return std::min(told, ours);
+  net.path_mtu.store(0, std::memory_order_relaxed);
+  return ours;
+}
+
+/// Level `ip`: each segment becomes a packet with an outer IP header, in a frame with the addresses
+/// that it has, so that it goes to the router that it was sent to.
+void Outbound::send_over_ip(Net& net, Peer& peer, SendKey& key, Bytes packet) {
+  const ConstBytes frame = packet.subspan(kVnetHeaderSize);
+  const ConstBytes whole = frame.subspan(kEthernetHeaderSize);
+  if (is_source_routed(whole)) return share_.drops.count(DropReason::net_source_route);
+  const std::size_t outer_size = outer_ip_size((whole.front() >> 4) == 6);
+  const std::size_t before = kEthernetHeaderSize + outer_size;
+  const std::size_t mtu = path_mtu(net);
+  if (mtu <= outer_size + kFrameOverhead) return share_.drops.count(DropReason::oversize);
+  const std::size_t room = mtu - outer_size - kFrameOverhead;
+  Segmenter& segmenter = pieces_[waiting_].segmenter;
+  if (!begin(segmenter, packet)) return;
+  if (segmenter.largest() - kEthernetHeaderSize > room) [[unlikely]] {
+    // No path is said to be shorter than what IPv6 wants of each; what is longer goes in parts.
+    tell_too_big(frame, segmenter.largest(),
+                 std::max<std::size_t>(room, kLeastMtu) + kEthernetHeaderSize);
+  }
+  const auto frames = count_frames(segmenter, kEthernetHeaderSize, room);
+  if (!frames) return;
+  const auto first = take_numbers(key, segmenter, *frames, peer.number);
+  if (!first) return;
+  share_.tables.sent().note(key.index, key.kid, *first, *frames, whole);
+  std::uint64_t counter = *first;
+  for (std::size_t i = 0; i < segmenter.count(); ++i) {
+    const ConstBytes segment = segmenter.cut_in_place(i);
+    const ConstBytes inner = segment.subspan(kEthernetHeaderSize);
+    for_each_part(inner, room, [&](ConstBytes bytes, Part part) {
+      const std::size_t sealed = bytes.size() + kFrameOverhead;
+      const Bytes out = sender_.reserve_frame(before + sealed);
+      std::ranges::copy(segment.first(kEthernetHeaderSize), out.begin());
+      const Bytes outer = out.subspan(kEthernetHeaderSize, outer_size);
+      write_outer_ip(inner, sealed, share_.tables.seed(), outer);
+      seal(out.subspan(before), key, {Kind::kNet, false, ip_addresses(outer)}, {}, counter++, bytes,
+           i, segmenter.claim(), part);
+      count_part(part);
+    });
+    if (sender_.pending() >= kFlushBytes) sender_.flush();
+  }
+  count_sent(peer, *frames, frame.size());
+}
+
 /// Tells the sender of an IP packet how long it may be, so that the next ones need not be cut.
 /// `room` is for a whole frame.
 void Outbound::tell_too_big(ConstBytes frame, std::size_t segment_size, std::size_t room) {
@@ -804,7 +878,7 @@ void Outbound::flush() {
 /// The interface below was given a smaller MTU: the path is looked at, before the next frames come.
 void Outbound::tell_too_long() {
   const auto to = sender_.take_too_long();
-  if (!to || now_.us < next_too_long_us_) return;
+  if (!to || wire_ || now_.us < next_too_long_us_) return;
   next_too_long_us_ = now_.us + kTooLongStepUs;
   WorkerEvent event;
   event.kind = WorkerEvent::Kind::kTooLong;

@@ -62,6 +62,9 @@ class Outbound {
   [[nodiscard]] bool is_for_members(const VlanMac& destination);
   void take_unicast(const VlanMac& destination, Bytes packet, bool held);
   void take_for_net(Bytes packet);
+  void pass_in_clear(Bytes packet);
+  void send_over_ip(Net& net, Peer& peer, SendKey& key, Bytes packet);
+  [[nodiscard]] std::size_t path_mtu(Net& net) const;
   [[nodiscard]] bool passes_guard(const Announcement& what, const MacAddress& source);
   void claim(const Announcement& what, const MacAddress& source);
   [[nodiscard]] bool answer(const Announcement& question, const MacAddress& source);
@@ -76,12 +79,14 @@ class Outbound {
   void fit_segments(Bytes packet, std::size_t longest_frame);
   /// What kind of frame a segment is sealed in.
   struct Form {
-    Form(Kind frame_kind, bool addresses_inside = false)
-        : kind(frame_kind), inside(addresses_inside) {}
+    Form(Kind frame_kind, bool addresses_inside = false, ConstBytes outer_addresses = {})
+        : kind(frame_kind), inside(addresses_inside), outer(outer_addresses) {}
     Kind kind;
     /// On an Ethernet: a pair frame that carries both inner addresses, because the outer ones are
     /// those of the two members.
     bool inside;
+    /// On `ip`: source and destination of the outer header.
+    ConstBytes outer;
   };
   /// Which part of a segment is sealed.
   struct Part {
@@ -127,6 +132,7 @@ class Outbound {
   WorkerShare& share_;
   const int tap_;
   const bool ethernet_;
+  const bool wire_;
   UnderlaySender sender_;
   Crew& crew_;
   /// Packets at hand. The next one is read to the place behind those that wait for being sealed.

@@ -40,6 +40,7 @@
 #include "core/rcu-map.hpp"
 #include "core/rcu.hpp"
 #include "core/relay-frame.hpp"
+#include "core/sent-packets.hpp"
 #include "crypto/x25519.hpp"
 #include "l2/group-guard.hpp"
 #include "l2/mac.hpp"
@@ -98,6 +99,8 @@ struct PortSettings {
   std::vector<Ipv4Prefix> broadcasts;
   std::uint8_t rights = 0;  ///< of our own grant: kRight*
   bool answer = false;      ///< questions for bound addresses are answered here
+  /// `ip` only: IP protocols that cross in clear besides ARP and neighbour discovery.
+  std::vector<std::uint8_t> pass;
   PortKind kind = PortKind::kHost;
   // The rest is a plain port's.
   BroadcastPolicy broadcast = BroadcastPolicy::kAll;
@@ -422,6 +425,9 @@ class PortTables {
   [[nodiscard]] std::size_t binding_count() const { return bindings_.size(); }
   [[nodiscard]] std::vector<MacAddress> own_list() const { return own_.list(); }
 
+  /// A link port of level `ip`: what its workers have sealed lately.
+  [[nodiscard]] SentPackets& sent() { return sent_; }
+
   void set_relay(std::unique_ptr<const RelayUse> relay);
   /// Where frames for the member go from now on.
   void set_endpoint(Peer& peer, const Endpoint& endpoint);
@@ -538,6 +544,7 @@ class PortTables {
   std::unique_ptr<const NetRoutes> owned_routes_;
   std::map<std::string, std::unique_ptr<Net>, std::less<>> nets_;
   std::map<std::string, std::vector<IpPrefix>, std::less<>> prefixes_;  ///< by net; empty: ours
+  SentPackets sent_;
   std::unique_ptr<OnlineArray> owned_online_;
   std::vector<std::size_t> online_holes_;
   std::vector<std::unique_ptr<BootKey>> boots_;  ///< the newest is the last

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <memory>
 #include <sstream>
 #include <stdexcept>
 
@@ -54,6 +55,17 @@ void take_out(const std::string& bridge, int index) {
   if (ioctl(control_socket().get(), SIOCBRDELIF, &request) != 0) {
     throw_errno("take a port out of " + bridge);
   }
+}
+
+bool has_ports(Netlink& netlink, int bridge) {
+  const std::unique_ptr<struct if_nameindex, void (*)(struct if_nameindex*)> all(if_nameindex(),
+                                                                                 if_freenameindex);
+  if (!all) throw_errno("if_nameindex");
+  for (const struct if_nameindex* one = all.get(); one->if_index != 0; ++one) {
+    const auto link = netlink.find_link(one->if_name);
+    if (link && link->enslaved && link->master == bridge) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -159,7 +171,10 @@ void Bridges::undo(Netlink& netlink) {
     const auto link = netlink.find_link(entry.name);
     if (link && entry.bridge.empty()) {
       const bool ours = entry.index == 0 || entry.index == link->index;
-      if (link->kind == "bridge" && ours) netlink.delete_link(link->index);
+      // Another gateway of this machine may have its TAP in it, too: then it stays.
+      if (link->kind == "bridge" && ours && !has_ports(netlink, link->index)) {
+        netlink.delete_link(link->index);
+      }
     } else if (link && link->enslaved && is_in(netlink, entry.name, entry.bridge)) {
       take_out(entry.bridge, link->index);
     }

@@ -205,6 +205,7 @@ std::string Broker::answer_to(const std::string& line) {
   if (line.starts_with("open tap ")) return open_tap_named(line.substr(9));
   if (line.starts_with("open udp ")) return open_udp_port(line.substr(9));
   if (line.starts_with("open ethernet ")) return open_ethernet_named(line.substr(14));
+  if (line.starts_with("open wire ")) return open_wire_named(line.substr(10));
   if (line == "guard on" || line == "guard off") {
     guard_wanted_ = line == "guard on";
     if (!guard_wanted_) {
@@ -278,6 +279,7 @@ void Broker::refuse_underlay_in(const std::string& bridge) {
   };
   for (const UdpDevice& udp : options_.list.udps) check(udp.device);
   for (const EthernetDevice& one : options_.list.ethernets) check(one.name);
+  for (const WireDevice& one : options_.list.wires) check(one.name);
 }
 
 std::string Broker::open_udp_port(const std::string& port) {
@@ -314,35 +316,58 @@ std::string Broker::open_ethernet_named(const std::string& name) {
   const auto ethernet = std::find_if(ethernets.begin(), ethernets.end(),
                                      [&](const auto& one) { return one.name == name; });
   if (ethernet == ethernets.end()) throw std::runtime_error("this interface is not in the list");
-  const auto link = netlink_.find_link(name);
-  if (!link) throw std::runtime_error(name + " is not there");
+  const Link link = require_link(name);
   const auto& taps = options_.list.taps;
   const bool closed = std::any_of(taps.begin(), taps.end(),
-                                  [&](const TapDevice& tap) { return tap.mac == link->mac; });
-  if (closed) {
-    const bool news = closed_.close(netlink_, name);
-    if (news && guard_wanted_) guard_.turn_on();
-  }
-  const std::string device = "ethernet " + name;
+                                  [&](const TapDevice& tap) { return tap.mac == link.mac; });
+  if (closed) close_to_kernel(name, "has the MAC address of the TAP");
+  return open_packet_named("ethernet " + name, link, closed,
+                           [&] { return open_ethernet(*ethernet, link); });
+}
+
+std::string Broker::open_wire_named(const std::string& name) {
+  const auto& wires = options_.list.wires;
+  const auto wire =
+      std::find_if(wires.begin(), wires.end(), [&](const auto& one) { return one.name == name; });
+  if (wire == wires.end()) throw std::runtime_error("this interface is not in the list");
+  const Link link = require_link(name);
+  close_to_kernel(name, "leads to the router");
+  return open_packet_named("wire " + name, link, true, [&] { return open_wire(*wire, link); });
+}
+
+Link Broker::require_link(const std::string& name) {
+  const auto link = netlink_.find_link(name);
+  if (!link) throw std::runtime_error(name + " is not there");
+  return *link;
+}
+
+/// The kernel neither takes what comes by the interface nor speaks there. `why` it has to be so.
+void Broker::close_to_kernel(const std::string& name, const std::string& why) {
+  const bool news = closed_.close(netlink_, name, why);
+  if (news && guard_wanted_) guard_.turn_on();
+}
+
+std::string Broker::open_packet_named(const std::string& device, const Link& link, bool closed,
+                                      const std::function<UniqueFd()>& open) {
   Opened& opened = opened_[device];
   // An interface of that name that was taken away and made again is another one.
-  if (!opened.fd || opened.interface != link->index) {
+  if (!opened.fd || opened.interface != link.index) {
     try {
-      opened.fd = open_ethernet(*ethernet, *link);
-      opened.interface = link->index;
+      opened.fd = open();
+      opened.interface = link.index;
     } catch (...) {
       opened_.erase(device);
       throw;
     }
   }
   // After it is closed: an interface that comes up speaks.
-  bring_up(name);
-  const bool delivered = deliver(device + " mac " + to_text(link->mac) + " mtu " +
-                                     std::to_string(std::min(link->mtu, std::uint32_t{65'535})),
+  bring_up(device.substr(device.find(' ') + 1));
+  const bool delivered = deliver(device + " mac " + to_text(link.mac) + " mtu " +
+                                     std::to_string(std::min(link.mtu, std::uint32_t{65'535})),
                                  opened.fd.get());
   remember(device);
-  return ",\"device\":" + quote(device) + ",\"mac\":" + quote(to_text(link->mac)) +
-         ",\"mtu\":" + std::to_string(link->mtu) + ",\"closed\":" + boolean(closed) +
+  return ",\"device\":" + quote(device) + ",\"mac\":" + quote(to_text(link.mac)) +
+         ",\"mtu\":" + std::to_string(link.mtu) + ",\"closed\":" + boolean(closed) +
          ",\"delivered\":" + boolean(delivered) + ",\"held\":false";
 }
 
@@ -429,6 +454,7 @@ std::string Broker::status() {
   for (const TapDevice& tap : options_.list.taps) add("tap " + tap.name);
   for (const UdpDevice& udp : options_.list.udps) add("udp " + std::to_string(udp.port));
   for (const EthernetDevice& one : options_.list.ethernets) add("ethernet " + one.name);
+  for (const WireDevice& one : options_.list.wires) add("wire " + one.name);
 
   const Guard::Counts counts = guard_.counts();
   std::string closed;

@@ -84,6 +84,11 @@ class Broker {
   void refuse_underlay_in(const std::string& bridge);
   std::string open_udp_port(const std::string& port);
   std::string open_ethernet_named(const std::string& name);
+  std::string open_wire_named(const std::string& name);
+  [[nodiscard]] Link require_link(const std::string& name);
+  void close_to_kernel(const std::string& name, const std::string& why);
+  std::string open_packet_named(const std::string& device, const Link& link, bool closed,
+                                const std::function<UniqueFd()>& open);
   std::string status();
   void down();
 

@@ -55,14 +55,14 @@ ClosedInterfaces::ClosedInterfaces(std::string file) : file_(std::move(file)) {
   }
 }
 
-bool ClosedInterfaces::close(Netlink& netlink, const std::string& name) {
+bool ClosedInterfaces::close(Netlink& netlink, const std::string& name, const std::string& why) {
   const auto link = netlink.find_link(name);
   if (!link) throw std::runtime_error(name + " is not there");
   for (const AssignedAddress& assigned : netlink.addresses()) {
     if (assigned.index != link->index || is_link_local(assigned.address)) continue;
-    throw std::runtime_error(name + " has the MAC address of the TAP and also the IP address " +
-                             to_text(assigned.address) +
-                             ", which would be cut off: remove it, or use another MAC address");
+    throw std::runtime_error(
+        name + " " + why + " and has the IP address " + to_text(assigned.address) +
+        ", which would be cut off: remove it, or use another " + "interface or MAC address");
   }
   const bool news = std::ranges::find(names_, name) == names_.end();
   if (news) {

@@ -23,8 +23,9 @@ class ClosedInterfaces {
   [[nodiscard]] const std::vector<std::string>& names() const noexcept { return names_; }
 
   /// Turns ARP and IPv6 off; may be repeated. Returns whether it was not closed before.
+  /// `why` it has to be, for a person.
   /// @throws std::runtime_error if the interface has IP addresses, which would be cut off
-  bool close(Netlink& netlink, const std::string& name);
+  bool close(Netlink& netlink, const std::string& name, const std::string& why);
 
   /// Turns on again what was on before, and forgets.
   void open_all(Netlink& netlink);

@@ -228,9 +228,10 @@ EthernetDevice parse_ethernet(const std::vector<std::string>& words) {
   return ethernet;
 }
 
-}  // namespace
-
-namespace {
+WireDevice parse_wire(const std::vector<std::string>& words) {
+  if (words.size() != 2) refuse("a wire has a name only");
+  return {parse_interface(words[1], false)};
+}
 
 /// Whose frames would go round: sealed ones came out at the plain side, and the other way round.
 void refuse_underlay_in_bridge(const DeviceList& list) {
@@ -244,6 +245,7 @@ void refuse_underlay_in_bridge(const DeviceList& list) {
   };
   for (const UdpDevice& udp : list.udps) refuse_if(udp.device);
   for (const EthernetDevice& ethernet : list.ethernets) refuse_if(ethernet.name);
+  for (const WireDevice& wire : list.wires) refuse_if(wire.name);
 }
 
 }  // namespace
@@ -270,8 +272,10 @@ DeviceList parse_device_list(std::string_view text) {
         list.udps.push_back(parse_udp(words));
       } else if (words[0] == "ethernet") {
         list.ethernets.push_back(parse_ethernet(words));
+      } else if (words[0] == "wire") {
+        list.wires.push_back(parse_wire(words));
       } else {
-        refuse("unknown kind '" + words[0] + "'; there are tap, udp and ethernet");
+        refuse("unknown kind '" + words[0] + "'; there are tap, udp, ethernet and wire");
       }
     } catch (const std::runtime_error& error) {
       refuse("line " + std::to_string(number) + ": " + error.what());

@@ -7,6 +7,7 @@
 ///          INTERFACE]...]
 /// udp PORT [bind IP] [device INTERFACE] [mark N]
 /// ethernet INTERFACE mac XX:XX:XX:XX:XX:XX [mac ...]
+/// wire INTERFACE
 /// ```
 /// | field | allowed |
 /// |---|---|
@@ -21,6 +22,7 @@
 /// | route | up to 256 prefixes that are routed into the TAP |
 /// | bridge | the bridge that the TAP is put into, which then has no address and no forward |
 /// | port | up to 8 interfaces that are put into the bridge, none of them the underlay's |
+/// | wire | all frames of the interface are the data plane's, and it carries nothing of ours |
 /// | PORT | 1 to 65535; below 1024 the broker keeps CAP_NET_BIND_SERVICE |
 /// | mark | 1 to 4294967295, decimal or 0x..: SO_MARK |
 #pragma once
@@ -69,10 +71,16 @@ struct EthernetDevice {
   std::vector<std::array<std::uint8_t, 6>> macs;
 };
 
+/// An interface that this machine has no part in: what is on it goes through the data plane.
+struct WireDevice {
+  std::string name;
+};
+
 struct DeviceList {
   std::vector<TapDevice> taps;
   std::vector<UdpDevice> udps;
   std::vector<EthernetDevice> ethernets;
+  std::vector<WireDevice> wires;
 };
 
 /// @throws std::runtime_error `line N: ...` for the first thing that is wrong

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/filter.h>
+#include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <linux/if_tun.h>
 #include <net/if.h>
@@ -14,6 +15,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <functional>
 #include <span>
 #include <stdexcept>
 #include <utility>
@@ -122,6 +124,33 @@ std::vector<sock_filter> filter_for(const std::vector<std::array<std::uint8_t, 6
   return program;
 }
 
+/// Accepts ARP and IP without a VLAN tag. The kernel may have taken a tag out of the frame, which
+/// then would look like one without.
+std::vector<sock_filter> wire_filter() {
+  constexpr std::uint32_t whole_frame = 0x40000;
+  constexpr std::uint32_t tagged = static_cast<std::uint32_t>(SKF_AD_OFF) + SKF_AD_VLAN_TAG_PRESENT;
+  return {
+      BPF_STMT(BPF_LD | BPF_B | BPF_ABS, tagged),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 4),
+      BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 12),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ETH_P_IP, 3, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ETH_P_IPV6, 2, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ETH_P_ARP, 1, 0),
+      BPF_STMT(BPF_RET | BPF_K, 0),
+      BPF_STMT(BPF_RET | BPF_K, whole_frame),
+  };
+}
+
+/// Has the interface take frames for any address.
+void take_all(int fd, int index) {
+  packet_mreq request{};
+  request.mr_ifindex = index;
+  request.mr_type = PACKET_MR_PROMISC;
+  if (setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, &request, sizeof request) != 0) {
+    throw_errno("PACKET_ADD_MEMBERSHIP");
+  }
+}
+
 /// Has the interface take frames for an address that is not its own.
 void join_address(int fd, int index, const std::array<std::uint8_t, 6>& mac) {
   packet_mreq request{};
@@ -130,16 +159,41 @@ void join_address(int fd, int index, const std::array<std::uint8_t, 6>& mac) {
   request.mr_alen = static_cast<unsigned short>(mac.size());
   std::ranges::copy(mac, request.mr_address);
   if (setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, &request, sizeof request) == 0) return;
-  request = {};
-  request.mr_ifindex = index;
-  request.mr_type = PACKET_MR_PROMISC;
-  if (setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, &request, sizeof request) != 0) {
-    throw_errno("PACKET_ADD_MEMBERSHIP");
-  }
+  take_all(fd, index);
 }
 
 void set_option(int fd, int level, int option, int value, const char* name) {
   if (setsockopt(fd, level, option, &value, sizeof value) != 0) throw_errno(name);
+}
+
+/// A packet socket on an interface, bound to one EtherType. `join` says for which addresses.
+UniqueFd open_packet(const std::string& name, const Link& link, std::vector<sock_filter> filter,
+                     std::uint16_t ethertype, const std::function<void(int)>& join) {
+  if (link.type != ARPHRD_ETHER) throw std::runtime_error(name + " is no Ethernet interface");
+  if (link.enslaved) {
+    throw std::runtime_error(name +
+                             " is part of a bridge or bond, which takes its frames; name that");
+  }
+  // Protocol 0: nothing is received before the filter is there and bind() says what.
+  UniqueFd fd(socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd) throw_errno("packet socket");
+  const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
+  if (setsockopt(fd.get(), SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) != 0) {
+    throw_errno("SO_ATTACH_FILTER");
+  }
+  set_option(fd.get(), SOL_SOCKET, SO_LOCK_FILTER, 1, "SO_LOCK_FILTER");
+  set_option(fd.get(), SOL_PACKET, PACKET_IGNORE_OUTGOING, 1, "PACKET_IGNORE_OUTGOING");
+  set_option(fd.get(), SOL_SOCKET, SO_RCVBUFFORCE, kBufferSize, "SO_RCVBUFFORCE");
+  set_option(fd.get(), SOL_SOCKET, SO_SNDBUFFORCE, kBufferSize, "SO_SNDBUFFORCE");
+  join(fd.get());
+  sockaddr_ll address{};
+  address.sll_family = AF_PACKET;
+  address.sll_protocol = htons(ethertype);
+  address.sll_ifindex = link.index;
+  if (bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+    throw_errno(name + ": bind");
+  }
+  return fd;
 }
 
 }  // namespace
@@ -256,36 +310,17 @@ void bring_up(const std::string& interface) {
 }
 
 UniqueFd open_ethernet(const EthernetDevice& ethernet, const Link& link) {
-  if (link.type != ARPHRD_ETHER) {
-    throw std::runtime_error(ethernet.name + " is no Ethernet interface");
-  }
-  if (link.enslaved) {
-    throw std::runtime_error(ethernet.name +
-                             " is part of a bridge or bond, which takes its frames; name that");
-  }
-  // Protocol 0: nothing is received before the filter is there and bind() says what.
-  UniqueFd fd(socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!fd) throw_errno("packet socket");
-  std::vector<sock_filter> filter = filter_for(ethernet.macs);
-  const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
-  if (setsockopt(fd.get(), SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) != 0) {
-    throw_errno("SO_ATTACH_FILTER");
-  }
-  set_option(fd.get(), SOL_SOCKET, SO_LOCK_FILTER, 1, "SO_LOCK_FILTER");
-  set_option(fd.get(), SOL_PACKET, PACKET_IGNORE_OUTGOING, 1, "PACKET_IGNORE_OUTGOING");
-  set_option(fd.get(), SOL_SOCKET, SO_RCVBUFFORCE, kBufferSize, "SO_RCVBUFFORCE");
-  set_option(fd.get(), SOL_SOCKET, SO_SNDBUFFORCE, kBufferSize, "SO_SNDBUFFORCE");
-  for (const auto& mac : ethernet.macs) {
-    if (mac != link.mac) join_address(fd.get(), link.index, mac);
-  }
-  sockaddr_ll address{};
-  address.sll_family = AF_PACKET;
-  address.sll_protocol = htons(kEtherType);
-  address.sll_ifindex = link.index;
-  if (bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
-    throw_errno(ethernet.name + ": bind");
-  }
-  return fd;
+  return open_packet(ethernet.name, link, filter_for(ethernet.macs), kEtherType, [&](int fd) {
+    for (const auto& mac : ethernet.macs) {
+      if (mac != link.mac) join_address(fd, link.index, mac);
+    }
+  });
+}
+
+UniqueFd open_wire(const WireDevice& wire, const Link& link) {
+  // All EtherTypes: sockets of a single one are behind the ingress hook, where our guard drops all.
+  return open_packet(wire.name, link, wire_filter(), ETH_P_ALL,
+                     [&](int fd) { take_all(fd, link.index); });
 }
 
 }  // namespace pairwire::devices

@@ -47,6 +47,11 @@ UniqueFd open_udp(const UdpDevice& udp);
 /// @throws std::system_error, std::runtime_error if it is no Ethernet interface of its own
 UniqueFd open_ethernet(const EthernetDevice& ethernet, const Link& link);
 
+/// A packet socket for all ARP and IP frames without a tag on an interface, whomever they are for,
+/// which the kernel itself has to be kept from (ClosedInterfaces).
+/// @throws as open_ethernet
+UniqueFd open_wire(const WireDevice& wire, const Link& link);
+
 /// Brings an interface up, if it is not.
 void bring_up(const std::string& interface);
 

@@ -37,7 +37,7 @@ void check_list(std::string_view text) {
     require(std::string_view(error.what()).starts_with("line "));
     return;
   }
-  require(list.taps.size() + list.udps.size() + list.ethernets.size() <= 64);
+  require(list.taps.size() + list.udps.size() + list.ethernets.size() + list.wires.size() <= 64);
   std::set<std::string> taps;
   for (const auto& tap : list.taps) {
     check_name(tap.name);
@@ -59,6 +59,10 @@ void check_list(std::string_view text) {
     check_passed_on(
         "ethernet " + ethernet.name + " mac " + devices::to_text(ethernet.macs[0]) + " mtu 1500",
         Device::Kind::kEthernet);
+  }
+  for (const auto& wire : list.wires) {
+    check_name(wire.name);
+    check_passed_on("wire " + wire.name + " mac 02:00:00:00:00:01 mtu 1500", Device::Kind::kWire);
   }
 }
 

@@ -46,12 +46,16 @@ EthernetSender::EthernetSender(int fd, DropCounters& drops)
   }
 }
 
+Bytes EthernetSender::reserve_frame(std::size_t size) {
+  if (count_ == kMessages || used_ + size > kArena) flush();
+  const Bytes room(arena_.get() + used_, size);
+  parts_[count_++] = {room.data(), size};
+  used_ += size;
+  return room;
+}
+
 Bytes EthernetSender::reserve(const Endpoint& to, std::size_t size) {
-  const std::size_t whole = kOuterHeaderSize + size;
-  if (count_ == kMessages || used_ + whole > kArena) flush();
-  const Bytes room(arena_.get() + used_, whole);
-  parts_[count_++] = {room.data(), whole};
-  used_ += whole;
+  const Bytes room = reserve_frame(kOuterHeaderSize + size);
   write_outer_header(to, room.first<kOuterHeaderSize>());
   return room.subspan(kOuterHeaderSize);
 }
@@ -84,8 +88,8 @@ void EthernetSender::flush() {
 
 // --- Receiving ----------------------------------------------------------------------------------
 
-EthernetReceiver::EthernetReceiver(int fd)
-    : fd_(fd), buffers_(new std::uint8_t[kMessages * kBuffer]) {
+EthernetReceiver::EthernetReceiver(int fd, bool whole)
+    : fd_(fd), whole_(whole), buffers_(new std::uint8_t[kMessages * kBuffer]) {
   for (std::size_t i = 0; i < kMessages; ++i) {
     parts_[i] = {buffers_.get() + i * kBuffer, kBuffer};
     messages_[i] = {};
@@ -109,7 +113,7 @@ std::span<const UdpReceiver::Train> EthernetReceiver::receive(bool& failed) {
     const Bytes frame(buffers_.get() + i * kBuffer, messages_[i].msg_len);
     const MacAddress to(frame.subspan<0, MacAddress::kSize>());
     const MacAddress from(frame.subspan<MacAddress::kSize, MacAddress::kSize>());
-    const Bytes sealed = frame.subspan(kOuterHeaderSize);
+    const Bytes sealed = whole_ ? frame : frame.subspan(kOuterHeaderSize);
     trains_[count++] = {Endpoint::of_ethernet(from, to), sealed, sealed.size()};
   }
   return std::span(trains_).first(count);

@@ -43,6 +43,9 @@ class EthernetSender {
   /// and then there is room. `size` is at most UdpSender::kMaxFrame, as on the other transport.
   [[nodiscard]] Bytes reserve(const Endpoint& to, std::size_t size);
 
+  /// Room for the next frame from its destination on, which must be filled.
+  [[nodiscard]] Bytes reserve_frame(std::size_t size);
+
   /// Bytes that wait.
   [[nodiscard]] std::size_t pending() const noexcept { return used_; }
 
@@ -73,7 +76,8 @@ class EthernetSender {
 /// Threads: one, the worker that owns it.
 class EthernetReceiver {
  public:
-  explicit EthernetReceiver(int fd);
+  /// `whole`: frames are given from their destination on.
+  explicit EthernetReceiver(int fd, bool whole = false);
 
   /// Receives what is there without waiting: trains of one frame each, from the shim on. The result
   /// is good until the next call; `failed` is set if the socket is unusable.
@@ -86,6 +90,7 @@ class EthernetReceiver {
   static constexpr std::size_t kBuffer = 161 * 64;
 
   const int fd_;
+  const bool whole_;
   std::unique_ptr<std::uint8_t[]> buffers_;
   std::array<UdpReceiver::Train, kMessages> trains_;
   std::array<iovec, kMessages> parts_;

@@ -1,6 +1,7 @@
 // The underlay of a port: a UDP socket or a socket on an Ethernet. What is different about the
 // two is known here, in `Endpoint` and in the associated data; workers and paths use one as the
-// other.
+// other. A wire (transport `ip`) is a socket on an Ethernet whose frames the workers make
+// themselves.
 #pragma once
 
 #include <cstddef>
@@ -26,6 +27,17 @@ struct Underlay {
     return underlay;
   }
 
+  /// The interface of a link port of level `ip`: whole frames, of which some carry sealed packets.
+  [[nodiscard]] static Underlay of_wire(int socket) {
+    Underlay underlay;
+    underlay.fd = socket;
+    underlay.transport = Transport::kIp;
+    return underlay;
+  }
+
+  /// Whether the socket takes and gives frames.
+  [[nodiscard]] bool is_packet() const { return transport != Transport::kUdp; }
+  [[nodiscard]] bool is_wire() const { return transport == Transport::kIp; }
   [[nodiscard]] bool is_ethernet() const { return transport == Transport::kEthernet; }
   [[nodiscard]] UdpSocket udp() const { return {fd, v4_only}; }
 
@@ -36,15 +48,15 @@ struct Underlay {
 
 /// Sends one sealed frame; false if the kernel did not take it. For the few outside a batch.
 inline bool send_frame(const Underlay& underlay, const Endpoint& to, ConstBytes frame) noexcept {
-  return underlay.is_ethernet() ? send_ethernet(underlay.fd, to, frame)
-                                : send_datagram(underlay.udp(), to, frame);
+  return underlay.is_packet() ? send_ethernet(underlay.fd, to, frame)
+                              : send_datagram(underlay.udp(), to, frame);
 }
 
 /// Threads: one, the worker that owns it.
 class UnderlaySender {
  public:
   UnderlaySender(const Underlay& underlay, DropCounters& drops) {
-    if (underlay.is_ethernet()) {
+    if (underlay.is_packet()) {
       ethernet_.emplace(underlay.fd, drops);
     } else {
       udp_.emplace(underlay.udp(), drops);
@@ -54,6 +66,8 @@ class UnderlaySender {
   [[nodiscard]] Bytes reserve(const Endpoint& to, std::size_t size) {
     return ethernet_ ? ethernet_->reserve(to, size) : udp_->reserve(to, size);
   }
+  /// Room for a whole frame, outer headers and all. Only for a wire.
+  [[nodiscard]] Bytes reserve_frame(std::size_t size) { return ethernet_->reserve_frame(size); }
   /// Whether `frames` frames of `bytes` bytes in all, to one endpoint, can be reserved without a
   /// flush, one behind the other. Never on an Ethernet, where headers stand between them.
   [[nodiscard]] bool fits(std::size_t frames, std::size_t bytes) const noexcept {
@@ -80,8 +94,8 @@ class UnderlaySender {
 class UnderlayReceiver {
  public:
   explicit UnderlayReceiver(const Underlay& underlay) {
-    if (underlay.is_ethernet()) {
-      ethernet_.emplace(underlay.fd);
+    if (underlay.is_packet()) {
+      ethernet_.emplace(underlay.fd, underlay.is_wire());
     } else {
       udp_.emplace(underlay.udp());
     }

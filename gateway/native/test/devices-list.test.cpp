@@ -28,7 +28,8 @@ TEST_CASE("device list: a good one") {
       "route 192.0.2.77/24 route 2001:db8:f::1/48\n"
       "udp 51820\n"
       "udp 443 bind 192.0.2.7 device eth0.100 mark 0xff\n"
-      "ethernet eth1 mac 02:00:5e:10:00:0f mac 02:00:00:00:00:02");
+      "ethernet eth1 mac 02:00:5e:10:00:0f mac 02:00:00:00:00:02\n"
+      "wire eth2");
   REQUIRE(list.taps.size() == 3);
   CHECK(list.taps[0].arp);
   CHECK_FALSE(list.taps[2].arp);
@@ -59,6 +60,8 @@ TEST_CASE("device list: a good one") {
   CHECK(list.ethernets[0].name == "eth1");
   REQUIRE(list.ethernets[0].macs.size() == 2);
   CHECK(to_text(list.ethernets[0].macs[1]) == "02:00:00:00:00:02");
+  REQUIRE(list.wires.size() == 1);
+  CHECK(list.wires[0].name == "eth2");
 }
 
 TEST_CASE("device list: each error names its line") {
@@ -70,6 +73,10 @@ TEST_CASE("device list: each error names its line") {
   CHECK(refusal("ethernet eth1 mac 01:00:00:00:00:01").find("group address") != std::string::npos);
   CHECK(refusal("ethernet eth1 mtu 1500") == "line 1: an ethernet has no 'mtu'");
   CHECK(refusal("ethernet ../x mac 02:00:00:00:00:01").find("interface name") != std::string::npos);
+  CHECK(refusal("wire eth1 mac 02:00:00:00:00:01") == "line 1: a wire has a name only");
+  CHECK(refusal("wire ../x").find("interface name") != std::string::npos);
+  CHECK(refusal(tap + " bridge br0 port eth1\nwire eth1").find("carries the sealed frames") !=
+        std::string::npos);
   std::string macs = "ethernet eth1";
   for (int i = 0; i < 65; ++i) macs += " mac 02:00:00:00:00:01";
   CHECK(refusal(macs) == "line 1: too many MAC addresses");

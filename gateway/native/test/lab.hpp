@@ -75,7 +75,9 @@ struct Node {
 
   /// What is different from an ordinary node.
   struct Options {
-    UniqueFd lan;  ///< an end of a socket pair in place of an Ethernet; without it, UDP
+    /// An end of a socket pair in place of an Ethernet; at a link port, of the interface towards
+    /// the router. Without it, UDP.
+    UniqueFd lan;
     std::size_t helpers = 0;
     Suite suite = Suite::kAes256Gcm;
     bool sends = true;  ///< false: without its outbound worker, which takes megabytes
@@ -105,6 +107,7 @@ struct Node {
     udp = open_udp(udp_port);
     set_clock(0);
     tables.set_settings(settings());
+    if (underlay().is_wire()) tables.sent().make_room();
     tables.set_lease(kServerMs + 3'600'000);
     const auto made = tables.make_boot();
     boot = made.boot;
@@ -123,7 +126,9 @@ struct Node {
   }
 
   Underlay underlay() const {
-    return lan ? Underlay::of_ethernet(lan.get()) : Underlay(UdpSocket::of(udp.get()));
+    if (!lan) return UdpSocket::of(udp.get());
+    return kind == PortKind::kLink ? Underlay::of_wire(lan.get())
+                                   : Underlay::of_ethernet(lan.get());
   }
 
   std::unique_ptr<PortSettings> settings() const {
@@ -135,7 +140,9 @@ struct Node {
     made->suite = suite;
     made->backend = best_backend();
     made->transport = underlay().transport;
-    if (lan) {
+    if (underlay().is_wire()) {
+      made->underlay_mtu = 1'500;
+    } else if (lan) {
       made->subnet_tag = kTag;
     } else {
       made->udp_port = udp_port;
@@ -163,10 +170,12 @@ struct Node {
                        .index = other.index,
                        .boot = other.boot_public,
                        .macs = {},
-                       .endpoints = {loopback(other.udp_port)},
+                       .endpoints = lan ? std::vector<Endpoint>{}
+                                        : std::vector<Endpoint>{loopback(other.udp_port)},
                        .online = online,
                        .net = other.net},
                       boot_ms());
+      if (lan) return;
       // As after an answer to a probe.
       tables.set_endpoint(*tables.peer(other.net + "/" + other.id), loopback(other.udp_port));
       return;

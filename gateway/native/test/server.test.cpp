@@ -516,6 +516,7 @@ TEST_CASE("devices: texts") {
   CHECK_FALSE(parse_device("tap pw0 mac 02:00:00:00:00:01 mtu 1400 offload 0")->offload);
   CHECK(tap->mac == MacAddress(std::array<std::uint8_t, 6>{0x02, 0xab, 0, 0, 0, 1}));
   CHECK(parse_device("udp 65535")->port == 65535);
+  CHECK(parse_device("wire eth2 mac 02:00:00:00:00:01 mtu 1500")->kind == Device::Kind::kWire);
   const auto lan = parse_device("ethernet eth1.5 mac 02:00:00:00:00:01 mtu 9000");
   REQUIRE(lan.has_value());
   CHECK(lan->kind == Device::Kind::kEthernet);

@@ -8,6 +8,7 @@ import { bindings } from './0005-bindings.js';
 import { putBack } from './0006-put-back.js';
 import { nets } from './0007-nets.js';
 import { netPorts } from './0008-net-ports.js';
+import { cascade } from './0009-cascade.js';
 import type { Migration } from './migration.js';
 
 export const MIGRATIONS: readonly Migration[] = [
@@ -19,6 +20,7 @@ export const MIGRATIONS: readonly Migration[] = [
   putBack,
   nets,
   netPorts,
+  cascade,
 ];
 
 /** What the runner needs of a database. `atomically` is one transaction. */

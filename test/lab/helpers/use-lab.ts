@@ -16,13 +16,15 @@ export interface LabHandle {
 export interface UseLabOptions extends LabOptions {
   /** Data planes are meant to end in these tests; else one that did is a failure. */
   readonly restarts?: boolean;
+  /** How long a large laboratory may take to come up, ms; else as long as any hook. */
+  readonly upMs?: number;
 }
 
 export function useLab(topology: TopologyInput, options: UseLabOptions = {}): LabHandle {
   let made: Lab | undefined;
   beforeAll(async () => {
     made = await Lab.create(topology, { env: nativePreset(), ...options });
-  });
+  }, options.upMs);
   afterEach(({ task }) => {
     if (task.result?.state === 'fail' && made !== undefined) {
       console.error(`logs after "${task.name}":\n${made.logTails()}`);

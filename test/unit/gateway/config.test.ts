@@ -53,7 +53,9 @@ describe('gateway.yaml', () => {
 
   it('the example of the transport ethernet, which stands in it as a comment, loads too', () => {
     const text = readFileSync(join(root, 'config/gateway.example.yaml'), 'utf8');
-    const shown = /^# transport:\n((?:# {3}.*\n)+)/m.exec(text)?.[0].replace(/^# /gm, '');
+    const shown = /^# transport:\n((?:# {3}.*\n)+)/m
+      .exec(text.slice(text.indexOf('straight on the Ethernet')))?.[0]
+      .replace(/^# /gm, '');
     const { transport } = load(`${stringify(GOOD)}${shown}`);
     expect(transport).toEqual({ kind: 'ethernet', device: 'eth1' });
   });
@@ -99,6 +101,42 @@ describe('gateway.yaml', () => {
     });
   });
 
+  it('the example of level ip loads, and it is on the transport ip, apart from its bridge', () => {
+    const text = readFileSync(join(root, 'config/gateway.example.yaml'), 'utf8');
+    const from = text.indexOf('as a bump in the wire');
+    const shown = text
+      .slice(
+        text.indexOf('# ports:', from),
+        text.indexOf('\n\n', text.indexOf('# transport:', from)),
+      )
+      .replace(/^# /gm, '');
+    const config = load(
+      `${stringify({ ...GOOD, ports: undefined, transport: undefined })}${shown}`,
+    );
+    expect(config.ports[0]).toMatchObject({ kind: 'link', level: 'ip', bridge: 'br0' });
+    expect(config.transport).toEqual({ kind: 'ip', device: 'eth1' });
+    const { ports } = config;
+    const loading = (port: object, transport: object) => () =>
+      load(stringify({ ...GOOD, ports: [{ ...ports[0], ...port }], transport }));
+    const wire = { kind: 'ip', device: 'eth1' };
+    expect(loading({}, wire)).not.toThrow();
+    expect(loading({}, {})).toThrow('of level ip is on the transport ip');
+    expect(loading({}, { kind: 'ip', device: 'br0' })).toThrow("can't be part of the bridge");
+    expect(loading({ bridgePorts: ['eth1'] }, wire)).toThrow("can't be part of the bridge");
+    expect(loading({ pass: ['tcp'] }, wire)).toThrow('pass');
+    expect(loading({ inside: ['pw0'] }, wire)).toThrow('inside');
+    expect(() => load(stringify({ ...GOOD, transport: wire }))).toThrow(
+      'for link ports of level ip',
+    );
+  });
+  it.each(['two', 'member', 'triangle', 'row-end', 'row-middle-a', 'row-middle-c'])(
+    'the example of linked subnets link-%s.yaml loads',
+    (name) => {
+      const config = loadGatewayConfig(join(root, `config/examples/link-${name}.yaml`));
+      expect(config.ports[0]?.kind).toBe(name === 'member' ? 'host' : 'link');
+    },
+  );
+
   it('a link port is on udp, and knows of each address which one subnet it is in', () => {
     const least = {
       ...{ name: 'link', kind: 'link', interface: 'link0', inside: ['pw0'] },
@@ -110,7 +148,9 @@ describe('gateway.yaml', () => {
       () =>
         load(stringify({ ...GOOD, ports: [{ ...least, ...port }], transport }));
     expect(loading({})).not.toThrow();
-    expect(loading({}, { kind: 'ethernet', device: 'eth1' })).toThrow('on the transport udp');
+    expect(loading({}, { kind: 'ethernet', device: 'eth1' })).toThrow(
+      'of level udp is on the transport udp',
+    );
     expect(loading({ inside: ['link0'] })).toThrow('inside names the link itself');
     expect(loading({}, { device: 'pw0' })).toThrow('carries the sealed frames');
     expect(loading({ nets: {} })).toThrow('between 1 and 64 nets');

@@ -139,9 +139,14 @@ describe('join', () => {
       ...{ addresses: [], interface: 'link0', prefixes: ['10.1.0.0/16'], inside: ['pw0'] },
       nets: { west: ['10.2.0.0/16', '10.3.0.0/16'] },
     };
-    for (const missing of [{ prefixes: [] }, { nets: {} }, { inside: [] }]) {
+    for (const missing of [{ prefixes: [] }, { nets: {} }]) {
       await expect(join(options(token, { ...link, ...missing }))).rejects.toThrow(
         'a link port knows its own prefixes',
+      );
+    }
+    for (const odd of [{ inside: [] }, { bridge: 'br0' }, { pass: ['ospf'] }]) {
+      await expect(join(options(token, { ...link, ...odd }))).rejects.toThrow(
+        'a link of level udp has interfaces that lead into our subnet',
       );
     }
     await expect(join(options(subnet.token({ id: 'gina' }), link))).rejects.toThrow(
@@ -156,6 +161,28 @@ describe('join', () => {
       ...{ kind: 'link', net: 'east-net', inside: ['pw0'], prefixes: ['10.1.0.0/16'] },
       nets: { west: { prefixes: ['10.2.0.0/16', '10.3.0.0/16'] } },
     });
+  });
+
+  it('a link of level ip is between a bridge and an interface to the router', async () => {
+    const token = subnet.token({ id: 'wire', role: 'link' });
+    const wire = {
+      ...{ addresses: [], interface: 'link0', prefixes: ['10.1.0.0/16'], port: undefined },
+      ...{ nets: { west: ['10.2.0.0/16'] }, transport: 'ip' as const, pass: ['ospf'] },
+      ...{ bridge: 'br0', device: 'eth1' },
+    };
+    const { bridge, device, ...neither } = wire;
+    await expect(join(options(token, { ...neither, device }))).rejects.toThrow('between a bridge');
+    await expect(join(options(token, { ...neither, bridge }))).rejects.toThrow('has an interface');
+    for (const odd of [{ inside: ['pw0'] }, { addresses: ['10.1.0.9/16'] }]) {
+      await expect(join(options(token, { ...wire, ...odd }))).rejects.toThrow('between a bridge');
+    }
+    await expect(join(options(token, { ...wire, pass: ['tcp'] }))).rejects.toThrow(
+      'what may pass in clear is one of icmp, igmp',
+    );
+    await join(options(token, wire));
+    const config = loadGatewayConfig(gatewayPaths(dir).config);
+    expect(config.ports[0]).toMatchObject({ level: 'ip', bridge: 'br0', pass: ['ospf'] });
+    expect(config.transport).toEqual({ kind: 'ip', device: 'eth1' });
   });
 
   it('a host may be told where it may forward to', async () => {

@@ -28,7 +28,7 @@ const EXPECTED: Readonly<Record<Asker, readonly RequestType[]>> = {
   host: [...MEMBER, 'bind'],
   plain: [...MEMBER, 'learned'],
   link: [...MEMBER, 'bind', 'key.net'],
-  server: ['ping', 'net.sync', 'net.confirm', 'net.rekey'],
+  server: ['ping', 'net.sync', 'net.confirm', 'net.rekey', 'net.end', 'cascade.sync'],
   operator: [
     'ping',
     'list',
@@ -62,7 +62,15 @@ const FIELDS: Readonly<Record<RequestType, Record<string, unknown>>> = {
     ...{ net: 'x', prefixes: [], held: 0, subnet: 'x', operator: randomBytes(32), ports: [] },
   },
   'net.confirm': { net: 'x', pwId: 1 },
+  'cascade.sync': {
+    word: {
+      ...{ server: 'x', number: 1, first: 's1', tag: 0, epoch: randomBytes(8), time: 1 },
+      ...{ have: { epoch: randomBytes(8), cursor: 0 }, settings: signed },
+      ...{ wants: [], confirms: [], seeks: [], places: [] },
+    },
+  },
   'net.rekey': { net: 'x', force: false },
+  'net.end': { net: 'x' },
   'peer.add': { token: 'x', prefixes: ['10.0.0.0/8'] },
   'peer.remove': { net: 'x' },
   rekey: { force: false },

@@ -293,6 +293,45 @@ describe('peered key servers', () => {
     expect(zone()).toMatchObject({ prefixes: ['192.0.2.0/24'] });
   });
 
+  it('tell each net the prefixes that it reaches through them, and only the link ports for it', async () => {
+    const through = ['192.0.2.0/25'];
+    await east.close();
+    await west.close();
+    // Each of the two is a way to a third subnet for the other one, and has link ports that are not for it.
+    const offer = (net: string, prefix: string) =>
+      new Map([[parseId(net), { through: [prefix], links: [parseId('gate')] }]]);
+    east = await TestSubnet.start({ ...EAST, nets: offer('west', through[0] ?? '') });
+    west = await TestSubnet.start({ ...WEST, nets: offer('east', '192.0.2.128/25') });
+    for (const side of [east, west]) {
+      await link(side, 'gate');
+      await link(side, 'other');
+    }
+    await add(peerToken({ ips: [...WEST.prefixes, '192.0.2.128/25'] }), [
+      ...EAST.prefixes,
+      ...through,
+    ]);
+    await until(async () => (await atEast())?.far !== undefined, 'what the west tells');
+    await until(async () => (await atWest())?.far !== undefined, 'what the east tells');
+    const ids = (ports: readonly { readonly id: string }[] | undefined) =>
+      ports?.map(({ id }) => id);
+    const [fromWest, fromEast] = [await atEast(), await atWest()];
+    expect(fromWest?.told).toEqual([...WEST.prefixes, '192.0.2.128/25']);
+    expect(fromEast?.told).toEqual([...EAST.prefixes, ...through]);
+    expect([ids(fromWest?.far?.ports), ids(fromEast?.far?.ports)]).toEqual([['gate'], ['gate']]);
+    // To a net that is not named there they tell what they did before.
+    const zone = await west.enrolled('zone', {
+      role: 'server',
+      net: parseId('zone'),
+      ips: ['10.0.0.0/24'],
+    });
+    const answer = await zone.client.request(
+      { t: 'net.sync', net: 'zone', prefixes: [], held: 0, ...FAR },
+      { parse: (it) => answerSchemas['net.sync'].parse(it) },
+    );
+    expect(answer.prefixes).toEqual(WEST.prefixes);
+    expect(ids(answer.ports)?.toSorted()).toEqual(['gate', 'other']);
+  });
+
   it('go on above what the far side holds after a restore', async () => {
     await peered();
     const old = await atEast();
@@ -370,6 +409,74 @@ describe('peered key servers', () => {
     await add(peerToken());
     await until(async () => (await atWest())?.key !== undefined, 'the key again');
   });
+
+  it('are parted on both sides by `peer.remove`, if the other one is there, and begin anew by the same token', async () => {
+    await peered();
+    const token = peerToken();
+    await add(token);
+    const far = await link(east, 'gate');
+    await until(async () => (await atEast())?.far !== undefined, 'what the west tells');
+    const before = await atEast();
+    const removed = await west
+      .admin()
+      .request(
+        { t: 'peer.remove', net: 'east' },
+        { parse: (it) => answerSchemas['peer.remove'].parse(it) },
+      );
+    expect(removed.told).toBe(true);
+    await until(() => told(far)?.kind === 'net.gone', 'the end of the link over there');
+    expect(await atEast()).toMatchObject({ key: undefined, next: undefined, member: 'west' });
+    expect((await east.audit()).some(({ action }) => action === 'net_end')).toBe(true);
+    await expect(rekey(east, 'west')).rejects.toMatchObject({ code: 'not_found' });
+
+    await add(token);
+    await until(() => told(far)?.kind === 'net', 'the link anew');
+    await until(async () => (await atWest())?.key !== undefined, 'its key at the far server');
+    const [here, there] = [await atEast(), await atWest()];
+    // The numbers and the key of before are not used again.
+    expect(here?.pwId).toBe((before?.pwId ?? 0) + 1);
+    expect(here?.key?.equals(before?.key ?? Buffer.alloc(0))).toBe(false);
+    expect(there?.key?.equals(here?.key ?? Buffer.alloc(0))).toBe(true);
+
+    await east.stopServer();
+    const alone = await west
+      .admin()
+      .request(
+        { t: 'peer.remove', net: 'east' },
+        { parse: (it) => answerSchemas['peer.remove'].parse(it) },
+      );
+    expect(alone.told).toBe(false);
+    await east.startServer();
+    expect((await atEast())?.key).toBeDefined();
+  });
+
+  it('let nobody end a link but the server that speaks for the net', async () => {
+    await peered();
+    const zone = await east.enrolled('zone', {
+      role: 'server',
+      net: parseId('zone'),
+      ips: ['192.0.2.0/24'],
+    });
+    await expect(zone.client.request({ t: 'net.end', net: 'west' })).rejects.toMatchObject({
+      code: 'refused',
+    });
+    expect((await atEast())?.key).toBeDefined();
+  });
+
+  it('replace the key that a revoked link port had, though neither server lives until then', async () => {
+    await peered();
+    await age();
+    await link(west, 'lost');
+    await east.stopServer();
+    await west.admin().request({ t: 'revoke', member: 'lost' });
+    await west.stopServer();
+    await west.startServer();
+    expect((await atWest())?.dueAt).toBeGreaterThan(0);
+    await east.startServer();
+    await until(async () => (await atWest())?.pwId === 2, 'another key', 60_000);
+    await until(async () => (await atWest())?.dueAt === 0, 'the end of what is owed');
+    expect(await atEast()).toMatchObject({ pwId: 2 });
+  }, 90_000);
 
   it('limit what a key server may ask and claim to hold', async () => {
     const zone = await east.enrolled('zone', {
@@ -543,6 +650,16 @@ describe('peered key servers', () => {
       .request({ t: 'list', what: 'nets' }, { parse: (it) => answerSchemas.list.parse(it) });
     expect(Number(rows[0]?.skewMs)).toBeLessThan(-59_000);
     expect(rows[0]).toMatchObject({ pwId: 1, state: 'connected' });
+    // Link ports of the one that asks go by the clock of the maker, the maker's by its own.
+    const [there, here] = [await link(west, 'gate'), await link(east, 'gate')];
+    const aheadOf = async (member: TestMember) =>
+      netsOf((await member.syncAll()).changes).map((one) =>
+        one.kind === 'net' ? (one.ahead ?? 0) : one.kind,
+      );
+    const [ahead] = await aheadOf(there);
+    expect(Math.abs(Number(ahead) + 60_000)).toBeLessThan(1_000);
+    await until(async () => (await atEast())?.far !== undefined, 'what the west tells');
+    expect(await aheadOf(here)).toEqual([0]);
   });
 
   it('show each other in the list', async () => {

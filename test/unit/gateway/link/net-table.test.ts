@@ -15,6 +15,7 @@ import { NOW, SUBNET, TestOperator, TestPeer } from '../support/records.js';
 import { until } from '../support/until.js';
 import { PORT, WatchedPort } from '../support/watched-port.js';
 
+const OWN = parseId('zone');
 const WEST = parseId('west');
 const key = (byte: number) => Buffer.alloc(32, byte);
 
@@ -36,6 +37,7 @@ class Bench {
   ) {
     this.table = new NetTable({
       port: PORT,
+      net: OWN,
       prefixes: ['10.1.0.0/16'],
       nets: new Map([[WEST, { prefixes: ['10.2.0.0/16', '10.3.0.0/16'], operator }]]),
       dataPlane,
@@ -99,6 +101,20 @@ describe('the nets of a link port', () => {
     );
     await dataPlane.holds();
     expect(dataPlane.told().filter((one) => one.startsWith('key'))).toEqual([]);
+  });
+
+  it('goes by the time of the net with the smallest name, also of one that the configuration does not name', () => {
+    expect(bench.table.ahead()).toBe(0);
+    bench.table.take(bench.change(5, { ahead: -60_000 }));
+    expect(bench.table.ahead()).toBe(-60_000);
+    bench.table.take({ ...bench.change(6, { ahead: 7_000 }), net: parseId('east') });
+    expect(bench.table.ahead()).toBe(7_000);
+    bench.table.take({ ...bench.change(7, { ahead: 9_000 }), net: parseId('zz') });
+    expect(bench.table.ahead()).toBe(7_000);
+    bench.table.gone(parseId('east'));
+    expect(bench.table.ahead()).toBe(-60_000);
+    bench.table.take(bench.change(8));
+    expect(bench.table.ahead()).toBe(0);
   });
 
   it('prepares the next generation, sends with it when told, and forgets the one before', async () => {

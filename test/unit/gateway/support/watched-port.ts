@@ -59,6 +59,7 @@ export class WatchedPort implements CommandPort {
       stormFrames: 1_000,
       kind: net === '' ? 'host' : 'link',
       net,
+      pass: Buffer.alloc(0),
       broadcast: 'all',
       stp: 'drop',
       learnSeconds: 300,

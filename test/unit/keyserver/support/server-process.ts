@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { initSubnet, type SettingsChoice } from '../../../../keyserver/init.js';
 import type { Id } from '../../../../src/protocol/ids.js';
+import { pairwire } from './commands.js';
 import { removeDatabase, storeChoice } from './store.js';
 import { SUBNET, SubnetFolder } from './subnet-folder.js';
 
@@ -19,8 +20,23 @@ export class ServerProcess extends SubnetFolder {
     dir: string,
     readonly port: number,
     subnet: Id = SUBNET,
+    server?: Id,
+    operatorKey?: string,
   ) {
-    super(dir, subnet);
+    super(dir, subnet, server, operatorKey);
+  }
+
+  /** Makes another key server of a subnet by the command. @param token from its first one */
+  static async join(first: ServerProcess, server: Id, token: string): Promise<ServerProcess> {
+    const dir = mkdtempSync(join(tmpdir(), 'pairwire-cascade-'));
+    const port = await freePort();
+    const listen = `127.0.0.1:${port}`;
+    const made = await pairwire(
+      ['init', '--cascade', '-', '--dir', dir, '--listen', listen, '--json'],
+      token,
+    );
+    if (made.code !== 0) throw new Error(made.err);
+    return new ServerProcess(dir, port, first.subnet, server, first.paths.operatorKey);
   }
 
   /** Makes the folder; nothing runs yet. */

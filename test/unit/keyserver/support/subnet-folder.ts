@@ -25,12 +25,12 @@ export abstract class SubnetFolder {
   protected constructor(
     readonly dir: string,
     readonly subnet: Id = SUBNET,
+    readonly serverId: Id = parseId('s1'),
+    operatorKey?: string,
   ) {
     const { paths } = this;
-    this.operator = importPrivate(
-      'ed25519',
-      readKeyFile(paths.operatorKey, KEY_KIND.operatorPrivate),
-    );
+    const operator = operatorKey ?? paths.operatorKey;
+    this.operator = importPrivate('ed25519', readKeyFile(operator, KEY_KIND.operatorPrivate));
     this.tokenKey = readKeyFile(paths.tokenKey, KEY_KIND.token);
     this.auditKey = readKeyFile(paths.auditKey, KEY_KIND.audit);
     this.adminKey = readKeyFile(paths.adminKey, KEY_KIND.admin);
@@ -49,7 +49,7 @@ export abstract class SubnetFolder {
     const { text } = makeToken(
       {
         subnet: this.subnet,
-        server: parseId('s1'),
+        server: this.serverId,
         listen: `127.0.0.1:${this.port}`,
         advertise: [],
       },

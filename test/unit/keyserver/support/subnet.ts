@@ -3,7 +3,8 @@ import { randomBytes } from 'node:crypto';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { KEY_KIND } from '../../../../keyserver/config.js';
+import { joinCascade } from '../../../../keyserver/cascade/join.js';
+import { KEY_KIND, type OwnNet } from '../../../../keyserver/config.js';
 import { initSubnet, type SettingsChoice } from '../../../../keyserver/init.js';
 import { KeyServer, type KeyServerOptions } from '../../../../keyserver/server.js';
 import type { SqlDriver } from '../../../../keyserver/storage/sql.js';
@@ -33,11 +34,15 @@ export interface SubnetOptions {
   readonly subnet?: Id;
   /** Its IP prefixes. */
   readonly prefixes?: readonly string[];
+  /** What single other nets are told beyond that. */
+  readonly nets?: OwnNet['nets'];
   readonly settings?: SettingsChoice;
   readonly tuning?: KeyServerOptions['tuning'];
   readonly limits?: KeyServerOptions['limits'];
   readonly log?: Logger;
   readonly clock?: Clock;
+  /** Another key server of the subnet whose first one made this token. */
+  readonly cascade?: { readonly token: string; readonly operatorKey: string };
 }
 
 /** A key server's folder, and the server while it runs. */
@@ -48,14 +53,23 @@ export class TestSubnet extends SubnetFolder {
   readonly #options: SubnetOptions;
   #port = 0;
 
-  private constructor(dir: string, options: SubnetOptions) {
-    super(dir, options.subnet);
+  private constructor(dir: string, options: SubnetOptions, server?: Id) {
+    super(dir, options.subnet, server, options.cascade?.operatorKey);
     this.#options = options;
   }
 
   /** Makes a subnet and starts its server. */
   static async start(options: SubnetOptions = {}): Promise<TestSubnet> {
     const dir = mkdtempSync(join(tmpdir(), 'pairwire-keyserver-'));
+    const { cascade } = options;
+    if (cascade !== undefined) {
+      const { token } = cascade;
+      const how = { token, dir, listen: '127.0.0.1:7900', advertise: [] };
+      const { server } = await joinCascade(how);
+      const another = new TestSubnet(dir, options, server);
+      await another.startServer();
+      return another;
+    }
     await initSubnet({
       subnet: options.subnet ?? SUBNET,
       dir,
@@ -83,7 +97,11 @@ export class TestSubnet extends SubnetFolder {
       staticKeys: keyPairFromPrivate(readKeyFile(this.paths.serverKey, KEY_KIND.server)),
       tokenKey: this.tokenKey,
       auditKey: this.auditKey,
-      net: { id: this.subnet, prefixes: this.#options.prefixes ?? [] },
+      net: {
+        id: this.subnet,
+        prefixes: this.#options.prefixes ?? [],
+        nets: this.#options.nets ?? new Map(),
+      },
       auditHeadFile: this.paths.auditHead,
       log: log ?? createLogger('test', { level: 'silent' }),
       ...(tuning === undefined ? {} : { tuning }),
@@ -122,7 +140,7 @@ export class TestSubnet extends SubnetFolder {
   async audit(): Promise<
     readonly { action: string; actor: string; detail: unknown; count: number }[]
   > {
-    const entries = await this.store.listAudit(parseId('s1'), 0, 10_000);
+    const entries = await this.store.listAudit(this.serverId, 0, 10_000);
     return entries.map(({ action, actor, detail, count }) => ({
       action,
       actor,

@@ -1,0 +1,738 @@
+/**
+ * The other key servers of this subnet, each with a store and members of its own (docs/protocol.md 10). Every two of them
+ * have a channel; the one with the larger id comes to the other one. Each says what is new at home since what the
+ * other one has ("state, not events"), so what is pushed, lost or said twice makes no difference:
+ *
+ *   s2 --cascade.sync (what is new at s2; what s2 has of s1)--> s1
+ *   s2 <--------- (what is new at s1; what s1 has of s2) ------ s1
+ *   s2 <-- cascade (something is new, ask) -------------------- s1
+ *
+ * What is foreign lies in the store like what is ours, so look-ups, synchronisation and lists know no difference.
+ */
+import { RequestError } from '../../src/net/channel.js';
+import type { Id } from '../../src/protocol/ids.js';
+import type { MacAddress } from '../../src/protocol/mac.js';
+import { type CascadeWord, MAX_SEEKS, MAX_WANTS } from '../../src/protocol/messages.js';
+import type { Signed } from '../../src/protocol/signed.js';
+import type { Clock } from '../../src/runtime/clock.js';
+import { enrolByToken, grantIn, peeringKeys, readPeerToken } from '../peering.js';
+import { NotYet, Refusal } from '../refusal.js';
+import { counts, isOwned, type Place, UNKNOWN_FOR_MS } from '../registry/directory.js';
+import { TokenBuckets } from '../registry/token-bucket.js';
+import type { Services } from '../services.js';
+import type {
+  ConfirmedPair,
+  Member,
+  PairKey,
+  PeerServer,
+  ServerContact,
+} from '../storage/store.js';
+import { homeState } from './home-state.js';
+import { Intake, type IntakeDeps } from './intake.js';
+import { firstOf, MAX_SERVERS, newPeer } from './peer-members.js';
+import { ServerLink } from './server-link.js';
+import type { SubnetTime } from './subnet-time.js';
+
+/** A difference between the two servers' clocks above this is an alarm, ms. */
+export const CASCADE_SKEW_ALARM = 2_000;
+/** Words of another key server: so many at once, so many a second. */
+export const CASCADE_BURST = 200;
+export const CASCADE_PER_SECOND = 50;
+/** How long a server may be away before its members count as offline, ms; after a start everybody comes back at once. */
+const AWAY_AFTER = 10_000;
+const AWAY_AFTER_START = 45_000;
+/** How long a member's question waits for the other server, ms, and how often it looks. */
+const WANT_PATIENCE = 4_000;
+const INDEX_PATIENCE = 1_000;
+const LOOK = 10;
+/** A change of the time offset that is worth a write, ms. */
+const NOTED_OFFSET = 50;
+
+/** What is wanted of the rest of the server. */
+export interface CascadeDeps extends IntakeDeps {
+  readonly secret: Buffer;
+  readonly clock: Clock;
+  readonly time: SubnetTime;
+  /** Tells a server that came to us that it should ask. */
+  tell(member: Id): void;
+  isConnected(member: Id): boolean;
+  /** A server's members want keys that we make, or find them worn. */
+  wanted(asker: Member, peer: Member, make: boolean, worn: number | undefined): Promise<void>;
+  confirmed(end: Id, other: Id, pwId: number): Promise<void>;
+  groupConfirmed(server: Id, pwId: number): Promise<void>;
+  groupWorn(pwId: number): Promise<void>;
+  installSettings(record: Signed): Promise<void>;
+  /** A server says up to where it has our state: more than there is, if our database was put back. */
+  lookAt(
+    server: Id,
+    position: { readonly cursor: number; readonly epoch: Uint8Array },
+  ): Promise<void>;
+  /** We make the group key from now on. */
+  becameFirst(): Promise<void>;
+  readonly awayAfterMs?: number | undefined;
+}
+
+/** How the exchange with a server is. */
+export interface PeerServerState {
+  readonly connected: boolean;
+  readonly problem: string | undefined;
+  readonly skewMs: number | undefined;
+}
+
+type Want = CascadeWord['wants'][number];
+type Confirm = CascadeWord['confirms'][number];
+type FoundPlace = CascadeWord['places'][number];
+
+/** An address that is looked for. */
+interface Seek extends Outside {
+  found: FoundPlace | undefined;
+}
+
+type Outside = Pick<FoundPlace, 'vlan' | 'mac'>;
+
+/** One other server. */
+interface Other {
+  row: PeerServer;
+  link: ServerLink | undefined;
+  /** Up to where it has our state; undefined until it has said so. */
+  has: number | undefined;
+  readonly wants: Map<string, Want>;
+  readonly confirms: Map<string, Confirm>;
+  group: { confirmed?: number; worn?: number };
+  /** Addresses that our members look for, and where those are that it looks for. */
+  readonly seeks: Map<string, Seek>;
+  readonly places: Map<string, FoundPlace>;
+  away: NodeJS.Timeout | undefined;
+  /** We have all that is new there, as far as we hear. */
+  isCurrent: boolean;
+  problem: string | undefined;
+  skewMs: number | undefined;
+  alarmed: boolean;
+  /** One word at a time. */
+  turn: Promise<unknown>;
+}
+
+/** Exchanges with the other key servers. */
+export class Cascade {
+  readonly #services: Services;
+  readonly #deps: CascadeDeps;
+  readonly #intake: Intake;
+  readonly #others = new Map<Id, Other>();
+  readonly #rate = new TokenBuckets(CASCADE_BURST, CASCADE_PER_SECOND);
+  #poked = false;
+  #closed = false;
+
+  constructor(services: Services, deps: CascadeDeps) {
+    this.#services = services;
+    this.#deps = deps;
+    this.#intake = new Intake(services, deps);
+  }
+
+  // ---------------------------------------------------------------------------- start, end
+
+  /** Takes up what the store knows, before anybody is answered: the time above all. */
+  async load(): Promise<void> {
+    for (const row of await this.#services.store.peerServers()) this.#know(row);
+    const first = this.#others.get(this.first);
+    if (first !== undefined) this.#deps.time.follow(first.row.timeOffset);
+  }
+
+  /** Begins to ask. */
+  resume(): void {
+    for (const other of this.#others.values()) {
+      this.#open(other);
+      this.#later(other, Math.max(AWAY_AFTER_START, this.#awayAfter));
+    }
+  }
+
+  close(): void {
+    this.#closed = true;
+    for (const { link, away } of this.#others.values()) {
+      link?.close();
+      clearTimeout(away);
+    }
+  }
+
+  // ------------------------------------------------------------------------------- questions
+
+  /** The subnet's first server. */
+  get first(): Id {
+    return firstOf(this.#services.server, this.#others.keys());
+  }
+
+  get isFirst(): boolean {
+    return this.first === this.#services.server;
+  }
+
+  /** All that is at home elsewhere is known, and would be known if it changed. */
+  get isComplete(): boolean {
+    return [...this.#others.values()].every(({ row, isCurrent }) => row.complete && isCurrent);
+  }
+
+  /** Servers that are there. */
+  *connected(): Iterable<Id> {
+    for (const other of this.#others.values()) if (this.#isThere(other)) yield other.row.server;
+  }
+
+  state(server: Id): PeerServerState | undefined {
+    const other = this.#others.get(server);
+    if (other === undefined) return undefined;
+    const { problem, skewMs } = other;
+    return { connected: this.#isThere(other), problem, skewMs };
+  }
+
+  /** The largest difference between our clock and another server's, ms. */
+  get skewMs(): number {
+    return Math.max(0, ...[...this.#others.values()].map(({ skewMs }) => Math.abs(skewMs ?? 0)));
+  }
+
+  /** A member is at home at a server that is there, and online as that one says. */
+  async isAround(id: Id): Promise<boolean> {
+    const member = await this.#services.store.member(id);
+    if (member?.home === undefined || !member.online) return false;
+    const other = this.#others.get(member.home);
+    return other !== undefined && this.#isThere(other);
+  }
+
+  // --------------------------------------------------------------------- what our members want
+
+  /**
+   * Has the key of one of our members and another from the server that makes it, if that is not us.
+   * @throws RequestError unavailable if that server is away
+   */
+  async ensurePair(asker: Id, peer: Member, make: boolean): Promise<boolean> {
+    const { store } = this.#services;
+    if (peer.home === undefined || asker < peer.id) return false;
+    const has = async (): Promise<boolean> => (await store.pairKey(asker, peer.id)) !== undefined;
+    if (await has()) return true;
+    const other = this.#others.get(peer.home);
+    if (other === undefined || !this.#isThere(other)) throw new RequestError('unavailable');
+    const name = `${asker} ${peer.id}`;
+    const want = { asker, peer: peer.id, make };
+    other.wants.set(name, want);
+    this.#say(other);
+    try {
+      await this.#waitFor(has, make ? WANT_PATIENCE : INDEX_PATIENCE);
+    } finally {
+      if (other.wants.get(name) === want) other.wants.delete(name);
+    }
+    if (make && !(await has())) throw new RequestError('unavailable');
+    return true;
+  }
+
+  /** Waits for word of a sender index of another server that nobody has yet. */
+  async settleIndex(index: number): Promise<Member | undefined> {
+    const number = Math.floor(index / 2 ** 24);
+    const other = [...this.#others.values()].find(({ row }) => row.number === number);
+    if (other === undefined || !this.#isThere(other)) return undefined;
+    this.#say(other);
+    const { store } = this.#services;
+    await this.#waitFor(
+      async () => (await store.memberByIndex(index)) !== undefined,
+      INDEX_PATIENCE,
+    );
+    return store.memberByIndex(index);
+  }
+
+  /** Which plain member of another server an address outside is behind, as that one says now. */
+  async seek(vlan: number, mac: MacAddress): Promise<Place | undefined> {
+    const { store } = this.#services;
+    const name = `${vlan} ${mac}`;
+    const asked: Seek[] = [];
+    for (const other of this.#others.values()) {
+      if (!this.#isThere(other)) continue;
+      const known = other.seeks.get(name);
+      // One more than fit: as if it had not been found.
+      if (known === undefined && other.seeks.size >= MAX_SEEKS) continue;
+      const seek = known ?? { vlan, mac, found: undefined };
+      other.seeks.set(name, seek);
+      asked.push(seek);
+      this.#say(other);
+    }
+    await this.#waitFor(
+      () => Promise.resolve(asked.every(({ found }) => found !== undefined)),
+      INDEX_PATIENCE,
+    );
+    for (const { seeks } of this.#others.values()) {
+      const own = seeks.get(name);
+      if (own !== undefined && asked.includes(own)) seeks.delete(name);
+    }
+    const places = asked.flatMap(({ found }) => (found?.member === undefined ? [] : [found]));
+    const place = places.find(({ pinned }) => pinned) ?? places[0];
+    const member = place?.member === undefined ? undefined : await store.member(place.member);
+    if (place === undefined || member?.state !== 'active') return undefined;
+    // Nothing is pushed of it when it moves, so it is asked for again soon.
+    return { member, behind: { vlan, mac, ms: UNKNOWN_FOR_MS, pinned: place.pinned } };
+  }
+
+  /** A member of ours finds a key worn that another server makes. */
+  worn({ a, b, maker, pwId }: PairKey): void {
+    const other = maker === undefined ? undefined : this.#others.get(maker);
+    if (other === undefined) return;
+    const want = { asker: b, peer: a, make: false, worn: pwId };
+    this.#add(other, other.wants, `${b} ${a} worn`, want);
+  }
+
+  /** A member of ours can receive under the next generation of a pair that another server makes. */
+  confirm({ a, b, maker }: Pick<ConfirmedPair, 'a' | 'b' | 'maker'>, pwId: number): void {
+    const other = maker === undefined ? undefined : this.#others.get(maker);
+    if (other === undefined) return;
+    this.#add(other, other.confirms, `${a} ${b}`, { a, b, pwId });
+  }
+
+  /** The same of the group key. */
+  confirmGroup(confirmed: number): void {
+    this.#sayOfGroup({ confirmed });
+  }
+
+  wornGroup(worn: number): void {
+    this.#sayOfGroup({ worn });
+  }
+
+  /** Something is new here: tells whoever may be concerned, soon. */
+  poke(): void {
+    if (this.#poked || this.#closed || this.#others.size === 0) return;
+    this.#poked = true;
+    setImmediate(() => {
+      this.#poked = false;
+      if (this.#closed) return;
+      for (const other of this.#others.values()) this.#say(other);
+    });
+  }
+
+  // -------------------------------------------------------------------------- who comes to us
+
+  /** A server's word, and our answer. @throws Refusal, NotYet */
+  sync(member: Id, word: CascadeWord): Promise<CascadeWord> {
+    const { now } = this.#services;
+    const other = [...this.#others.values()].find(({ row }) => row.member === member);
+    if (other === undefined) {
+      const why = 'no key server of this subnet';
+      throw new Refusal('refused', 'cascade_server', why, { id: member });
+    }
+    if (!this.#rate.take(member, now())) {
+      throw new Refusal('limit', 'cascade_rate', 'too many words; wait', { id: member });
+    }
+    const answer = other.turn
+      .catch(() => undefined)
+      .then(async () => {
+        // A database that was put back may have forgotten that this server was revoked.
+        if ((await this.#services.store.counters()).putBack) throw new NotYet();
+        if (this.#others.get(other.row.server) !== other) throw new NotYet();
+        await this.#hear(other, word);
+        return this.#word(other);
+      });
+    other.turn = answer;
+    return answer;
+  }
+
+  /** A server's member has enrolled here. */
+  async enrolled(server: Id): Promise<void> {
+    const row = await this.#services.store.peerServer(server);
+    if (row !== undefined && !this.#others.has(server)) this.#know(row);
+  }
+
+  /** The channel of a member that may be a server has ended. */
+  left(member: Id): void {
+    for (const other of this.#others.values()) {
+      if (other.row.member === member) this.#lost(other);
+    }
+  }
+
+  /** The server that a member speaks for. */
+  serverOf(member: Id): Id | undefined {
+    return [...this.#others.values()].find(({ row }) => row.member === member)?.row.server;
+  }
+
+  /** A server is revoked: nothing is said to it any more. Its members are the caller's business. */
+  async dropped(server: Id): Promise<void> {
+    await this.#services.store.write((tx) => tx.removePeerServer(server));
+    this.#forget(server);
+  }
+
+  // ------------------------------------------------------------------------------ the operator
+
+  /** Peers with the server that made a token. @throws Refusal */
+  async add(actor: Id, text: string): Promise<{ readonly server: Id; readonly member: Id }> {
+    const { store, audit, server: own, log } = this.#services;
+    const token = readPeerToken(text);
+    const grant = grantIn(token);
+    const { cascade, servers, subnet } = token;
+    const wrong = (why: string): Refusal => new Refusal('malformed', 'peer_token', why);
+    if (cascade === undefined || grant.server === undefined || grant.role !== 'server') {
+      throw wrong('this token is not for a key server of this subnet');
+    }
+    if (subnet !== this.#services.subnet) throw wrong(`the token is for the subnet ${subnet}`);
+    if (Buffer.compare(token.operator, store.meta.operator) !== 0) {
+      throw wrong('the token is of another operator');
+    }
+    if (grant.server !== own) throw wrong(`the token is for the server ${grant.server}`);
+    const { server } = cascade;
+    if (server >= own) throw wrong(`make the token at ${own}, and add it at ${server}`);
+    if (server < this.first) throw wrong(`${server} would be the first server of the subnet`);
+    if (this.#others.size >= MAX_SERVERS) throw wrong(`there are ${MAX_SERVERS} servers already`);
+    const member = grant.id as Id;
+    const contact: ServerContact = { member, servers };
+    const { operator } = store.meta;
+    const keys = peeringKeys(this.#deps.secret, { subnet, operator, member });
+    await enrolByToken(token, grant, member, keys, this.#deps.clock);
+    const row = await store.write(async (tx) => {
+      const known = await tx.peerServer(server);
+      const serial = known?.serial ?? (await tx.nextChange());
+      const added = { ...newPeer(server, { contact }, serial), ...known, contact };
+      await tx.putPeerServer(added);
+      const detail = { server, member };
+      await audit.append(tx, { actor, action: 'peer_add', outcome: 'done', detail });
+      return added;
+    });
+    log.info({ server }, 'peered with another key server of this subnet');
+    this.#forget(server);
+    this.#open(this.#know(row));
+    return { server, member };
+  }
+
+  /** Comes to a server no more; its members are offline for ours. @returns false if we come to none of that id */
+  async remove(actor: Id, server: Id): Promise<boolean> {
+    const { store, audit } = this.#services;
+    const other = this.#others.get(server);
+    if (other?.row.contact === undefined) return false;
+    const wasFirst = this.isFirst;
+    this.#forget(server);
+    await this.#offline(other);
+    await store.write(async (tx) => {
+      await tx.removePeerServer(server);
+      await audit.append(tx, { actor, action: 'peer_remove', outcome: 'done', detail: { server } });
+    });
+    if (!wasFirst && this.isFirst) await this.#deps.becameFirst();
+    return true;
+  }
+
+  // ----------------------------------------------------------------------------------- words
+
+  async #word(other: Other): Promise<CascadeWord> {
+    const { store, server, settings } = this.#services;
+    const { epoch, number, tag } = store.meta;
+    const { row, has } = other;
+    const told = has === undefined ? undefined : await this.#state(other, has);
+    const wants = [...other.wants.values()].slice(0, MAX_WANTS);
+    for (const [name, want] of other.wants) if (want.worn !== undefined) other.wants.delete(name);
+    const confirms = [...other.confirms].slice(0, MAX_WANTS);
+    for (const [name] of confirms) other.confirms.delete(name);
+    const { group } = other;
+    other.group = {};
+    const places = [...other.places].slice(0, MAX_SEEKS);
+    for (const [place] of places) other.places.delete(place);
+    const seeks = [...other.seeks.values()]
+      .filter(({ found }) => found === undefined)
+      .map(({ vlan, mac }) => ({ vlan, mac }));
+    return {
+      ...{ server, number, first: this.first, tag, epoch, time: this.#services.now() },
+      skewMs: this.#deps.time.offset,
+      settings: settings.inForce.record,
+      have: { epoch: row.epoch, cursor: row.cursor },
+      ...(told === undefined ? {} : { state: told }),
+      wants,
+      confirms: confirms.map(([, confirm]) => confirm),
+      ...{ seeks, places: places.map(([, place]) => place) },
+      ...(Object.keys(group).length === 0 ? {} : { group }),
+    };
+  }
+
+  async #state({ row }: Other, from: number): Promise<NonNullable<CascadeWord['state']>> {
+    const { cursor, more, changes } = await homeState(
+      this.#services,
+      row.server,
+      from,
+      this.isFirst,
+    );
+    return { from, cursor, more, changes: [...changes] };
+  }
+
+  /** @returns whether there is more to hear @throws Refusal for a server that does not fit */
+  async #hear(other: Other, word: CascadeWord): Promise<boolean> {
+    const { store } = this.#services;
+    this.#judge(other, word);
+    const { server } = other.row;
+    const { epoch: before } = store.meta;
+    await this.#deps.lookAt(server, word.have);
+    const { epoch } = store.meta;
+    other.has = epoch.equals(Buffer.from(word.have.epoch)) ? word.have.cursor : 0;
+    const theirs = Buffer.from(word.epoch);
+    let row: PeerServer = { ...other.row, number: word.number };
+    // Its store is another one, or was put back: what we have of it is to be told anew.
+    if (!row.epoch.equals(theirs)) row = { ...row, epoch: theirs, cursor: 0 };
+    await this.#takeSettings(server, word);
+    const { state } = word;
+    if (state !== undefined && (state.from === row.cursor || state.from === 0)) {
+      const first = this.first;
+      for (const change of state.changes) await this.#intake.take(row, first, change);
+      row = { ...row, cursor: state.cursor, complete: row.complete || !state.more };
+      if (!state.more) other.isCurrent = true;
+    }
+    await this.#note(other, row);
+    this.#heard(other);
+    const { wants, confirms, group, seeks, places } = word;
+    for (const outside of seeks) await this.#sought(other, outside);
+    for (const place of places) await this.#found(other, place);
+    for (const want of wants) await this.#wanted(server, want);
+    for (const { a, b, pwId } of confirms) {
+      if ((await store.member(b))?.home === server) await this.#deps.confirmed(b, a, pwId);
+    }
+    if (this.isFirst && group?.confirmed !== undefined) {
+      await this.#deps.groupConfirmed(server, group.confirmed);
+    }
+    if (this.isFirst && group?.worn !== undefined) await this.#deps.groupWorn(group.worn);
+    this.#compareClocks(other, word);
+    const asked = wants.length > 0 || seeks.length > 0;
+    return state?.more === true || asked || !epoch.equals(before);
+  }
+
+  #judge({ row }: Other, { server, number, first, tag }: CascadeWord): void {
+    const { meta } = this.#services.store;
+    const wrong = (why: string): Refusal =>
+      new Refusal('refused', 'cascade_server', why, { server: row.server });
+    if (server !== row.server) throw wrong(`it speaks for ${server}`);
+    if (first !== this.first) {
+      throw wrong(`the first server is ${this.first} here and ${first} there: peer every two`);
+    }
+    if (tag !== undefined && tag !== meta.tag) throw wrong('the subnet has another tag there');
+    const taken = [...this.#others.values()].some(
+      (one) => one.row.server !== server && one.row.number === number,
+    );
+    const another = row.number !== undefined && row.number !== number;
+    if (number === meta.number || taken || another) {
+      throw wrong(`the number ${number} of ${server} is taken: give that server another id`);
+    }
+  }
+
+  async #takeSettings(server: Id, { settings }: CascadeWord): Promise<void> {
+    if (settings === undefined) return;
+    try {
+      await this.#deps.installSettings(settings);
+    } catch (thrown) {
+      if (!(thrown instanceof Refusal)) throw thrown;
+      this.#deps.refused(server, thrown);
+    }
+  }
+
+  /** One of a server's members wants the key with one of ours. */
+  async #wanted(server: Id, { asker, peer, make, worn }: Want): Promise<void> {
+    const { store } = this.#services;
+    const [foreign, own] = [await store.member(asker), await store.member(peer)];
+    if (
+      foreign?.home !== server ||
+      own === undefined ||
+      own.home !== undefined ||
+      own.id >= asker
+    ) {
+      const why = 'the key of that pair is not made here';
+      const facts = { server, asker, peer };
+      this.#deps.refused(server, new Refusal('refused', 'cascade_key', why, facts));
+      return;
+    }
+    if (foreign.state !== 'active' || own.state !== 'active') return;
+    await this.#deps.wanted(foreign, own, make, worn);
+  }
+
+  /** A server looks for an address that may be behind one of our plain ports. */
+  async #sought(other: Other, { vlan, mac }: Outside): Promise<void> {
+    const { store, now } = this.#services;
+    const entry = (await isOwned(store, mac)) ? undefined : await store.learned(vlan, mac);
+    const place = entry !== undefined && counts(entry, now()) ? entry : undefined;
+    const member = place === undefined ? undefined : await store.member(place.member);
+    const ours = member?.state === 'active' && member.role === 'plain' && member.home === undefined;
+    other.places.set(`${vlan} ${mac}`, {
+      ...{ vlan, mac, pinned: ours && place?.pinned === true },
+      ...(ours ? { member: member.id } : {}),
+    });
+  }
+
+  /** A server says where an address is that we look for. */
+  async #found({ row, seeks }: Other, place: FoundPlace): Promise<void> {
+    const seek = seeks.get(`${place.vlan} ${place.mac}`);
+    if (seek === undefined) return;
+    const { server } = row;
+    const { vlan, mac, member: id } = place;
+    const member = id === undefined ? undefined : await this.#services.store.member(id);
+    const wrong = member?.home !== server || member.role !== 'plain';
+    seek.found = wrong ? { vlan, mac, pinned: false } : place;
+    if (id === undefined || !wrong) return;
+    const why = 'that member is not at home there';
+    this.#deps.refused(server, new Refusal('refused', 'cascade_home', why, { id, server }));
+  }
+
+  async #note(other: Other, row: PeerServer): Promise<void> {
+    const before = other.row;
+    other.row = row;
+    const same =
+      before.cursor === row.cursor &&
+      before.epoch.equals(row.epoch) &&
+      before.number === row.number &&
+      before.complete === row.complete &&
+      before.timeOffset === row.timeOffset;
+    if (same || this.#others.get(row.server) !== other) return;
+    await this.#services.store.write((tx) => tx.putPeerServer(row));
+  }
+
+  /** The first server's time is the subnet's; a difference of clocks is an alarm, and nothing else. */
+  #compareClocks(other: Other, { skewMs }: CascadeWord): void {
+    const { time } = this.#deps;
+    const { server } = other.row;
+    if (server === this.first) {
+      const theirs = other.link?.time;
+      if (theirs === undefined) return;
+      const offset = Math.round(time.ahead(theirs));
+      time.follow(offset);
+      other.skewMs = offset;
+      if (Math.abs(offset - other.row.timeOffset) > NOTED_OFFSET) {
+        this.#note(other, { ...other.row, timeOffset: offset }).catch((err: unknown) =>
+          this.#services.log.warn({ err }, 'the time of the subnet was not noted'),
+        );
+      }
+    } else {
+      // Both follow the first one: what they differ by is the difference of what they add.
+      other.skewMs = skewMs === undefined ? undefined : time.offset - skewMs;
+    }
+    const differs = other.skewMs ?? 0;
+    const alarm = Math.abs(differs) > CASCADE_SKEW_ALARM;
+    if (alarm && !other.alarmed) {
+      this.#services.log.error(
+        { server, skewMs: differs },
+        "the clocks of two key servers differ: members go by the first server's time",
+      );
+    }
+    other.alarmed = alarm;
+  }
+
+  // ------------------------------------------------------------------------------------ peers
+
+  get #awayAfter(): number {
+    return this.#deps.awayAfterMs ?? AWAY_AFTER;
+  }
+
+  #know(row: PeerServer): Other {
+    const known: Other = {
+      ...{ row, link: undefined, has: undefined, wants: new Map(), confirms: new Map() },
+      ...{ seeks: new Map(), places: new Map() },
+      ...{ group: {}, away: undefined, isCurrent: false, problem: undefined, skewMs: undefined },
+      ...{ alarmed: false, turn: Promise.resolve() },
+    };
+    this.#others.set(row.server, known);
+    return known;
+  }
+
+  #open(other: Other): void {
+    const { contact, server } = other.row;
+    if (contact === undefined || this.#closed) return;
+    const { subnet, store } = this.#services;
+    const { member } = contact;
+    const { secret, clock } = this.#deps;
+    const { channel } = peeringKeys(secret, { subnet, operator: store.meta.operator, member });
+    const link = new ServerLink({
+      ...{ contact, channel, clock },
+      word: () => this.#word(other),
+      heard: async (answer) => {
+        if (this.#others.get(server) !== other) return false;
+        const told = other.has;
+        const more = await this.#hear(other, answer);
+        return more || told === undefined;
+      },
+      failed: (problem) => this.#failed(other, problem),
+      lost: (problem) => {
+        other.problem = problem.message;
+        this.#lost(other);
+      },
+    });
+    other.link = link;
+  }
+
+  #forget(server: Id): void {
+    const other = this.#others.get(server);
+    if (other === undefined) return;
+    this.#others.delete(server);
+    other.link?.close();
+    clearTimeout(other.away);
+  }
+
+  #isThere({ row, link }: Other): boolean {
+    return row.member === undefined ? link?.isOpen === true : this.#deps.isConnected(row.member);
+  }
+
+  #say({ row, link }: Other): void {
+    if (row.member === undefined) link?.ask();
+    else this.#deps.tell(row.member);
+  }
+
+  #add<T>(other: Other, list: Map<string, T>, name: string, what: T): void {
+    if (list.size >= MAX_WANTS && !list.has(name)) return;
+    list.set(name, what);
+    this.#say(other);
+  }
+
+  #sayOfGroup(what: { confirmed?: number; worn?: number }): void {
+    const other = this.#others.get(this.first);
+    if (other === undefined) return;
+    other.group = { ...other.group, ...what };
+    this.#say(other);
+  }
+
+  async #waitFor(holds: () => Promise<boolean>, patience: number): Promise<void> {
+    const end = performance.now() + patience;
+    while (!(await holds()) && performance.now() < end && !this.#closed) {
+      await new Promise((resolve) => setTimeout(resolve, LOOK));
+    }
+  }
+
+  #heard(other: Other): void {
+    clearTimeout(other.away);
+    other.away = undefined;
+    if (other.problem === undefined) return;
+    other.problem = undefined;
+    this.#services.log.info({ server: other.row.server }, 'a key server answers again');
+  }
+
+  #failed(other: Other, thrown: Error): void {
+    if (thrown instanceof Refusal) this.#deps.refused(other.row.server, thrown);
+    // Once: it may fail again and again.
+    if (thrown.message !== other.problem) {
+      const { server } = other.row;
+      this.#services.log.warn({ server, err: thrown }, 'a key server did not answer');
+    }
+    other.problem = thrown.message;
+    this.#lost(other);
+  }
+
+  #lost(other: Other): void {
+    if (other.away === undefined) this.#later(other, this.#awayAfter);
+  }
+
+  #later(other: Other, ms: number): void {
+    if (this.#closed) return;
+    other.away = setTimeout(() => {
+      other.away = undefined;
+      if (this.#closed || this.#others.get(other.row.server) !== other) return;
+      other.isCurrent = false;
+      this.#services.log.warn({ server: other.row.server }, 'a key server is away');
+      this.#offline(other).catch((err: unknown) =>
+        this.#services.log.warn({ err }, 'members of a key server were not marked as offline'),
+      );
+    }, ms);
+    other.away.unref();
+  }
+
+  /** Its members are offline for ours; when it is back, it tells anew how they are. */
+  async #offline(other: Other): Promise<void> {
+    const { store } = this.#services;
+    const { server } = other.row;
+    await this.#note(other, { ...other.row, cursor: 0 });
+    for (const id of await store.membersAt(server)) {
+      const changed = await store.write(async (tx) => {
+        const member = await tx.member(id);
+        if (member?.online !== true) return false;
+        await tx.updatePresence(id, { online: false }, await tx.nextChange());
+        return true;
+      });
+      if (changed) this.#deps.memberChanged(id);
+    }
+  }
+}
