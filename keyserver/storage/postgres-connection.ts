@@ -1,6 +1,7 @@
 /**
- * One connection to PostgreSQL by `pg` as an `SqlConnection`: opened when it is needed, given up when it is lost, and
- * opened again at the next use. Statements are prepared once for each connection; errors become STORE_FAILED.
+ * Connections to PostgreSQL by `pg` as `SqlConnection`s: one that ends when it is lost, one that is opened when it is
+ * needed and again after that, and several that read. Statements are prepared once for each connection; errors become
+ * STORE_FAILED, and none is waited for without end.
  */
 import { Socket } from 'node:net';
 import { Client, type ClientConfig, type QueryResult, types } from 'pg';
@@ -8,9 +9,6 @@ import { messageOf, PairwireError } from '../../src/runtime/errors.js';
 import type { PostgresTarget } from './postgres-target.js';
 import { bindable, type Row, type SqlConnection, type SqlValue } from './sql.js';
 
-const CONNECT_TIMEOUT_MS = 3_000;
-/** A statement that is not answered by then: the connection counts as lost. */
-const QUERY_TIMEOUT_MS = 10_000;
 const KEEPALIVE_AFTER_MS = 5_000;
 
 /** SQLSTATEs after which a connection is of no use: it ends, the server ends or starts, or can't write any more. */
@@ -48,23 +46,89 @@ export function numbered(sql: string): string {
 /** What is set on each connection before anything else runs on it. */
 export type Prepare = (run: (sql: string) => Promise<readonly Row[]>) => Promise<void>;
 
-/** A connection that comes back by itself. */
-export class PostgresConnection implements SqlConnection {
-  readonly #target: PostgresTarget;
-  readonly #prepare: Prepare;
-  readonly #names = new Map<string, { readonly name: string; readonly text: string }>();
-  #client: { readonly client: Client; readonly socket: Socket } | undefined;
-  #opening: Promise<Client> | undefined;
-  #turn: Promise<void> = Promise.resolve();
-  #closed = false;
-  /** Statements under way or waiting. */
-  load = 0;
-  /** Counts statements that were answered. */
-  answered = 0;
+/** How long is waited, at most. */
+export interface Patience {
+  /** For a connection, with all that is set on it. */
+  readonly connectMs: number;
+  /** For the answer to a statement: then its connection counts as lost. */
+  readonly statementMs: number;
+}
 
-  constructor(target: PostgresTarget, prepare: Prepare) {
+/** The server itself ends a statement before the client gives up, so that a refusal says what was wrong. */
+export const PATIENCE: Patience = { connectMs: 3_000, statementMs: 10_000 };
+
+/** What a connection and those before it have done. */
+interface Tally {
+  /** Statements under way or waiting. */
+  load: number;
+  /** Statements that were answered. */
+  answered: number;
+}
+
+/**
+ * One connection from its beginning to its end: what is lost does not come back. A transaction runs on one of these, for
+ * half of it on another connection would be committed by itself. Each statement settles, whatever the server does.
+ */
+export class PostgresSession implements SqlConnection {
+  readonly #client: Client;
+  readonly #socket: Socket;
+  readonly #target: PostgresTarget;
+  readonly #patience: Patience;
+  readonly #tally: Tally;
+  readonly #names = new Map<string, { readonly name: string; readonly text: string }>();
+  #turn: Promise<unknown> = Promise.resolve();
+  #ended = false;
+
+  private constructor(target: PostgresTarget, patience: Patience, tally: Tally) {
     this.#target = target;
-    this.#prepare = prepare;
+    this.#patience = patience;
+    this.#tally = tally;
+    const { host, port, user, database, tls, password } = target;
+    this.#socket = new Socket();
+    const config: ClientConfig = {
+      host,
+      port,
+      database,
+      keepAlive: true,
+      keepAliveInitialDelayMillis: KEEPALIVE_AFTER_MS,
+      application_name: 'pairwire-keyserver',
+      types: { getTypeParser: parserOf },
+      stream: () => this.#socket,
+      // Without a name of its own, `tls` would compare the certificate of an IP address with "localhost".
+      ssl: tls === undefined ? false : { host, rejectUnauthorized: true, ca: tls.ca },
+      ...(user === undefined ? {} : { user }),
+      ...(password === undefined ? {} : { password }),
+    };
+    this.#client = new Client(config);
+    this.#client.on('error', () => this.destroy());
+    this.#client.on('end', () => this.destroy());
+  }
+
+  /** Connects. @throws PairwireError STORE_FAILED, after `connectMs` at the latest */
+  static async open(
+    target: PostgresTarget,
+    prepare: Prepare,
+    patience: Patience,
+    tally: Tally,
+  ): Promise<PostgresSession> {
+    const session = new PostgresSession(target, patience, tally);
+    const client = session.#client;
+    const opening = async (): Promise<void> => {
+      await client.connect();
+      await prepare(async (sql) => (await client.query<Record<string, unknown>>(sql)).rows);
+    };
+    try {
+      await session.#within(patience.connectMs, opening());
+    } catch (thrown) {
+      session.destroy();
+      throw storeError(thrown, target);
+    }
+    return session;
+  }
+
+  /** True when nothing runs on it any more. */
+  get ended(): boolean {
+    return this.#ended;
   }
 
   async get(sql: string, params: readonly SqlValue[]): Promise<Row | undefined> {
@@ -79,22 +143,137 @@ export class PostgresConnection implements SqlConnection {
     return (await this.#query(sql, params)).rowCount ?? 0;
   }
 
-  /** Runs statements without parameters, in one message. @returns how many rows each has changed */
-  async execute(sql: string): Promise<readonly number[]> {
+  /**
+   * Runs statements without parameters, in one message.
+   * @param ms how long they may take, if longer than others
+   * @returns how many rows each has changed
+   */
+  async execute(sql: string, ms: number = this.#patience.statementMs): Promise<readonly number[]> {
     // Of several statements there are several results, which the types of `pg` don't say.
-    const results = await this.#guarded<QueryResult | QueryResult[]>((client) => client.query(sql));
+    const results = await this.#next<QueryResult | QueryResult[]>(ms, () =>
+      this.#client.query(sql),
+    );
     return [results].flat().map(({ rowCount }) => rowCount ?? 0);
+  }
+
+  /** Ends it at once: whatever is under way is refused. */
+  destroy(): void {
+    this.#ended = true;
+    this.#socket.destroy();
+  }
+
+  /** Ends it in order, if the server is there to hear it. */
+  async close(): Promise<void> {
+    if (!this.#ended) {
+      this.#ended = true;
+      await this.#within(this.#patience.connectMs, this.#client.end()).catch(() => undefined);
+    }
+    this.destroy();
+  }
+
+  #query(sql: string, params: readonly SqlValue[]): Promise<QueryResult<Row>> {
+    return this.#next(this.#patience.statementMs, () => {
+      const values = bindable(params);
+      let statement = this.#names.get(sql);
+      if (statement === undefined) {
+        statement = { name: `s${this.#names.size}`, text: numbered(sql) };
+        this.#names.set(sql, statement);
+      }
+      const { name, text } = statement;
+      return this.#client.query<Record<string, unknown>>({ name, text, values });
+    });
+  }
+
+  /** One statement at a time, in the order in which they came. */
+  #next<T>(ms: number, fn: () => Promise<T>): Promise<T> {
+    this.#tally.load += 1;
+    const mine = this.#turn.then(() => this.#one(ms, fn));
+    this.#turn = mine.catch(() => undefined);
+    return mine;
+  }
+
+  async #one<T>(ms: number, fn: () => Promise<T>): Promise<T> {
+    try {
+      if (this.#ended) throw new Error('the connection was lost');
+      const result = await this.#within(ms, fn());
+      this.#tally.answered += 1;
+      return result;
+    } catch (thrown) {
+      const error = storeError(thrown, this.#target);
+      if (isLost(error)) this.destroy();
+      throw error;
+    } finally {
+      this.#tally.load -= 1;
+    }
+  }
+
+  /** Waits for what the server answers, no longer than the connection lives, and ends that when time is up. */
+  #within<T>(ms: number, answer: Promise<T>): Promise<T> {
+    return new Promise((resolve, reject) => {
+      // The client's own error comes with the end of the socket, and says more.
+      const closed = (): void => {
+        setImmediate(() => reject(new Error('the connection was lost')));
+      };
+      const late = setTimeout(() => {
+        reject(new Error(`no answer within ${ms} ms`));
+        this.destroy();
+      }, ms);
+      this.#socket.once('close', closed);
+      answer.then(resolve, reject).finally(() => {
+        clearTimeout(late);
+        this.#socket.off('close', closed);
+      });
+    });
+  }
+}
+
+/** A connection that comes back by itself: for statements of which each is complete. */
+export class PostgresConnection implements SqlConnection {
+  readonly #target: PostgresTarget;
+  readonly #prepare: Prepare;
+  readonly #patience: Patience;
+  readonly #tally: Tally = { load: 0, answered: 0 };
+  #session: PostgresSession | undefined;
+  #opening: Promise<PostgresSession> | undefined;
+  #closed = false;
+
+  constructor(target: PostgresTarget, prepare: Prepare, patience: Patience) {
+    this.#target = target;
+    this.#prepare = prepare;
+    this.#patience = patience;
+  }
+
+  async get(sql: string, params: readonly SqlValue[]): Promise<Row | undefined> {
+    return (await this.session()).get(sql, params);
+  }
+
+  async all(sql: string, params: readonly SqlValue[]): Promise<readonly Row[]> {
+    return (await this.session()).all(sql, params);
+  }
+
+  async run(sql: string, params: readonly SqlValue[]): Promise<number> {
+    return (await this.session()).run(sql, params);
   }
 
   /** True while there is one. */
   get connected(): boolean {
-    return this.#client !== undefined;
+    return this.#session?.ended === false;
   }
 
-  /** Connects if there is no connection. @throws PairwireError STORE_FAILED */
-  open(): Promise<Client> {
-    if (this.#client !== undefined) return Promise.resolve(this.#client.client);
-    this.#opening ??= this.#connect().finally(() => {
+  /** Statements under way or waiting. */
+  get load(): number {
+    return this.#tally.load;
+  }
+
+  /** Counts statements that were answered. */
+  get answered(): number {
+    return this.#tally.answered;
+  }
+
+  /** The connection that there is, or a new one. @throws PairwireError STORE_FAILED */
+  session(): Promise<PostgresSession> {
+    if (this.#session?.ended === false) return Promise.resolve(this.#session);
+    this.#opening ??= this.#open().finally(() => {
       this.#opening = undefined;
     });
     return this.#opening;
@@ -102,98 +281,32 @@ export class PostgresConnection implements SqlConnection {
 
   /** Gives up the connection, if there is one. */
   drop(): void {
-    const held = this.#client;
-    this.#client = undefined;
-    held?.socket.destroy();
+    this.#session?.destroy();
   }
 
   async close(): Promise<void> {
     this.#closed = true;
     await this.#opening?.catch(() => undefined);
-    const held = this.#client;
-    this.#client = undefined;
-    if (held === undefined) return;
-    const late = setTimeout(() => held.socket.destroy(), CONNECT_TIMEOUT_MS);
-    await held.client.end().catch(() => undefined);
-    clearTimeout(late);
+    await this.#session?.close();
   }
 
-  async #query(sql: string, params: readonly SqlValue[]): Promise<QueryResult<Row>> {
-    const values = bindable(params);
-    let statement = this.#names.get(sql);
-    if (statement === undefined) {
-      statement = { name: `s${this.#names.size}`, text: numbered(sql) };
-      this.#names.set(sql, statement);
-    }
-    const { name, text } = statement;
-    return this.#guarded((client) => client.query<Record<string, unknown>>({ name, text, values }));
+  async #open(): Promise<PostgresSession> {
+    this.#refuseClosed();
+    const session = await PostgresSession.open(
+      this.#target,
+      this.#prepare,
+      this.#patience,
+      this.#tally,
+    );
+    if (this.#closed) session.destroy();
+    this.#refuseClosed();
+    this.#session = session;
+    return session;
   }
 
-  /** One statement at a time, in the order in which they came. */
-  async #guarded<T>(fn: (client: Client) => Promise<T>): Promise<T> {
-    const former = this.#turn;
-    let next: () => void = () => {};
-    this.#turn = new Promise((resolve) => {
-      next = resolve;
-    });
-    this.load += 1;
-    await former;
-    let client: Client | undefined;
-    try {
-      client = await this.open();
-      const result = await fn(client);
-      this.answered += 1;
-      return result;
-    } catch (thrown) {
-      if (client !== undefined && ends(thrown) && this.#client?.client === client) this.drop();
-      throw storeError(thrown, this.#target);
-    } finally {
-      this.load -= 1;
-      next();
-    }
-  }
-
-  async #connect(): Promise<Client> {
-    const { host, port, user, database, tls, password } = this.#target;
-    if (this.#closed) {
-      throw new PairwireError('STORE_FAILED', 'the store is closed', { where: this.#target.shown });
-    }
-    const socket = new Socket();
-    const config: ClientConfig = {
-      host,
-      port,
-      database,
-      connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
-      query_timeout: QUERY_TIMEOUT_MS,
-      keepAlive: true,
-      keepAliveInitialDelayMillis: KEEPALIVE_AFTER_MS,
-      application_name: 'pairwire-keyserver',
-      types: { getTypeParser: parserOf },
-      stream: () => socket,
-      // Without a name of its own, `tls` would compare the certificate of an IP address with "localhost".
-      ssl: tls === undefined ? false : { host, rejectUnauthorized: true, ca: tls.ca },
-      ...(user === undefined ? {} : { user }),
-      ...(password === undefined ? {} : { password }),
-    };
-    const client = new Client(config);
-    const forget = (): void => {
-      if (this.#client?.client === client) this.drop();
-    };
-    client.on('error', forget);
-    client.on('end', forget);
-    try {
-      await client.connect();
-      await this.#prepare(async (sql) => (await client.query<Record<string, unknown>>(sql)).rows);
-    } catch (thrown) {
-      socket.destroy();
-      throw storeError(thrown, this.#target);
-    }
-    if (this.#closed) {
-      socket.destroy();
-      throw new PairwireError('STORE_FAILED', 'the store is closed', { where: this.#target.shown });
-    }
-    this.#client = { client, socket };
-    return client;
+  #refuseClosed(): void {
+    if (!this.#closed) return;
+    throw new PairwireError('STORE_FAILED', 'the store is closed', { where: this.#target.shown });
   }
 }
 
@@ -282,6 +395,8 @@ function hintOf(error: unknown): string | undefined {
   if (code.startsWith('40')) return 'two writes met: the asker tries again';
   if (/^57P0|^08/.test(code))
     return 'PostgreSQL ends or starts: the key server connects again by itself';
+  if (code === '57014')
+    return 'PostgreSQL took too long: look at its load and at what locks its tables';
   if (code.startsWith('42501')) return 'the user must own the tables of the key server';
   return undefined;
 }

@@ -2,7 +2,7 @@
  * PostgreSQL as an `SqlDriver`, for a key server that outlives its machine.
  *
  * Any number of processes share one database, and one of them writes: the one that holds the lease, a row of the
- * table `writer`. It is renewed with each commit and at least every half a second, and who finds it run out takes it
+ * table `writer`. It is renewed with each commit and at least three times a second, and who finds it run out takes it
  * with the next term. A write transaction begins with the update of that very row, for its own term only:
  *
  *   - who was passed over changes no row and is refused, however late it wakes up;
@@ -19,7 +19,14 @@ import { type Clock, SystemClock } from '../../src/runtime/clock.js';
 import { PairwireError } from '../../src/runtime/errors.js';
 import { GroupCommit, type Job } from './group-commit.js';
 import { MIGRATIONS, type MigrationTarget, migrate } from './migrations/index.js';
-import { isLost, PostgresConnection, PostgresReaders, sqlState } from './postgres-connection.js';
+import {
+  isLost,
+  PATIENCE,
+  PostgresConnection,
+  PostgresReaders,
+  type PostgresSession,
+  sqlState,
+} from './postgres-connection.js';
 import type { PostgresTarget } from './postgres-target.js';
 import { type DriverCounts, integer, type SqlConnection, type SqlDriver, text } from './sql.js';
 
@@ -27,16 +34,23 @@ import { type DriverCounts, integer, type SqlConnection, type SqlDriver, text } 
 const MAX_BATCH = 200;
 /** Connections that read. */
 const READERS = 4;
-/** A lease runs out so long after its last renewal. */
-const LEASE_MS = 1_200;
-const RENEW_EVERY_MS = 500;
-const RENEW_LOOK_MS = 100;
+/**
+ * A lease runs out so long after its last renewal: with the next look of one that stands by and its start, another key
+ * server has to serve within 2 s. What is left of it when it is renewed (650 ms) is what a busy machine may be late by.
+ */
+const LEASE_MS = 1_000;
+const RENEW_EVERY_MS = 300;
+const RENEW_LOOK_MS = 50;
 /** How often one that stands by looks whether the lease has run out. */
-const POLL_MS = 150;
+const POLL_MS = 100;
 /** So long without the database, and a holder gives up: gateways shall try the others. */
 const GIVE_UP_MS = 5_000;
 /** The server ends a transaction whose client is silent for so long: a machine that is gone holds up nobody. */
 const SILENT_MS = 2_000;
+/** The server ends a statement after so long. It does so before the client gives up its connection. */
+const STATEMENT_MS = 8_000;
+/** A migration may rewrite the largest table. */
+const MIGRATION_MS = 600_000;
 /** How long a lost answer to a commit is looked for. */
 const SETTLE_MS = 5_000;
 const SETTLE_EVERY_MS = 100;
@@ -64,6 +78,15 @@ interface Lease {
   triedAt: number | undefined;
 }
 
+/** Chosen by tests only. */
+interface ConnectOptions {
+  readonly clock?: Clock;
+  /** How long an answer to a statement is waited for. */
+  readonly statementMs?: number;
+  /** How long a holder goes on without the database. */
+  readonly giveUpMs?: number;
+}
+
 /** A database on a PostgreSQL server. */
 export class PostgresDriver implements SqlDriver {
   readonly reader: SqlConnection;
@@ -72,6 +95,7 @@ export class PostgresDriver implements SqlDriver {
   readonly lost: Promise<string>;
   readonly #target: PostgresTarget;
   readonly #clock: Clock;
+  readonly #giveUpMs: number;
   readonly #readers: PostgresReaders;
   readonly #writer: PostgresConnection;
   readonly #writes: GroupCommit;
@@ -83,20 +107,26 @@ export class PostgresDriver implements SqlDriver {
   #uncertain = false;
   #renewer: NodeJS.Timeout | undefined;
   #renewing = false;
+  #migrating = false;
   #answered = 0;
   #closed = false;
 
-  private constructor(target: PostgresTarget, clock: Clock) {
+  private constructor(target: PostgresTarget, options: ConnectOptions) {
+    const patience = { ...PATIENCE, statementMs: options.statementMs ?? PATIENCE.statementMs };
     this.#target = target;
-    this.#clock = clock;
+    this.#clock = options.clock ?? new SystemClock();
+    this.#giveUpMs = options.giveUpMs ?? GIVE_UP_MS;
     this.lost = new Promise((resolve) => {
       this.#tellLost = resolve;
     });
     this.#readers = new PostgresReaders(
-      Array.from({ length: READERS }, () => new PostgresConnection(target, async () => {})),
+      Array.from(
+        { length: READERS },
+        () => new PostgresConnection(target, limitStatements, patience),
+      ),
     );
     this.reader = this.#readers;
-    this.#writer = new PostgresConnection(target, (run) => requireDurable(target, run));
+    this.#writer = new PostgresConnection(target, (run) => requireDurable(target, run), patience);
     this.#writes = new GroupCommit(MAX_BATCH, target.shown, (batch) => this.#commit(batch));
   }
 
@@ -107,7 +137,7 @@ export class PostgresDriver implements SqlDriver {
    */
   static async open(
     target: PostgresTarget,
-    options: { readonly create?: boolean } = {},
+    options: { readonly create?: boolean } & ConnectOptions = {},
   ): Promise<PostgresDriver> {
     const driver = await PostgresDriver.connect(target, options);
     try {
@@ -122,9 +152,9 @@ export class PostgresDriver implements SqlDriver {
   /** As `open`, but leaves a database of another version as it is, until `migrate`. */
   static async connect(
     target: PostgresTarget,
-    options: { readonly create?: boolean; readonly clock?: Clock } = {},
+    options: { readonly create?: boolean } & ConnectOptions = {},
   ): Promise<PostgresDriver> {
-    const driver = new PostgresDriver(target, options.clock ?? new SystemClock());
+    const driver = new PostgresDriver(target, options);
     try {
       if (options.create === true) await driver.#create();
       else await driver.#version();
@@ -238,33 +268,33 @@ export class PostgresDriver implements SqlDriver {
   // ------------------------------------------------------------------------------ writing
 
   async #commit(batch: readonly Job[]): Promise<void> {
-    const writer = this.#writer;
     const failed = new Map<Job, unknown>();
-    let lease: Lease | undefined;
+    let open: Transaction | undefined;
     let asked = false;
     try {
-      lease = await this.#begin();
+      open = await this.#begin();
+      const { session } = open;
       for (const [at, job] of batch.entries()) {
-        if (at > 0) await writer.execute('RELEASE SAVEPOINT job; SAVEPOINT job');
+        if (at > 0) await session.execute('RELEASE SAVEPOINT job; SAVEPOINT job');
         try {
-          await job.run(writer);
+          await job.run(session);
         } catch (error) {
           if (isLost(error)) throw error;
           failed.set(job, error);
-          await writer.execute('ROLLBACK TO SAVEPOINT job');
+          await session.execute('ROLLBACK TO SAVEPOINT job');
         }
       }
       asked = true;
-      await writer.execute(this.#commitOf(lease));
+      await session.execute(this.#commitOf(open.lease));
     } catch (error) {
       const lost = isLost(error);
-      if (!lost) await this.#rollBack();
-      if (!(lost && asked && lease !== undefined && (await this.#settle(lease)))) {
+      if (!lost && open !== undefined) await rollBack(open.session);
+      if (!(lost && asked && open !== undefined && (await this.#settle(open.lease)))) {
         for (const job of batch) job.reject(failed.get(job) ?? error);
         return;
       }
     }
-    this.#proven(lease);
+    this.#proven(open?.lease);
     this.counts.commits += 1;
     this.counts.writes += batch.length;
     for (const job of batch) {
@@ -274,24 +304,29 @@ export class PostgresDriver implements SqlDriver {
   }
 
   /** Begins a transaction that nobody else can write beside. @throws PairwireError STORE_FAILED */
-  async #begin(): Promise<Lease> {
+  async #begin(): Promise<Transaction> {
     const lease = await this.#mustHold();
     lease.beganAt = this.#clock.bootMs();
     lease.triedAt ??= lease.beganAt;
     lease.batch += 1;
+    const session = await this.#writer.session();
     // In one message, for each round trip counts: so the two numbers stand in the text.
-    const changed = await this.#writer.execute(
+    const changed = await session.execute(
       `BEGIN; UPDATE writer SET batch = ${lease.batch}, until = ${UNTIL} WHERE term = ${lease.term}; SAVEPOINT job`,
     );
-    if (changed[1] === 1) return lease;
-    await this.#rollBack();
+    if (changed[1] === 1) return { lease, session };
+    await rollBack(session);
     throw this.#passOver('another key server has taken the lease');
   }
 
-  /** A long transaction renews the lease at its end too: it shall not be the last one of its server. */
+  /**
+   * A long transaction renews the lease at its end too: it shall not be the last one of its server. No time limit of the
+   * server's ends a commit: one that waits for a standby would then be answered as if that had it.
+   */
   #commitOf({ term, beganAt }: Lease): string {
-    if (this.#clock.bootMs() - beganAt < RENEW_EVERY_MS) return 'COMMIT';
-    return `UPDATE writer SET until = ${UNTIL} WHERE term = ${term}; COMMIT`;
+    const end = 'SET LOCAL statement_timeout = 0; COMMIT';
+    if (this.#clock.bootMs() - beganAt < RENEW_EVERY_MS) return end;
+    return `UPDATE writer SET until = ${UNTIL} WHERE term = ${term}; ${end}`;
   }
 
   async #mustHold(): Promise<Lease> {
@@ -332,15 +367,6 @@ export class PostgresDriver implements SqlDriver {
     this.#uncertain = false;
   }
 
-  async #rollBack(): Promise<void> {
-    if (!this.#writer.connected) return;
-    try {
-      await this.#writer.execute('ROLLBACK');
-    } catch {
-      this.#writer.drop();
-    }
-  }
-
   /**
    * Finds out whether a commit happened whose answer was lost. The update waits for the end of that transaction, should
    * the server still be at it.
@@ -372,14 +398,15 @@ export class PostgresDriver implements SqlDriver {
 
   #look(): void {
     const lease = this.#lease;
-    if (lease === undefined) return;
+    // A migration may take long over one statement; nobody can take the lease meanwhile.
+    if (lease === undefined || this.#migrating) return;
     const now = this.#clock.bootMs();
     const { answered } = this.#writer;
     // A long transaction is answered all the while.
     if (lease.triedAt !== undefined && answered !== this.#answered) lease.triedAt = now;
     this.#answered = answered;
-    if (lease.triedAt !== undefined && now - lease.triedAt >= GIVE_UP_MS) {
-      this.#passOver(`the database has not answered for ${GIVE_UP_MS} ms`);
+    if (lease.triedAt !== undefined && now - lease.triedAt >= this.#giveUpMs) {
+      this.#passOver(`the database has not answered for ${this.#giveUpMs} ms`);
       // What waits for an answer shall not wait longer.
       this.#writer.drop();
       return;
@@ -398,7 +425,7 @@ export class PostgresDriver implements SqlDriver {
   // -------------------------------------------------------------------------------- schema
 
   async #create(): Promise<void> {
-    for (const statement of BOOTSTRAP) await this.#writer.execute(statement);
+    for (const statement of BOOTSTRAP) await this.#writer.run(statement, []);
     if ((await this.#version()) === 0) return;
     const meta = await this.#writer.get('SELECT count(*) AS n FROM meta', []);
     if (meta !== undefined && integer(meta, 'n') === 0) return;
@@ -425,30 +452,55 @@ export class PostgresDriver implements SqlDriver {
   }
 
   #migrationTarget(): MigrationTarget {
-    const writer = this.#writer;
+    let open: Transaction | undefined;
     return {
       execute: async (sql) => {
-        await writer.execute(byBytes(sql));
+        if (open === undefined) throw new Error('a migration runs in a transaction');
+        await open.session.execute(byBytes(sql), MIGRATION_MS);
       },
       version: () => this.#version(),
       record: async ({ version, name }) => {
-        await writer.run(
+        await open?.session.run(
           'INSERT INTO schema_version (version, name, applied_at) VALUES (?, ?, ?)',
           [version, name, Date.now()],
         );
       },
       atomically: async (fn) => {
-        const lease = await this.#begin();
+        open = await this.#begin();
+        this.#migrating = true;
+        const { lease, session } = open;
         try {
+          await session.execute(`SET LOCAL statement_timeout = ${MIGRATION_MS}`);
           await fn();
-          await writer.execute('COMMIT');
+          await session.execute(
+            `UPDATE writer SET until = ${UNTIL} WHERE term = ${lease.term}; SET LOCAL statement_timeout = 0; COMMIT`,
+          );
         } catch (error) {
-          await this.#rollBack();
+          await rollBack(session);
           throw error;
+        } finally {
+          open = undefined;
+          this.#migrating = false;
+          lease.triedAt = undefined;
         }
         this.#proven(lease);
       },
     };
+  }
+}
+
+/** A transaction under way: of this term, on this connection and no other. */
+interface Transaction {
+  readonly lease: Lease;
+  readonly session: PostgresSession;
+}
+
+async function rollBack(session: PostgresSession): Promise<void> {
+  if (session.ended) return;
+  try {
+    await session.execute('ROLLBACK');
+  } catch {
+    session.destroy();
   }
 }
 
@@ -473,6 +525,12 @@ async function requireDurable(
   }
   if (row?.commits === 'off') await run('SET synchronous_commit = on');
   await run(`SET idle_in_transaction_session_timeout = ${SILENT_MS}`);
+  await limitStatements(run);
+}
+
+/** What the client has given up shall not go on at the server, and perhaps take a lease for nobody. */
+async function limitStatements(run: (sql: string) => Promise<unknown>): Promise<void> {
+  await run(`SET statement_timeout = ${STATEMENT_MS}`);
 }
 
 function pause(ms: number, signal?: AbortSignal): Promise<void> {

@@ -25,7 +25,9 @@ afterEach(async () => {
   for (const driver of opened.splice(0)) await driver.close();
 });
 
-async function open(url: string, options: { create?: boolean } = {}): Promise<PostgresDriver> {
+type Options = Parameters<typeof PostgresDriver.open>[1];
+
+async function open(url: string, options: Options = {}): Promise<PostgresDriver> {
   const driver = await PostgresDriver.open(postgresTarget(url, undefined), options);
   opened.push(driver);
   return driver;
@@ -212,7 +214,9 @@ describe('a PostgreSQL server that ends', () => {
   it('and starts again: writes are refused meanwhile, go on by themselves, and none is lost', async () => {
     const own = await PostgresServer.start();
     try {
-      const driver = await open(await own.database(), { create: true });
+      // However long this machine takes to start it: what happens after five seconds is the next test.
+      const giveUpMs = 10 * PATIENCE_MS;
+      const driver = await open(await own.database(), { create: true, giveUpMs });
       await driver.transaction((sql) => sql.run('CREATE TABLE t (k BIGINT PRIMARY KEY)', []));
       await hold(driver);
       const kept: number[] = [];
@@ -262,13 +266,67 @@ describe('a PostgreSQL server that ends', () => {
   });
 });
 
-describe('a commit whose answer is lost', () => {
+describe('a PostgreSQL server that takes too long', () => {
+  it('ends a statement that goes on for ever, and the connection goes on', async () => {
+    const driver = await open(await server.database(), { create: true });
+    await expect(driver.reader.get('SELECT pg_sleep(600)', [])).rejects.toMatchObject({
+      code: 'STORE_FAILED',
+      hint: expect.stringContaining('took too long') as string,
+    });
+    await expect(
+      driver.transaction((sql) => sql.get('SELECT pg_sleep(600)', [])),
+    ).rejects.toMatchObject({ code: 'STORE_FAILED' });
+    expect(await driver.transaction((sql) => sql.get('SELECT 1 AS one', []))).toEqual({ one: 1 });
+  });
+
+  it('acknowledges no commit that its synchronous standby does not have', async () => {
+    const own = await PostgresServer.start();
+    try {
+      const driver = await open(await own.database(), { create: true });
+      await driver.transaction((sql) => sql.run('CREATE TABLE t (k TEXT PRIMARY KEY)', []));
+      const insert = (k: string): Promise<number> =>
+        driver.transaction((sql) => sql.run('INSERT INTO t (k) VALUES (?)', [k]));
+      const standby = async (name: string): Promise<void> => {
+        await own.query('postgres', `ALTER SYSTEM SET synchronous_standby_names = '${name}'`);
+        await own.query('postgres', 'SELECT pg_reload_conf()');
+        await until(
+          async () =>
+            (await own.query('postgres', 'SHOW synchronous_standby_names'))[0]
+              ?.synchronous_standby_names === name,
+          'the setting to hold',
+          PATIENCE_MS,
+        );
+      };
+      await standby('nobody');
+      // The server would end the wait by a time limit of its own, and say that it has committed.
+      await expect(insert('alone')).rejects.toMatchObject({ code: 'STORE_FAILED' });
+      await standby('');
+      await until(
+        () =>
+          insert('with it').then(
+            () => true,
+            () => false,
+          ),
+        'a write after it',
+        PATIENCE_MS,
+      );
+    } finally {
+      for (const driver of opened.splice(0)) await driver.close();
+      await own.remove();
+    }
+  });
+});
+
+describe('a line to PostgreSQL that is cut or silent', () => {
   let proxy: Server;
+  const lines = new Set<Socket>();
+  let silent = false;
   let cut: 'nothing' | 'before' | 'after' = 'nothing';
   let driver: PostgresDriver;
 
   beforeEach(async () => {
     cut = 'nothing';
+    silent = false;
     proxy = createServer((near) => bridge(near, connect(server.port, '127.0.0.1')));
     await new Promise<void>((resolve) => proxy.listen(0, '127.0.0.1', resolve));
     const address = proxy.address();
@@ -276,22 +334,29 @@ describe('a commit whose answer is lost', () => {
     const name = new URL(await server.database()).pathname;
     driver = await open(`postgres://tester@127.0.0.1:${port}${name}?sslmode=disable`, {
       create: true,
+      statementMs: 2_000,
     });
     await driver.transaction((sql) => sql.run('CREATE TABLE t (k TEXT PRIMARY KEY)', []));
   });
   afterEach(async () => {
+    silent = false;
     await driver.close();
     await new Promise((resolve) => proxy.close(resolve));
   });
 
-  /** Passes bytes on; the next COMMIT cuts the line as `cut` says. */
+  /** Passes bytes on, unless it is silent; the next COMMIT cuts the line as `cut` says. */
   function bridge(near: Socket, far: Socket): void {
+    lines.add(near);
+    near.on('close', () => lines.delete(near));
     near.on('error', () => far.destroy());
     far.on('error', () => near.destroy());
     near.on('close', () => far.end());
     far.on('close', () => near.destroy());
-    far.on('data', (bytes) => near.write(bytes));
+    far.on('data', (bytes) => {
+      if (!silent) near.write(bytes);
+    });
     near.on('data', (bytes) => {
+      if (silent) return;
       if (!bytes.includes('COMMIT') || cut === 'nothing') {
         far.write(bytes);
         return;
@@ -308,7 +373,44 @@ describe('a commit whose answer is lost', () => {
   const there = async (): Promise<unknown[]> =>
     (await driver.reader.all('SELECT k FROM t ORDER BY k', [])).map(({ k }) => k);
 
-  it('is looked up: what happened is acknowledged, what did not is refused', async () => {
+  it('whatever waits for an answer is refused in time, and what comes after it goes on', async () => {
+    silent = true;
+    const refused = await Promise.allSettled([
+      ...['a', 'b'].map(insert),
+      ...Array.from({ length: 10 }, there),
+    ]);
+    // By now some connections are gone; those that are made now are not answered either.
+    refused.push(...(await Promise.allSettled([insert('c'), there()])));
+    for (const result of refused) {
+      expect(result).toMatchObject({ status: 'rejected', reason: { code: 'STORE_FAILED' } });
+    }
+    silent = false;
+    await until(
+      () =>
+        insert('after').then(
+          () => true,
+          () => false,
+        ),
+      'a write after it',
+      PATIENCE_MS,
+    );
+    expect(await there()).toEqual(['after']);
+  });
+
+  it('in the middle of a transaction: nothing of it is kept, whatever it does afterwards', async () => {
+    const writing = driver.transaction(async (sql) => {
+      await sql.run('INSERT INTO t (k) VALUES (?)', ['before']);
+      for (const line of lines) line.destroy();
+      for (const k of ['cut', 'after', 'long after']) {
+        await sql.run('INSERT INTO t (k) VALUES (?)', [k]).catch(() => undefined);
+      }
+    });
+    await expect(writing).rejects.toMatchObject({ code: 'STORE_FAILED' });
+    expect(await insert('next')).toBe(1);
+    expect(await there()).toEqual(['next']);
+  });
+
+  it('at a commit: what happened is acknowledged, what did not is refused', async () => {
     cut = 'after';
     expect(await insert('happened')).toBe(1);
     cut = 'before';
