@@ -162,8 +162,9 @@ export class PostgresSession implements SqlConnection {
     this.#socket.destroy();
   }
 
-  /** Ends it in order, if the server is there to hear it. */
+  /** Ends it in order, after what was asked before, if the server is there to hear it. */
   async close(): Promise<void> {
+    await this.#turn;
     if (!this.#ended) {
       this.#ended = true;
       await this.#within(this.#patience.connectMs, this.#client.end()).catch(() => undefined);

@@ -10,10 +10,11 @@ import type { Token } from '../../../src/protocol/token.js';
 import { readKeyFile } from '../../../src/runtime/files.js';
 import { ServerProcess } from './support/server-process.js';
 import { ON_POSTGRES } from './support/store.js';
-import { SUBNET, sleep, TestMember } from './support/subnet.js';
+import { SUBNET, sleep, TestMember, until } from './support/subnet.js';
 
 const KILLS = 20;
 const WORKERS = 6;
+const PATIENCE_MS = 60_000;
 
 let server: ServerProcess;
 let token: Token;
@@ -37,6 +38,9 @@ it(`keeps every acknowledged fact over ${KILLS} kills`, async () => {
     const work = Array.from({ length: WORKERS }, (_unused, worker) =>
       load(`n-${round}-${worker}`, () => running),
     );
+    // Every other time not before it has given keys, however slow this machine and its database are.
+    const before = keys.size;
+    if (round % 2 === 1) await until(() => keys.size > before, 'a key of this round', PATIENCE_MS);
     await sleep(100 + Math.random() * 400);
     running = false;
     await server.kill();
@@ -44,10 +48,9 @@ it(`keeps every acknowledged fact over ${KILLS} kills`, async () => {
     await Promise.all(work);
     await verify();
   }
-  // On a busy machine a server may be killed before it has done anything; not every time.
   expect(enrolled.size).toBeGreaterThan(KILLS / 2);
-  expect(keys.size).toBeGreaterThan(KILLS / 2);
-}, 180_000);
+  expect(keys.size).toBeGreaterThanOrEqual(KILLS / 2);
+}, 300_000);
 
 /** Enrols, registers and asks for keys until the server dies. */
 async function load(prefix: string, running: () => boolean): Promise<void> {
