@@ -2,9 +2,16 @@ import { availableParallelism } from 'node:os';
 import { defineConfig } from 'vitest/config';
 
 /**
- * Two rings of tests: `unit` needs nothing but Node.js and the native build; `lab`
- * needs root, because it makes network namespaces, and runs one file at a time.
+ * Three rings of tests: `unit` needs nothing but Node.js and the native build; `postgres` the programs of
+ * PostgreSQL; `lab` needs root, because it makes network namespaces, and runs one file at a time.
  */
+
+/** Tests of the key server that put questions of their own to a store. All of them: PAIRWIRE_POSTGRES_ALL=1. */
+const STORE_TESTS =
+  process.env.PAIRWIRE_POSTGRES_ALL === '1'
+    ? '*'
+    : '{audit,cascade,durability,enrol,group-rekey,keys,nets,put-back,rekey,revoke,sync}';
+
 export default defineConfig({
   test: {
     projects: [
@@ -16,6 +23,18 @@ export default defineConfig({
           testTimeout: 90_000,
           hookTimeout: 90_000,
           // Most of them wait for a time-out or for another process: more at a time than there are processors.
+          maxWorkers: 2 * availableParallelism(),
+        },
+      },
+      {
+        test: {
+          // The key server's tests once more, on a PostgreSQL server that the set-up starts.
+          name: 'postgres',
+          include: ['test/postgres/**/*.test.ts', `test/unit/keyserver/${STORE_TESTS}.test.ts`],
+          globalSetup: ['test/unit/keyserver/support/postgres-setup.ts'],
+          env: { PAIRWIRE_TEST_STORE: 'postgres' },
+          testTimeout: 90_000,
+          hookTimeout: 90_000,
           maxWorkers: 2 * availableParallelism(),
         },
       },

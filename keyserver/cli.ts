@@ -49,8 +49,8 @@ import { choose, DEFAULT_SERVER, initSubnet, type SettingsChoice } from './init.
 import { OperatorClient } from './operator-client.js';
 import { peerCommands } from './peer-commands.js';
 import { runKeyServer } from './run.js';
+import { openDatabase } from './storage/open.js';
 import { openStore } from './storage/sql-store.js';
-import { SqliteDriver } from './storage/sqlite.js';
 import type { Store } from './storage/store.js';
 
 /** Adds the key server's commands to a program. */
@@ -93,6 +93,8 @@ interface InitFlags extends SettingsFlags {
   readonly advertise: readonly string[];
   readonly operatorKey?: string;
   readonly metrics?: string;
+  readonly database?: string;
+  readonly databasePasswordFile?: string;
   readonly relay?: string;
   readonly net?: string;
   readonly prefix: readonly string[];
@@ -120,6 +122,11 @@ function initCommand(program: Command): void {
     )
     .option('--advertise <address>', 'address that join tokens name; repeatable', collectOption, [])
     .option('--operator-key <file>', 'operator key, used if it exists; best off this machine')
+    .option(
+      '--database <where>',
+      'SQLite file, or postgres://USER@HOST/DATABASE (an empty one); default: keyserver.db in the folder',
+    )
+    .option('--database-password-file <file>', 'file with the password for PostgreSQL (mode 0600)')
     .option('--relay <ip:port>', 'run a relay for members behind NAT boxes at this UDP address')
     .option('--metrics <host:port>', 'serve /metrics here (loopback)')
     .option('--net <net>', 'net id by which other subnets know this one; default: its name')
@@ -157,6 +164,10 @@ function initCommand(program: Command): void {
           ...(flags.operatorKey === undefined ? {} : { operatorKey: flags.operatorKey }),
           ...(flags.metrics === undefined ? {} : { metrics: flags.metrics }),
           ...(flags.relay === undefined ? {} : { relay: flags.relay }),
+          ...(flags.database === undefined ? {} : { database: flags.database }),
+          ...(flags.databasePasswordFile === undefined
+            ? {}
+            : { databasePasswordFile: flags.databasePasswordFile }),
           ...(flags.net === undefined ? {} : { net: usable(flags.net, '--net') }),
           prefixes: flags.prefix,
         });
@@ -777,7 +788,7 @@ async function withStore(
   paths: KeyServerPaths,
   fn: (store: Store) => Promise<void>,
 ): Promise<void> {
-  const store = await openStore(await SqliteDriver.open(paths.database));
+  const store = await openStore(await openDatabase(paths));
   try {
     await fn(store);
   } finally {

@@ -21,6 +21,7 @@ import { LOG_LEVELS } from '../src/runtime/log.js';
 import { isLoopback } from '../src/runtime/metrics.js';
 import { jsonSchemaOf, loadYaml } from '../src/settings/load-yaml.js';
 import { LOOKUP_BURST, LOOKUPS_PER_SECOND } from './keys/key-requests.js';
+import { isPostgres, postgresUrlMistake } from './storage/postgres-target.js';
 
 /** Title of config/schema/keyserver.json. */
 const SCHEMA_TITLE = 'Pairwire keyserver.yaml';
@@ -83,8 +84,15 @@ export const keyServerConfigSchema = z.strictObject({
       advertise: z.array(hostPortSchema).max(MAX_RELAY_ADDRESSES).default([]),
     })
     .optional(),
-  /** SQLite database. */
-  database: fileSchema.default('keyserver.db'),
+  /** SQLite database, or a PostgreSQL server: postgres://USER@HOST/DATABASE. */
+  database: fileSchema
+    .superRefine((text, context) => {
+      const mistake = isPostgres(text) ? postgresUrlMistake(text) : undefined;
+      if (mistake !== undefined) context.addIssue({ code: 'custom', message: mistake });
+    })
+    .default('keyserver.db'),
+  /** File with the password for PostgreSQL (mode 0600). */
+  databasePasswordFile: fileSchema.optional(),
   /** Private operator key: signs grants and settings. May lie elsewhere, best off this machine. */
   operatorKey: fileSchema.default('operator.key'),
   metrics: z
@@ -138,7 +146,9 @@ export interface NetOffer {
 /** The files of a key server's folder. */
 export interface KeyServerPaths {
   readonly config: string;
+  /** A file, or the URL of a PostgreSQL server. */
   readonly database: string;
+  readonly databasePassword?: string;
   readonly operatorKey: string;
   readonly operatorPublic: string;
   readonly serverKey: string;
@@ -196,18 +206,21 @@ export function keyServerJsonSchema(): Record<string, unknown> {
 /** Where everything lies; relative names are relative to the folder. */
 export function pathsOf(
   dir: string,
-  config: Pick<KeyServerConfig, 'database' | 'operatorKey'>,
+  config: Pick<KeyServerConfig, 'database' | 'databasePasswordFile' | 'operatorKey'>,
 ): KeyServerPaths {
   const at = (name: string): string => resolve(dir, name);
+  const { database, databasePasswordFile } = config;
+  const file = isPostgres(database) ? undefined : at(database);
   return {
     config: at(CONFIG_FILE),
-    database: at(config.database),
+    database: file ?? database,
+    ...(databasePasswordFile === undefined ? {} : { databasePassword: at(databasePasswordFile) }),
     operatorKey: at(config.operatorKey),
     operatorPublic: at('operator.pub'),
     serverKey: at('server.key'),
     tokenKey: at('token.key'),
     auditKey: at('audit.key'),
-    auditHead: join(dirname(at(config.database)), 'audit.head'),
+    auditHead: join(file === undefined ? at('.') : dirname(file), 'audit.head'),
     adminKey: at('admin.key'),
   };
 }

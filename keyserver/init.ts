@@ -36,6 +36,7 @@ import { createLogger } from '../src/runtime/log.js';
 import { AuditLog } from './audit.js';
 import {
   KEY_KIND,
+  type KeyServerConfig,
   type KeyServerConfigInput,
   type KeyServerPaths,
   keyServerConfigSchema,
@@ -43,8 +44,9 @@ import {
 } from './config.js';
 import { groupInterval, installSettings } from './current-settings.js';
 import { makeGroupKey } from './keys/group-key.js';
+import { openDatabase } from './storage/open.js';
+import { isPostgres } from './storage/postgres-target.js';
 import { initialiseStore, openStore } from './storage/sql-store.js';
-import { SqliteDriver } from './storage/sqlite.js';
 import type { StoreMeta, StoreTransaction } from './storage/store.js';
 import { ADMIN_ID, adminGrant } from './tokens.js';
 
@@ -74,6 +76,10 @@ export interface InitOptions {
   /** Where the operator key is or shall be; DIR/operator.key without it. */
   readonly operatorKey?: string;
   readonly metrics?: string;
+  /** A file of SQLite, or the URL of a PostgreSQL server with an empty database; DIR/keyserver.db without it. */
+  readonly database?: string;
+  /** File with the password for PostgreSQL. */
+  readonly databasePasswordFile?: string;
   /** IP:PORT where members reach the relay; none without it. */
   readonly relay?: string;
   /** Its net id; its name without it. */
@@ -150,6 +156,14 @@ export function configInput(
     listen: typeof options.listen === 'string' ? options.listen : [...options.listen],
     ...(options.advertise.length === 0 ? {} : { advertise: [...options.advertise] }),
     ...(options.operatorKey === undefined ? {} : { operatorKey: resolve(options.operatorKey) }),
+    ...(options.database === undefined
+      ? {}
+      : {
+          database: isPostgres(options.database) ? options.database : resolve(options.database),
+        }),
+    ...(options.databasePasswordFile === undefined
+      ? {}
+      : { databasePasswordFile: resolve(options.databasePasswordFile) }),
     ...(options.relay === undefined ? {} : { relay: { listen: options.relay } }),
     ...(options.net === undefined ? {} : { net: options.net }),
     ...((options.prefixes ?? []).length === 0 ? {} : { prefixes: [...(options.prefixes ?? [])] }),
@@ -169,7 +183,7 @@ export async function makeFolder(
 ): Promise<KeyServerPaths> {
   const folder = resolve(dir);
   makeSecretFolder(folder);
-  const paths = pathsOf(folder, keyServerConfigSchema.parse(input));
+  const paths = pathsOf(folder, checkedConfig(input));
   // An operator key that exists is used: one operator may have several subnets.
   for (const path of [
     paths.config,
@@ -196,6 +210,17 @@ export async function makeFolder(
     throw thrown;
   }
   return paths;
+}
+
+/** @throws PairwireError USAGE for what the configuration would not take */
+function checkedConfig(input: KeyServerConfigInput): KeyServerConfig {
+  const checked = keyServerConfigSchema.safeParse(input);
+  if (checked.success) return checked.data;
+  const [issue] = checked.error.issues;
+  throw new PairwireError(
+    'USAGE',
+    `${issue?.path.join('.') ?? 'the configuration'}: ${issue?.message ?? 'cannot be used'}`,
+  );
 }
 
 /** What the parts of a new key server need of its keys. */
@@ -241,7 +266,7 @@ export async function makeStore(
   made: NewStore,
 ): Promise<void> {
   const { subnet, server, now } = made;
-  const driver = await SqliteDriver.open(paths.database, { create: true });
+  const driver = await openDatabase(paths, { create: true });
   await initialiseStore(driver, { ...made, epoch: randomBytes(8) });
   const store = await openStore(driver);
   const audit = new AuditLog({

@@ -9,7 +9,15 @@ import { answerSchemas, type ListName, MAX_ROWS } from '../src/protocol/messages
 import type { Signed } from '../src/protocol/signed.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
-import { isWildcard, KEY_KIND, type KeyServerConfig, listenAddresses, pathsOf } from './config.js';
+import {
+  isWildcard,
+  KEY_KIND,
+  type KeyServerConfig,
+  listenAddresses,
+  pathsOf,
+  requireChannelAddress,
+} from './config.js';
+import { isPostgres } from './storage/postgres-target.js';
 
 const REQUEST_TIMEOUT_MS = 15_000;
 
@@ -23,12 +31,20 @@ export class OperatorClient {
     const paths = pathsOf(dir, config);
     const server = keyPairFromPrivate(readKeyFile(paths.serverKey, KEY_KIND.server));
     const admin = keyPairFromPrivate(readKeyFile(paths.adminKey, KEY_KIND.admin));
-    const servers = listenAddresses(config).map((address) => ({
+    const own = listenAddresses(config).map((address) => ({
       ...address,
       host: localHost(address.host),
+    }));
+    // Of several on one PostgreSQL one serves, which need not be the one on this machine.
+    const others = isPostgres(config.database)
+      ? config.advertise.map((text) => requireChannelAddress(text, 'advertise'))
+      : [];
+    const servers = [...own, ...others].map((address) => ({
+      ...address,
       publicKey: server.publicKey,
     }));
-    const [first, ...others] = servers.toSorted(byScheme);
+    let left = servers.length;
+    const [first, ...more] = servers.toSorted(byScheme);
     if (first === undefined) throw new PairwireError('CONFIG_INVALID', 'listen names no address');
     let fail: (error: PairwireError) => void = () => {};
     this.#down = new Promise((_resolve, reject) => {
@@ -36,10 +52,12 @@ export class OperatorClient {
     });
     this.#down.catch(() => {});
     this.#client = new ChannelClient({
-      servers: [first, ...others],
+      servers: [first, ...more],
       staticKeys: admin,
       onState: (state) => {
         if (state.kind !== 'down') return;
+        left -= 1;
+        if (left > 0) return;
         fail(
           new PairwireError('CHANNEL_UNREACHABLE', 'the key server does not answer', {
             where: formatChannelAddress(first),

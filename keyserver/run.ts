@@ -1,13 +1,19 @@
-/** The key server as a process: configuration, key files, store, server, metrics, signals. */
+/**
+ * The key server as a process: configuration, key files, store, server, metrics, signals.
+ *
+ * On SQLite it serves from its start to its end. On PostgreSQL any number of processes may run on one database: each
+ * stands by until the lease is its own (storage/postgres.ts), serves, and stands by again when it has lost it.
+ */
 import { keyPairFromPrivate } from '../src/protocol/channel/keys.js';
-import { PairwireError } from '../src/runtime/errors.js';
+import { messageOf, PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
 import { Lifecycle } from '../src/runtime/lifecycle.js';
 import { createLogger, type Logger } from '../src/runtime/log.js';
-import { Metrics, serveMetrics } from '../src/runtime/metrics.js';
+import { type Health, Metrics, serveMetrics } from '../src/runtime/metrics.js';
 import {
   KEY_KIND,
   type KeyServerConfig,
+  type KeyServerPaths,
   listenAddresses,
   loadKeyServerConfig,
   ownNet,
@@ -16,36 +22,107 @@ import {
 } from './config.js';
 import { RelayProcess } from './relay.js';
 import { KeyServer } from './server.js';
+import { openDatabase, targetOf } from './storage/open.js';
+import { PostgresDriver } from './storage/postgres.js';
+import type { PostgresTarget } from './storage/postgres-target.js';
+import type { SqlDriver } from './storage/sql.js';
 import { openStore } from './storage/sql-store.js';
-import { SqliteDriver } from './storage/sqlite.js';
+
+/** Before one that could not serve, or could not reach the database, tries again. */
+const RETRY_MS = 500;
 
 /** Runs the key server of a folder until a signal. @throws PairwireError if it can't start */
 export async function runKeyServer(dir: string): Promise<void> {
   const config = loadKeyServerConfig(dir);
   const log = createLogger('keyserver', config.log);
   const life = new Lifecycle(log);
+  const paths = pathsOf(dir, config);
+  const folder: Folder = { config, paths, log, keys: readKeys(paths) };
+  const shown = new Shown();
+  let ended: Promise<void> = new Promise(() => {
+    // It ends by a signal only.
+  });
   try {
-    await startParts(dir, config, log, life);
+    await startMetrics(config, shown, life);
+    const target = targetOf(paths);
+    if (target === undefined) {
+      const driver = await openDatabase(paths);
+      life.started('store', () => driver.close());
+      await serve(folder, driver, shown, life);
+      shown.state = 'serving';
+    } else {
+      ({ ended } = await serveInTurn(folder, target, shown, life));
+    }
   } catch (thrown) {
     await life.stop();
     throw thrown;
   }
-  await life.untilSignal();
+  try {
+    await Promise.race([life.untilSignal(), ended]);
+  } finally {
+    await life.stop();
+  }
 }
 
-async function startParts(
-  dir: string,
-  config: KeyServerConfig,
-  log: Logger,
+/** What a key server is made of, besides its database. */
+interface Folder {
+  readonly config: KeyServerConfig;
+  readonly paths: KeyServerPaths;
+  readonly log: Logger;
+  readonly keys: ReturnType<typeof readKeys>;
+}
+
+function readKeys(paths: KeyServerPaths) {
+  return {
+    staticKeys: keyPairFromPrivate(readKeyFile(paths.serverKey, KEY_KIND.server)),
+    tokenKey: readKeyFile(paths.tokenKey, KEY_KIND.token),
+    auditKey: readKeyFile(paths.auditKey, KEY_KIND.audit),
+    operator: readKeyFile(paths.operatorPublic, KEY_KIND.operatorPublic, { public: true }),
+  };
+}
+
+/** What /metrics and /healthz show: a server that serves again counts from nothing. */
+class Shown {
+  state: 'starting' | 'standby' | 'serving' = 'starting';
+  metrics!: Metrics;
+
+  constructor() {
+    this.renew();
+  }
+
+  renew(): Metrics {
+    this.metrics = new Metrics({ process: true });
+    this.metrics.gauge('keyserver_serving', '1: this process serves; 0: it stands by', [], (one) =>
+      one.set(this.state === 'serving' ? 1 : 0),
+    );
+    return this.metrics;
+  }
+
+  get health(): Health {
+    return { serving: this.state === 'serving', state: this.state };
+  }
+}
+
+async function startMetrics(config: KeyServerConfig, shown: Shown, life: Lifecycle): Promise<void> {
+  if (config.metrics.listen === undefined) return;
+  const address = requireHostPort(config.metrics.listen, 'metrics.listen');
+  const server = await serveMetrics(
+    () => shown.metrics,
+    address.host,
+    address.port,
+    () => shown.health,
+  );
+  life.started('metrics', () => server.close());
+}
+
+/** Starts a server on an open database. @throws PairwireError */
+async function serve(
+  { config, paths, log, keys }: Folder,
+  driver: SqlDriver,
+  shown: Shown,
   life: Lifecycle,
 ): Promise<void> {
-  const paths = pathsOf(dir, config);
-  const staticKeys = keyPairFromPrivate(readKeyFile(paths.serverKey, KEY_KIND.server));
-  const tokenKey = readKeyFile(paths.tokenKey, KEY_KIND.token);
-  const auditKey = readKeyFile(paths.auditKey, KEY_KIND.audit);
-  const operator = readKeyFile(paths.operatorPublic, KEY_KIND.operatorPublic, { public: true });
-  const driver = await SqliteDriver.open(paths.database);
-  life.started('store', () => driver.close());
+  const { operator, ...own } = keys;
   const store = await openStore(driver, { onlyWriter: true });
   if (!store.meta.operator.equals(operator)) {
     throw new PairwireError('CONFIG_INVALID', 'the database belongs to another operator key', {
@@ -58,7 +135,7 @@ async function startParts(
       hint: `it was made for subnet ${store.meta.subnet}, server ${store.meta.server}`,
     });
   }
-  const metrics = new Metrics({ process: true });
+  const metrics = shown.renew();
   metrics.gauge('store_commits', 'Transactions committed since the start', [], (gauge) =>
     gauge.set(driver.counts.commits),
   );
@@ -71,9 +148,7 @@ async function startParts(
   const server = await KeyServer.start({
     store,
     listen: listenAddresses(config),
-    staticKeys,
-    tokenKey,
-    auditKey,
+    ...own,
     net: ownNet(config),
     ...(config.relay === undefined ? {} : { relay: config.relay }),
     auditHeadFile: paths.auditHead,
@@ -83,13 +158,92 @@ async function startParts(
   });
   life.started('server', () => server.close());
   if (config.relay !== undefined) {
-    const relay = new RelayProcess(config.relay.listen, staticKeys, log, metrics);
+    const relay = new RelayProcess(config.relay.listen, own.staticKeys, log, metrics);
     life.started('relay', () => relay.stop());
     relay.start();
   }
-  if (config.metrics.listen !== undefined) {
-    const address = requireHostPort(config.metrics.listen, 'metrics.listen');
-    const shown = await serveMetrics(metrics, address.host, address.port);
-    life.started('metrics', () => shown.close());
+}
+
+/**
+ * Serves whenever the lease is this process's.
+ * @returns `ended` settles, or rejects, when it does not go on
+ * @throws PairwireError if the database can't be reached at the start: that is a mistake of the configuration
+ */
+async function serveInTurn(
+  folder: Folder,
+  target: PostgresTarget,
+  shown: Shown,
+  life: Lifecycle,
+): Promise<{ readonly ended: Promise<void> }> {
+  const stop = new AbortController();
+  let next: PostgresDriver | undefined = await PostgresDriver.connect(target);
+  const loop = async (): Promise<void> => {
+    while (!stop.signal.aborted) {
+      try {
+        const driver = next ?? (await PostgresDriver.connect(target));
+        next = undefined;
+        await oneTurn(folder, driver, shown, stop.signal);
+      } catch (thrown) {
+        if (!passes(thrown)) throw thrown;
+        folder.log.warn({ err: thrown }, 'not serving; trying again');
+        await pause(RETRY_MS, stop.signal);
+      }
+    }
+  };
+  const ended = loop();
+  // Whoever waits for it is told; until somebody does, it must not count as nobody's.
+  ended.catch(() => undefined);
+  life.started('turns', async () => {
+    stop.abort();
+    await ended.catch(() => undefined);
+  });
+  return { ended };
+}
+
+/** Stands by, serves, and stops serving; always closes the database. */
+async function oneTurn(
+  folder: Folder,
+  driver: PostgresDriver,
+  shown: Shown,
+  stop: AbortSignal,
+): Promise<void> {
+  const { log } = folder;
+  const parts = new Lifecycle(log);
+  parts.started('store', () => driver.close());
+  try {
+    shown.state = 'standby';
+    const waiting = (holder: string | undefined, failure: unknown): void => {
+      if (failure === undefined) log.info({ holder }, 'standing by: another key server serves');
+      else log.warn({ reason: messageOf(failure) }, 'standing by: the database cannot be asked');
+    };
+    if (!(await driver.waitForLease(stop, { waiting }))) return;
+    await driver.migrate();
+    await serve(folder, driver, shown, parts);
+    shown.state = 'serving';
+    log.info({ term: driver.term }, 'this key server has the lease');
+    const stopped = new Promise<undefined>((resolve) => {
+      stop.addEventListener('abort', () => resolve(undefined), { once: true });
+      if (stop.aborted) resolve(undefined);
+    });
+    const reason = await Promise.race([driver.lost, stopped]);
+    if (reason !== undefined) log.error({ reason }, 'the lease is lost: not serving any more');
+  } finally {
+    shown.state = 'standby';
+    await parts.stop();
   }
+}
+
+/** True for what another try may find mended. */
+function passes(thrown: unknown): boolean {
+  return thrown instanceof PairwireError && thrown.code === 'STORE_FAILED';
+}
+
+function pause(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, ms);
+    signal.addEventListener('abort', () => {
+      clearTimeout(timer);
+      resolve();
+    });
+  });
 }

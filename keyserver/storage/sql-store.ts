@@ -1312,21 +1312,26 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
 class SqlStore extends SqlReads implements Store {
   #meta: StoreMeta;
   readonly #driver: SqlDriver;
-  readonly #cache: MemberCache | undefined;
+  readonly #kept: MemberCache | undefined;
 
   constructor(driver: SqlDriver, meta: StoreMeta, cache: MemberCache | undefined) {
     super(driver.reader);
     this.#driver = driver;
     this.#meta = meta;
-    this.#cache = cache;
+    this.#kept = cache;
   }
 
   get meta(): StoreMeta {
     return this.#meta;
   }
 
+  /** What was read before, while nobody else can have written. */
+  get #cache(): MemberCache | undefined {
+    return this.#driver.mayCache() ? this.#kept : undefined;
+  }
+
   get evicted(): number {
-    return this.#cache?.evicted ?? 0;
+    return this.#kept?.evicted ?? 0;
   }
 
   override member(id: Id): Promise<Member | undefined> {
@@ -1358,12 +1363,17 @@ class SqlStore extends SqlReads implements Store {
 
   async write<T>(fn: (tx: StoreTransaction) => Promise<T>): Promise<T> {
     let touched: Touched | undefined;
-    const result = await this.#driver.transaction((connection) => {
-      const tx = new SqlTransaction(connection);
-      touched = tx.touched;
-      return fn(tx);
-    });
-    if (touched !== undefined) this.#cache?.drop(touched);
+    let result: T;
+    try {
+      result = await this.#driver.transaction((connection) => {
+        const tx = new SqlTransaction(connection);
+        touched = tx.touched;
+        return fn(tx);
+      });
+    } finally {
+      // Of one that failed too: a commit whose answer was lost may have happened.
+      if (touched !== undefined) this.#kept?.drop(touched);
+    }
     if (touched?.epoch !== undefined) this.#meta = { ...this.#meta, epoch: touched.epoch };
     return result;
   }

@@ -17,13 +17,36 @@ export interface SqlConnection {
   run(sql: string, params: readonly SqlValue[]): Promise<number>;
 }
 
+/** Counts of what a driver has done, for metrics and tests. */
+export interface DriverCounts {
+  commits: number;
+  writes: number;
+}
+
 /** A database behind a store. */
 export interface SqlDriver {
+  readonly counts: DriverCounts;
   /** Sees committed state only. */
   readonly reader: SqlConnection;
   /** Runs `fn` atomically; settles only after the commit is on the disk. */
   transaction<T>(fn: (connection: SqlConnection) => Promise<T>): Promise<T>;
+  /** True as long as nobody else can have written, so that what was read before still holds. */
+  mayCache(): boolean;
   close(): Promise<void>;
+}
+
+/** A fresh array of the values. @throws PairwireError STORE_FAILED for one of a type that no driver may be given */
+export function bindable(params: readonly SqlValue[]): SqlValue[] {
+  for (const value of params) {
+    const good =
+      value === null ||
+      typeof value === 'string' ||
+      typeof value === 'bigint' ||
+      (typeof value === 'number' && Number.isSafeInteger(value)) ||
+      Buffer.isBuffer(value);
+    if (!good) throw new PairwireError('STORE_FAILED', 'a value of a wrong type was to be bound');
+  }
+  return [...params];
 }
 
 /** Column access that fails loudly where a row is not what the schema says. */

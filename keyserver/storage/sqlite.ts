@@ -8,33 +8,29 @@
  * second connection and therefore never see what is not yet committed.
  *
  * Trap: binding a bare Buffer as the only argument makes libsql 0.5.29 panic and abort the
- * process. All parameters go through `bind`, as one array of checked values.
+ * process. All parameters go through `bindable`, as one array of checked values.
  */
 import { chmodSync, closeSync, existsSync, openSync } from 'node:fs';
 import Database from 'libsql';
 import { messageOf, PairwireError } from '../../src/runtime/errors.js';
 import { requireSecretMode } from '../../src/runtime/files.js';
+import { GroupCommit, type Job } from './group-commit.js';
 import { type MigrationTarget, migrate } from './migrations/index.js';
-import type { Row, SqlConnection, SqlDriver, SqlValue } from './sql.js';
-import { integer } from './sql.js';
+import {
+  bindable,
+  type DriverCounts,
+  integer,
+  type Row,
+  type SqlConnection,
+  type SqlDriver,
+  type SqlValue,
+} from './sql.js';
 
 /** Most writes in one transaction: bounds the time to the first answer (about 50 us each). */
 const MAX_BATCH = 2_000;
 const BUSY_TIMEOUT_MS = 5_000;
 /** Result codes after which nothing in a batch can be trusted to have happened. */
 const FATAL = /^SQLITE_(FULL|IOERR|CORRUPT|NOTADB|READONLY|CANTOPEN|BUSY|LOCKED|NOMEM|PROTOCOL)/;
-
-interface Job {
-  readonly run: (connection: SqlConnection) => Promise<void>;
-  readonly resolve: () => void;
-  readonly reject: (error: unknown) => void;
-}
-
-/** Counts of what the driver has done, for metrics and tests. */
-export interface SqliteCounts {
-  commits: number;
-  writes: number;
-}
 
 interface Prepared {
   readonly statement: ReturnType<Database.Database['prepare']>;
@@ -76,7 +72,7 @@ class SqliteConnection implements SqlConnection {
   get(sql: string, params: readonly SqlValue[]): Promise<Row | undefined> {
     return this.#run(() => {
       const { statement, columns } = this.#prepare(sql);
-      const row = statement.get(bind(params)) as unknown[] | undefined;
+      const row = statement.get(bindable(params)) as unknown[] | undefined;
       return row === undefined ? undefined : toRow(columns, row);
     });
   }
@@ -84,12 +80,12 @@ class SqliteConnection implements SqlConnection {
   all(sql: string, params: readonly SqlValue[]): Promise<readonly Row[]> {
     return this.#run(() => {
       const { statement, columns } = this.#prepare(sql);
-      return (statement.all(bind(params)) as unknown[][]).map((row) => toRow(columns, row));
+      return (statement.all(bindable(params)) as unknown[][]).map((row) => toRow(columns, row));
     });
   }
 
   run(sql: string, params: readonly SqlValue[]): Promise<number> {
-    return this.#run(() => this.#prepare(sql).statement.run(bind(params)).changes);
+    return this.#run(() => this.#prepare(sql).statement.run(bindable(params)).changes);
   }
 
   close(): void {
@@ -125,16 +121,14 @@ class SqliteConnection implements SqlConnection {
 /** A store's database in one file. One process writes; others may read. */
 export class SqliteDriver implements SqlDriver {
   readonly reader: SqlConnection;
-  readonly counts: SqliteCounts = { commits: 0, writes: 0 };
+  readonly counts: DriverCounts = { commits: 0, writes: 0 };
   readonly #reader: SqliteConnection;
   readonly #writer: SqliteConnection;
-  readonly #file: string;
-  #queue: Job[] = [];
-  #draining: Promise<void> | undefined;
+  readonly #writes: GroupCommit;
   #closed = false;
 
   private constructor(file: string) {
-    this.#file = file;
+    this.#writes = new GroupCommit(MAX_BATCH, file, (batch) => this.#commit(batch));
     this.#writer = new SqliteConnection(file);
     this.#reader = new SqliteConnection(file);
     this.reader = this.#reader;
@@ -172,41 +166,20 @@ export class SqliteDriver implements SqlDriver {
   }
 
   transaction<T>(fn: (connection: SqlConnection) => Promise<T>): Promise<T> {
-    if (this.#closed) {
-      return Promise.reject(
-        new PairwireError('STORE_FAILED', 'the store is closed', { where: this.#file }),
-      );
-    }
-    return new Promise<T>((resolve, reject) => {
-      let result: T;
-      this.#queue.push({
-        run: async (connection) => {
-          result = await fn(connection);
-        },
-        resolve: () => resolve(result),
-        reject,
-      });
-      this.#draining ??= this.#drain();
-    });
+    return this.#writes.add(fn);
+  }
+
+  /** The file has one writer, so what it wrote is what there is. */
+  mayCache(): boolean {
+    return true;
   }
 
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    await this.#draining;
+    await this.#writes.close();
     this.#reader.close();
     this.#writer.close();
-  }
-
-  async #drain(): Promise<void> {
-    // After this turn's reads from sockets, so that one commit serves them all.
-    await new Promise(setImmediate);
-    while (this.#queue.length > 0) {
-      const batch = this.#queue.splice(0, MAX_BATCH);
-      await this.#commit(batch);
-      if (this.#queue.length > 0) await new Promise(setImmediate);
-    }
-    this.#draining = undefined;
   }
 
   async #commit(batch: readonly Job[]): Promise<void> {
@@ -285,20 +258,6 @@ function toRow(columns: readonly string[], values: readonly unknown[]): Row {
   const row: Record<string, unknown> = {};
   for (let at = 0; at < columns.length; at += 1) row[columns[at] ?? ''] = values[at];
   return row;
-}
-
-/** The one way to the driver's binding: a fresh array of values of known types. */
-function bind(params: readonly SqlValue[]): SqlValue[] {
-  for (const value of params) {
-    const good =
-      value === null ||
-      typeof value === 'string' ||
-      typeof value === 'bigint' ||
-      (typeof value === 'number' && Number.isSafeInteger(value)) ||
-      Buffer.isBuffer(value);
-    if (!good) throw new PairwireError('STORE_FAILED', 'a value of a wrong type was to be bound');
-  }
-  return [...params];
 }
 
 function isFatal(error: unknown): boolean {

@@ -74,24 +74,43 @@ export interface MetricsServer {
   close(): Promise<void>;
 }
 
+/** What /healthz says: 200 for a process that serves, 503 for one that does not. */
+export interface Health {
+  readonly serving: boolean;
+  /** One word. */
+  readonly state: string;
+}
+
 /**
- * Serves a registry at http://host:port/metrics.
+ * Serves a registry at http://host:port/metrics, and at /healthz whether the process serves.
+ * @param metrics is asked each time, where what is shown changes
  * @param port 0 takes a free one
  * @throws PairwireError CONFIG_INVALID for an address that is not loopback, CHANNEL_UNREACHABLE if the port can't be had
  */
-export function serveMetrics(metrics: Metrics, host: string, port: number): Promise<MetricsServer> {
+export function serveMetrics(
+  metrics: Metrics | (() => Metrics),
+  host: string,
+  port: number,
+  health?: () => Health,
+): Promise<MetricsServer> {
   if (!isLoopback(host)) {
     throw new PairwireError('CONFIG_INVALID', 'metrics may listen on a loopback address only', {
       where: host,
       hint: 'write 127.0.0.1 and let a proxy with access control serve it further',
     });
   }
-  const { registry } = metrics;
   const server = createServer((request, response) => {
-    if (request.url !== '/metrics' || (request.method !== 'GET' && request.method !== 'HEAD')) {
+    const reads = request.method === 'GET' || request.method === 'HEAD';
+    if (reads && request.url === '/healthz' && health !== undefined) {
+      const { serving, state } = health();
+      response.writeHead(serving ? 200 : 503, { 'content-type': 'text/plain' }).end(`${state}\n`);
+      return;
+    }
+    if (request.url !== '/metrics' || !reads) {
       response.writeHead(404).end();
       return;
     }
+    const { registry } = typeof metrics === 'function' ? metrics() : metrics;
     registry.metrics().then(
       (text) => response.writeHead(200, { 'content-type': registry.contentType }).end(text),
       () => response.writeHead(500).end(),

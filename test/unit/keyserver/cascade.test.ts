@@ -4,7 +4,7 @@
  */
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { numberOf } from '../../../keyserver/cascade/join.js';
-import { SqliteDriver } from '../../../keyserver/storage/sqlite.js';
+import { openDatabase } from '../../../keyserver/storage/open.js';
 import { makeToken } from '../../../keyserver/tokens.js';
 import { LABEL } from '../../../src/protocol/constants.js';
 import { GROUP_ID, type Id, parseId } from '../../../src/protocol/ids.js';
@@ -520,7 +520,7 @@ describe('key servers of one subnet', () => {
       // As if s1 had heard of more than s2 knows of now.
       await one.stopServer();
       await one.driver.close();
-      const driver = await SqliteDriver.open(one.paths.database);
+      const driver = await openDatabase(one.paths);
       await driver.transaction(async (connection) => {
         await connection.run('UPDATE peer_servers SET cursor = ?', [900_000]);
       });

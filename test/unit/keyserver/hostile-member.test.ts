@@ -1,15 +1,16 @@
 /** What a member can do to the key server with its own rights, and what a bad moment of the store may not leave behind. */
 import { readFileSync } from 'node:fs';
-import Database from 'libsql';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { CurrentSettings } from '../../../keyserver/current-settings.js';
 import { choose, defaultSettings } from '../../../keyserver/init.js';
 import { LABEL } from '../../../src/protocol/constants.js';
 import { importPublic } from '../../../src/protocol/public-keys.js';
 import { type Signed, signRecord } from '../../../src/protocol/signed.js';
+import { meddle, ON_POSTGRES } from './support/store.js';
 import { SUBNET, sleep, TestSubnet, until } from './support/subnet.js';
 
-const OFFLINE_AFTER = 200;
+/** A store over a socket takes longer to answer. */
+const OFFLINE_AFTER = ON_POSTGRES ? 2_000 : 200;
 
 describe('a member', () => {
   let subnet: TestSubnet;
@@ -76,11 +77,11 @@ describe('a member', () => {
     const record = bob.bootRecord();
     await bob.registerAgain(record);
     bob.client.stop();
-    await sleep(120);
+    await sleep(0.6 * OFFLINE_AFTER);
     bob.connect();
     await bob.registerAgain(record);
     bob.client.stop();
-    await sleep(120);
+    await sleep(0.6 * OFFLINE_AFTER);
     // The first absence began longer ago than the limit, but it was over in between.
     expect(await isOnline('bob')).toBe(true);
     await until(async () => (await isOnline('bob')) === false, 'the end of its presence');
@@ -92,11 +93,10 @@ describe('a member', () => {
     bob.connect();
     await until(() => bob.client.state.kind === 'open', 'the channel');
     await sleep(50);
-    const database = new Database(subnet.paths.database);
-    database.exec('ALTER TABLE members RENAME TO elsewhere');
+    const { database } = subnet.paths;
+    await meddle(database, 'ALTER TABLE members RENAME TO elsewhere');
     await expect(bob.sync()).rejects.toMatchObject({ code: 'unavailable' });
-    database.exec('ALTER TABLE elsewhere RENAME TO members');
-    database.close();
+    await meddle(database, 'ALTER TABLE elsewhere RENAME TO members');
     expect((await bob.sync()).more).toBe(false);
   });
 

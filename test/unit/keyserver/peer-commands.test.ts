@@ -1,8 +1,8 @@
 /** Peering as operators do it, by commands on two folders whose servers are processes; and the servers killed with -9 while they change the key. */
 import { randomInt } from 'node:crypto';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { openDatabase } from '../../../keyserver/storage/open.js';
 import { openStore } from '../../../keyserver/storage/sql-store.js';
-import { SqliteDriver } from '../../../keyserver/storage/sqlite.js';
 import type { Net } from '../../../keyserver/storage/store.js';
 import type { ChannelClient } from '../../../src/net/channel-client.js';
 import { type Id, parseId } from '../../../src/protocol/ids.js';
@@ -61,7 +61,7 @@ describe('two key servers', () => {
 
   /** The row in the database of a server that does not run. */
   async function stored(server: ServerProcess, net: string): Promise<Net | undefined> {
-    const store = await openStore(await SqliteDriver.open(server.paths.database));
+    const store = await openStore(await openDatabase(server.paths));
     try {
       return await store.net(net as Id);
     } finally {

@@ -1,10 +1,10 @@
 /** A database that was put back from a backup: it shows by what members say, and no number gets a second key in force. */
 import { randomBytes } from 'node:crypto';
-import { copyFileSync, existsSync, rmSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { MAX_HELD, MAX_RUNS } from '../../../keyserver/keys/put-back.js';
 import { GROUP_ID } from '../../../src/protocol/ids.js';
 import { defaultMac, type MacAddress } from '../../../src/protocol/mac.js';
+import * as store from './support/store.js';
 import { SUBNET, type TestMember, TestSubnet, until } from './support/subnet.js';
 
 describe('a database that was put back', () => {
@@ -12,22 +12,17 @@ describe('a database that was put back', () => {
   let alice: TestMember;
   let bob: TestMember;
   let carol: TestMember;
-  /** The files of a database; the last two are there while it is open, and perhaps afterwards. */
-  const files = (): string[] => ['', '-wal', '-shm'].map((end) => `${subnet.paths.database}${end}`);
 
   /** Everything after this is forgotten by `putBack`. */
   async function backUp(): Promise<void> {
     await subnet.stopServer();
-    for (const file of files()) if (existsSync(file)) copyFileSync(file, `${file}.backup`);
+    await store.backUp(subnet.paths.database);
     await subnet.startServer();
   }
 
   async function putBack(): Promise<void> {
     await subnet.stopServer();
-    for (const file of files()) {
-      rmSync(file, { force: true });
-      if (existsSync(`${file}.backup`)) copyFileSync(`${file}.backup`, file);
-    }
+    await store.putBack(subnet.paths.database);
     await subnet.startServer();
   }
 

@@ -5,8 +5,8 @@
  * PAIRWIRE_REKEY_KILLS says how often (default 15).
  */
 import { afterAll, beforeAll, expect, it } from 'vitest';
+import { openDatabase } from '../../../keyserver/storage/open.js';
 import { openStore } from '../../../keyserver/storage/sql-store.js';
-import { SqliteDriver } from '../../../keyserver/storage/sqlite.js';
 import { GROUP_ID, type Id } from '../../../src/protocol/ids.js';
 import { defaultMac } from '../../../src/protocol/mac.js';
 import type { Change } from '../../../src/protocol/messages.js';
@@ -140,7 +140,7 @@ it(
     expect(reached.at(-1)).toBeGreaterThan(KILLS / 4);
 
     await server.kill();
-    const store = await openStore(await SqliteDriver.open(server.paths.database));
+    const store = await openStore(await openDatabase(server.paths));
     const [a = ids[0], b] = ids;
     const pair = a === undefined || b === undefined ? undefined : await store.pairKey(a, b);
     const group = await store.groupKey(GROUP_ID);

@@ -303,7 +303,7 @@ describe('more pairs than are looked after while they change keys', () => {
     } finally {
       await subnet.close();
     }
-  }, 180_000);
+  }, 300_000);
 });
 
 describe("rekeying by the documents' own rule (hold = 0)", () => {

@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { initSubnet, type SettingsChoice } from '../../../../keyserver/init.js';
 import type { Id } from '../../../../src/protocol/ids.js';
 import { pairwire } from './commands.js';
+import { removeDatabase, storeChoice } from './store.js';
 import { SUBNET, SubnetFolder } from './subnet-folder.js';
 
 const PROGRAM = new URL('program.ts', import.meta.url).pathname;
@@ -53,6 +54,7 @@ export class ServerProcess extends SubnetFolder {
       listen: `127.0.0.1:${port}`,
       advertise: [],
       settings,
+      ...(await storeChoice()),
     });
     return new ServerProcess(dir, port, subnet);
   }
@@ -86,6 +88,7 @@ export class ServerProcess extends SubnetFolder {
   async remove(): Promise<void> {
     this.stopClients();
     await this.kill();
+    await removeDatabase(this.paths.database);
     rmSync(this.dir, { recursive: true, force: true });
   }
 }

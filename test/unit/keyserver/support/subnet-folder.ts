@@ -1,6 +1,6 @@
 /** The folder of a key server: its keys, tokens for it, and clients of whoever serves it. */
 import type { KeyObject } from 'node:crypto';
-import { KEY_KIND, pathsOf } from '../../../../keyserver/config.js';
+import { KEY_KIND, loadKeyServerConfig, pathsOf } from '../../../../keyserver/config.js';
 import { type GrantWish, makeToken } from '../../../../keyserver/tokens.js';
 import { ChannelClient, type ChannelClientOptions } from '../../../../src/net/channel-client.js';
 import { keyPairFromPrivate } from '../../../../src/protocol/channel/keys.js';
@@ -20,6 +20,7 @@ export abstract class SubnetFolder {
   readonly serverPublic: Buffer;
   readonly adminKey: Buffer;
   readonly #clients: ChannelClient[] = [];
+  #paths: ReturnType<typeof pathsOf> | undefined;
 
   protected constructor(
     readonly dir: string,
@@ -40,7 +41,8 @@ export abstract class SubnetFolder {
   abstract get port(): number;
 
   get paths(): ReturnType<typeof pathsOf> {
-    return pathsOf(this.dir, { database: 'keyserver.db', operatorKey: 'operator.key' });
+    this.#paths ??= pathsOf(this.dir, loadKeyServerConfig(this.dir));
+    return this.#paths;
   }
 
   token(wish: Partial<GrantWish> & { id: string }): Token {

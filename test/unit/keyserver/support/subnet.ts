@@ -7,8 +7,8 @@ import { joinCascade } from '../../../../keyserver/cascade/join.js';
 import { KEY_KIND, type OwnNet } from '../../../../keyserver/config.js';
 import { initSubnet, type SettingsChoice } from '../../../../keyserver/init.js';
 import { KeyServer, type KeyServerOptions } from '../../../../keyserver/server.js';
+import type { SqlDriver } from '../../../../keyserver/storage/sql.js';
 import { openStore } from '../../../../keyserver/storage/sql-store.js';
-import { SqliteDriver } from '../../../../keyserver/storage/sqlite.js';
 import type { Store } from '../../../../keyserver/storage/store.js';
 import type { GrantWish } from '../../../../keyserver/tokens.js';
 import type { ChannelClient } from '../../../../src/net/channel-client.js';
@@ -24,6 +24,7 @@ import type { Token } from '../../../../src/protocol/token.js';
 import type { Clock } from '../../../../src/runtime/clock.js';
 import { readKeyFile } from '../../../../src/runtime/files.js';
 import { createLogger, type Logger } from '../../../../src/runtime/log.js';
+import { openToServe, removeDatabase, storeChoice } from './store.js';
 import { HOUR, SUBNET, SubnetFolder } from './subnet-folder.js';
 
 export { HOUR, SUBNET };
@@ -48,7 +49,7 @@ export interface SubnetOptions {
 export class TestSubnet extends SubnetFolder {
   server!: KeyServer;
   store!: Store;
-  driver!: SqliteDriver;
+  driver!: SqlDriver;
   readonly #options: SubnetOptions;
   #port = 0;
 
@@ -75,6 +76,7 @@ export class TestSubnet extends SubnetFolder {
       listen: '127.0.0.1:7900',
       advertise: [],
       settings: options.settings ?? {},
+      ...(await storeChoice()),
     });
     const subnet = new TestSubnet(dir, options);
     await subnet.startServer();
@@ -87,7 +89,7 @@ export class TestSubnet extends SubnetFolder {
 
   async startServer(): Promise<void> {
     const { tuning, limits, log, clock } = this.#options;
-    this.driver = await SqliteDriver.open(this.paths.database);
+    this.driver = await openToServe(this.paths);
     this.store = await openStore(this.driver, { onlyWriter: true });
     this.server = await KeyServer.start({
       store: this.store,
@@ -117,6 +119,7 @@ export class TestSubnet extends SubnetFolder {
   async close(): Promise<void> {
     this.stopClients();
     await this.stopServer();
+    await removeDatabase(this.paths.database);
     rmSync(this.dir, { recursive: true, force: true });
   }
 
