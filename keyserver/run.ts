@@ -175,6 +175,7 @@ async function serveInTurn(
   shown: Shown,
   life: Lifecycle,
 ): Promise<{ readonly ended: Promise<void> }> {
+  folder.log.warn('PostgreSQL as the store is experimental: see docs/operations.md');
   const stop = new AbortController();
   let next: PostgresDriver | undefined = await PostgresDriver.connect(target);
   const loop = async (): Promise<void> => {
