@@ -1059,6 +1059,11 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     }
   }
 
+  async renumberPair({ a, b }: PairEnds, changed: number): Promise<void> {
+    this.touched.pairs.add(pairName(a, b));
+    await this.sql.run('UPDATE pair_keys SET changed = ? WHERE a = ? AND b = ?', [changed, a, b]);
+  }
+
   async markPairAsked(a: Id, b: Id, id: Id, change: number): Promise<void> {
     this.touched.pairs.add(pairName(a, b));
     const [low, high] = orderedPair(a, b);

@@ -515,6 +515,8 @@ export interface StoreTransaction extends StoreReads {
     key: Pick<PairKey, 'key' | 'pwId' | 'reason' | 'createdAt' | 'dueAt'>,
     changed: number,
   ): Promise<void>;
+  /** Gives a pair another change number, so that whoever follows it is told of it anew. */
+  renumberPair(pair: PairEnds, changed: number): Promise<void>;
   postponePair(pair: PairEnds, dueAt: number): Promise<void>;
   /** Another interval holds from now on: each pair is due so long after its key was made. */
   redatePairs(intervalMs: number): Promise<void>;

@@ -7,75 +7,16 @@ import { numberOf } from '../../../keyserver/cascade/join.js';
 import { SqliteDriver } from '../../../keyserver/storage/sqlite.js';
 import { makeToken } from '../../../keyserver/tokens.js';
 import { LABEL } from '../../../src/protocol/constants.js';
-import { GROUP_ID, type Id, parseId } from '../../../src/protocol/ids.js';
-import { defaultMac } from '../../../src/protocol/mac.js';
-import { answerSchemas, type CascadeWord, type Change } from '../../../src/protocol/messages.js';
+import { GROUP_ID, parseId } from '../../../src/protocol/ids.js';
+import { answerSchemas, type CascadeWord } from '../../../src/protocol/messages.js';
 import { settingsSchema } from '../../../src/protocol/records.js';
 import { readUnverified, signRecord } from '../../../src/protocol/signed.js';
-import { parseToken } from '../../../src/protocol/token.js';
 import { SystemClock } from '../../../src/runtime/clock.js';
 import { createLogger } from '../../../src/runtime/log.js';
-import { HOUR, TestMember, TestSubnet, until } from './support/subnet.js';
+import { macOf, pairTold, recordOf, serverToken, told } from './support/cascade.js';
+import { HOUR, type TestMember, TestSubnet, until } from './support/subnet.js';
 
 const S2 = parseId('s2');
-
-/** A token for another server, made at this one. */
-function serverToken(at: TestSubnet, server: string, id = server): string {
-  return makeToken(
-    {
-      ...{ subnet: at.subnet, server: at.serverId },
-      ...{ listen: `127.0.0.1:${at.port}`, advertise: [] },
-    },
-    { operator: at.operator, tokenKey: at.tokenKey, serverPublic: at.serverPublic },
-    {
-      ...{ id, role: 'server', server: server as Id, ips: [], notAfter: Date.now() + HOUR },
-      ...{ macs: [], rights: [], uses: 1 },
-    },
-  ).text;
-}
-
-/** A member's record as a server tells it, with a grant that names a server as its home. */
-function recordOf(at: TestSubnet, id: string, home: string) {
-  const member = new TestMember(at, id);
-  member.sequence = 1;
-  const { text } = makeToken(
-    {
-      ...{ subnet: at.subnet, server: parseId(home) },
-      ...{ listen: `127.0.0.1:${at.port}`, advertise: [] },
-    },
-    { operator: at.operator, tokenKey: at.tokenKey, serverPublic: at.serverPublic },
-    {
-      ...{ id, role: 'host', macs: [], ips: [], rights: [], uses: 1 },
-      notAfter: Date.now() + HOUR,
-    },
-  );
-  const membership = member.membership(parseToken(text));
-  const boot = member.bootRecord();
-  return {
-    ...{ id: member.id, role: 'host' as const, online: true, membership, boot },
-    ...{ ips: [], endpoints: [] },
-  };
-}
-
-const macOf = (member: TestMember): string => defaultMac(member.subnet.subnet, member.id);
-
-/** The last change of a kind that a member was pushed. */
-function told<K extends Change['kind']>(
-  member: TestMember,
-  kind: K,
-): Extract<Change, { kind: K }> | undefined {
-  return member
-    .pushed()
-    .filter((one): one is Extract<Change, { kind: K }> => one.kind === kind)
-    .at(-1);
-}
-
-const pairTold = (member: TestMember, peer: TestMember) =>
-  member
-    .pushed()
-    .filter((one) => one.kind === 'pair')
-    .filter((one) => one.peer === peer.id)
-    .at(-1);
 
 describe('key servers of one subnet', () => {
   let one: TestSubnet;
