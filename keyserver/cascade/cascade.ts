@@ -29,6 +29,7 @@ import type {
 } from '../storage/store.js';
 import { homeState } from './home-state.js';
 import { Intake, type IntakeDeps } from './intake.js';
+import { numberOf } from './join.js';
 import { firstOf, MAX_SERVERS, newPeer } from './peer-members.js';
 import { ServerLink } from './server-link.js';
 import type { SubnetTime } from './subnet-time.js';
@@ -327,6 +328,8 @@ export class Cascade {
       if ((await this.#services.store.counters()).putBack) throw new NotYet();
       if (this.#others.get(other.row.server) !== other) throw new NotYet();
       await this.#hear(other, word);
+      // Revoked meanwhile.
+      if (this.#others.get(other.row.server) !== other) throw new NotYet();
       return this.#word(other);
     });
   }
@@ -359,10 +362,16 @@ export class Cascade {
     return [...this.#others.values()].find(({ row }) => row.member === member)?.row.server;
   }
 
-  /** A server is revoked: nothing is said to it any more. Its members are the caller's business. */
-  async dropped(server: Id): Promise<void> {
-    await this.#services.store.write((tx) => tx.removePeerServer(server));
+  /** A server is being revoked: nothing is said to it any more, and who is the first server goes without it. */
+  async dropping<T>(server: Id, revoke: () => Promise<T>): Promise<T> {
     this.#forget(server);
+    try {
+      return await revoke();
+    } catch (thrown) {
+      const row = await this.#services.store.peerServer(server);
+      if (row !== undefined && !this.#others.has(server)) this.#open(this.#know(row));
+      throw thrown;
+    }
   }
 
   // ------------------------------------------------------------------------------ the operator
@@ -528,6 +537,11 @@ export class Cascade {
       (one) => one.row.server !== server && one.row.number === number,
     );
     const another = row.number !== undefined && row.number !== number;
+    // 0 is the number of the server that the subnet was made with.
+    const original = number === 0 && server === this.first;
+    if (!original && number !== numberOf(this.#services.subnet, server)) {
+      throw wrong(`${number} is not the number of ${server}`);
+    }
     if (number === meta.number || taken || another) {
       throw wrong(`the number ${number} of ${server} is taken: give that server another id`);
     }
@@ -606,7 +620,10 @@ export class Cascade {
       before.complete === row.complete &&
       before.timeOffset === row.timeOffset;
     if (same || this.#others.get(row.server) !== other) return;
-    await this.#services.store.write((tx) => tx.putPeerServer(row));
+    await this.#services.store.write(async (tx) => {
+      // Not one that was revoked meanwhile.
+      if ((await tx.peerServer(row.server)) !== undefined) await tx.putPeerServer(row);
+    });
   }
 
   /** The first server's time is the subnet's; a difference of clocks is an alarm, and nothing else. */

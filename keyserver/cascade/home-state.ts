@@ -5,6 +5,7 @@
  */
 import { GROUP_ID, type Id } from '../../src/protocol/ids.js';
 import { type HomeChange, MAX_ROWS } from '../../src/protocol/messages.js';
+import { TALKER_ROLES } from '../../src/protocol/records.js';
 import { peerRecordSize, toPeerRecord } from '../registry/peer-record.js';
 import type { Services } from '../services.js';
 import type { GroupKey, Member, NextGeneration, PairKey } from '../storage/store.js';
@@ -56,7 +57,9 @@ export async function homeState(
     change: { kind: 'member', member: toPeerRecord(member) },
   }));
   for (const { member: id, changed: seq } of revocations) {
-    if ((await store.member(id))?.home !== undefined) continue;
+    const member = await store.member(id);
+    // Other servers know of no others, and may have somebody else of that name.
+    if (member?.home !== undefined || !TALKER_ROLES.includes(member?.role ?? 'server')) continue;
     rows.push({ seq, bytes: 64, change: { kind: 'revoked', id } });
   }
   for (const pair of pairs) {

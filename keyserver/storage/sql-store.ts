@@ -852,6 +852,14 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     }
   }
 
+  async membersByToken(home: Id, tokenId: Uint8Array): Promise<number> {
+    const row = await this.sql.get(
+      'SELECT COUNT(*) AS found FROM members WHERE home = ? AND token_id = ?',
+      [home, Buffer.from(tokenId)],
+    );
+    return row === undefined ? 0 : integer(row, 'found');
+  }
+
   async tokenUses(tokenId: Uint8Array): Promise<number> {
     const row = await this.sql.get('SELECT used FROM tokens_used WHERE token_id = ?', [
       Buffer.from(tokenId),

@@ -1,9 +1,10 @@
 /** What tests of several key servers of one subnet need: tokens and records as another server has them, and what members hear. */
+import { numberOf } from '../../../../keyserver/cascade/join.js';
 import { makeToken } from '../../../../keyserver/tokens.js';
 import { type Id, parseId } from '../../../../src/protocol/ids.js';
 import { defaultMac } from '../../../../src/protocol/mac.js';
 import { answerSchemas, type CascadeWord, type Change } from '../../../../src/protocol/messages.js';
-import { parseToken } from '../../../../src/protocol/token.js';
+import { parseToken, type Token } from '../../../../src/protocol/token.js';
 import { HOUR, TestMember, type TestSubnet } from './subnet.js';
 
 /** A token for another server, made at this one. */
@@ -21,10 +22,16 @@ export function serverToken(at: TestSubnet, server: string, id = server): string
   ).text;
 }
 
-/** A member's record as a server tells it, with a grant that names a server as its home. */
-export function recordOf(at: TestSubnet, id: string, home: string) {
-  const member = new TestMember(at, id);
-  member.sequence = 1;
+/** A token with which that many members with an id that begins with m enrol at a server. */
+export function serverGrant(at: TestSubnet, home: string, uses: number): Token {
+  return memberToken(at, home, { id: 'm*', uses });
+}
+
+function memberToken(
+  at: TestSubnet,
+  home: string,
+  { id, uses }: { readonly id: string; readonly uses: number },
+): Token {
   const { text } = makeToken(
     {
       ...{ subnet: at.subnet, server: parseId(home) },
@@ -32,11 +39,22 @@ export function recordOf(at: TestSubnet, id: string, home: string) {
     },
     { operator: at.operator, tokenKey: at.tokenKey, serverPublic: at.serverPublic },
     {
-      ...{ id, role: 'host', macs: [], ips: [], rights: [], uses: 1 },
-      notAfter: Date.now() + HOUR,
+      ...{ id, role: 'host', macs: [], ips: [], rights: [], uses, notAfter: Date.now() + HOUR },
     },
   );
-  const membership = member.membership(parseToken(text));
+  return parseToken(text);
+}
+
+/** A member's record as a server tells it, with a grant that names a server as its home. */
+export function recordOf(
+  at: TestSubnet,
+  id: string,
+  home: string,
+  token: Token = memberToken(at, home, { id, uses: 1 }),
+) {
+  const member = new TestMember(at, id);
+  member.sequence = 1;
+  const membership = member.membership(token);
   const boot = member.bootRecord();
   return {
     ...{ id: member.id, role: 'host' as const, online: true, membership, boot },
@@ -76,7 +94,12 @@ export class RogueServer {
     this.#word = word;
   }
 
-  static async at(one: TestSubnet, server: string, number: number): Promise<RogueServer> {
+  get number(): number {
+    return this.#word.number;
+  }
+
+  static async at(one: TestSubnet, server: string): Promise<RogueServer> {
+    const number = numberOf(one.subnet, parseId(server));
     const member = await one.enrolled(server, { role: 'server', server: parseId(server) });
     return new RogueServer(member, {
       ...{ server: parseId(server), number, first: one.serverId, tag: one.store.meta.tag },
