@@ -466,7 +466,9 @@ function rekeyCommand(program: Command): void {
 function revokeCommand(program: Command): void {
   program
     .command('revoke <id>')
-    .description('take a member out, for ever: nobody has a key with it any more')
+    .description(
+      'take a member out, for ever: nobody has a key with it any more; or another key server of this subnet with all its members, to be done at every server',
+    )
     .requiredOption('--dir <dir>', 'folder of the key server')
     .option('--json', 'print JSON')
     .addHelpText('after', example('pairwire revoke --dir /etc/pairwire/east mallory'))
@@ -474,8 +476,13 @@ function revokeCommand(program: Command): void {
       action(async (target, id: string, flags: { readonly dir: string }) => {
         await asOperator(flags.dir, async (client) => {
           const member = usable(id, 'id');
-          const { number, fresh } = await client.revoke(member);
-          printFields(target, { member, number, state: fresh ? 'revoked' : 'revoked before' });
+          const { number, fresh, server } = await client.revoke(member);
+          printFields(target, {
+            ...{ member, number, state: fresh ? 'revoked' : 'revoked before' },
+            ...(server === undefined
+              ? {}
+              : { server, todo: `pairwire revoke ${server} at every other key server, too` }),
+          });
         });
       }),
     );

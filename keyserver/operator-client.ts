@@ -143,12 +143,14 @@ export class OperatorClient {
     return told;
   }
 
-  /** Takes a member out, for ever. */
-  async revoke(member: Id): Promise<{ readonly number: number; readonly fresh: boolean }> {
-    const { number, fresh } = await this.#ask({ t: 'revoke', member }, (value) =>
+  /** Takes a member out, for ever. @returns `server` if it was another key server, which is out with its members */
+  async revoke(
+    member: Id,
+  ): Promise<{ readonly number: number; readonly fresh: boolean; readonly server?: Id }> {
+    const { number, fresh, server } = await this.#ask({ t: 'revoke', member }, (value) =>
       answerSchemas.revoke.parse(value),
     );
-    return { number, fresh };
+    return { number, fresh, ...(server === undefined ? {} : { server }) };
   }
 
   /** Ties an address outside to a plain member. */

@@ -45,7 +45,7 @@ import { LiveSessions } from './registry/live-sessions.js';
 import { PlainSide } from './registry/plain-side.js';
 import { Presence, withSeen } from './registry/presence.js';
 import { BootRegistry, type Registered } from './registry/register.js';
-import { revoke } from './registry/revoke.js';
+import { type Revoked, revoke, revokeServer } from './registry/revoke.js';
 import { TokenBuckets } from './registry/token-bucket.js';
 import { type RelayTickets, relayTickets } from './relay.js';
 import { keyServerMetrics } from './server-metrics.js';
@@ -646,42 +646,62 @@ export class KeyServer {
 
   /** The member's sessions end first, so that no answer or push that was made after it gets out. */
   async #revoke(actor: Id, id: Id): Promise<Answer> {
-    const home = (await this.#services.store.member(id))?.home;
+    const known = await this.#services.store.member(id);
+    const named = this.#cascade.serverOf(id) ?? (isHere(known) ? undefined : id);
+    if (named !== undefined && (await this.#isServer(named))) {
+      return this.#revokeServer(actor, named);
+    }
+    const home = known?.home;
     if (home !== undefined) {
       const why = `${id} is at home at ${home}: revoke it there, or ${home} itself here`;
       throw new Refusal('refused', 'cascade_home', why, { id, server: home });
     }
-    const server = this.#cascade.serverOf(id);
-    const answer = await this.#takeOut(actor, id);
-    if (server === undefined) return answer;
-    // It had the keys of its members with ours, and nobody else can serve them: they are out with it.
-    for (const member of await this.#services.store.membersAt(server)) {
-      await this.#takeOut(actor, member);
+    return this.#takeOut(actor, id);
+  }
+
+  /** Another key server of this subnet, or one of which members are still known. */
+  async #isServer(id: Id): Promise<boolean> {
+    const { store } = this.#services;
+    return (await store.peerServer(id)) !== undefined || (await store.membersAt(id)).length > 0;
+  }
+
+  /** It had the keys of its members with ours, and nobody else can serve them: they are out with it. */
+  async #revokeServer(actor: Id, server: Id): Promise<Answer> {
+    const { store } = this.#services;
+    const member = (await store.peerServer(server))?.member;
+    if (member !== undefined) this.#revoking.add(member);
+    try {
+      if (member !== undefined) this.#endSessions(member);
+      const out = await this.#cascade.dropping(server, () =>
+        revokeServer(this.#services, this.#groups, actor, server),
+      );
+      for (const [id, revoked] of out) this.#tellRevoked(id, revoked);
+      const { revocation } = await store.counters();
+      return { number: revocation, fresh: true, server };
+    } finally {
+      if (member !== undefined) this.#revoking.delete(member);
     }
-    await this.#cascade.dropped(server);
-    return answer;
   }
 
   async #takeOut(actor: Id, id: Id): Promise<Answer> {
     this.#revoking.add(id);
     try {
       if (actor !== id) this.#endSessions(id);
-      const { number, fresh, behind, bindings, nets, wasLink } = await revoke(
-        this.#services,
-        this.#groups,
-        actor,
-        id,
-      );
-      if (fresh) this.#hints.revoked(id);
-      for (const { vlan, mac } of behind) this.#hints.behindChanged(vlan, mac);
-      for (const ip of bindings) this.#hints.bindingChanged(ip);
-      for (const net of nets) this.#netKeys.changed(net);
-      // Which keys are owed to us now, the store knows.
-      if (wasLink) this.#netLinks.askAll();
-      return { number, fresh };
+      const revoked = await revoke(this.#services, this.#groups, actor, id);
+      this.#tellRevoked(id, revoked);
+      return { number: revoked.number, fresh: revoked.fresh };
     } finally {
       this.#revoking.delete(id);
     }
+  }
+
+  #tellRevoked(id: Id, { fresh, behind, bindings, nets, wasLink }: Revoked): void {
+    if (fresh) this.#hints.revoked(id);
+    for (const { vlan, mac } of behind) this.#hints.behindChanged(vlan, mac);
+    for (const ip of bindings) this.#hints.bindingChanged(ip);
+    for (const net of nets) this.#netKeys.changed(net);
+    // Which keys are owed to us now, the store knows.
+    if (wasLink) this.#netLinks.askAll();
   }
 
   /** A server that was put back knows fewer revocations than its members, and must not undo them. */
@@ -997,6 +1017,11 @@ export class KeyServer {
 /** Whom we serve: an active member that is at home here. */
 function isOurs(member: Member): boolean {
   return member.state === 'active' && member.home === undefined;
+}
+
+/** Whether it is a member of ours, so that a server elsewhere can't hide behind its id. */
+function isHere(member: Member | undefined): boolean {
+  return member !== undefined && member.home === undefined;
 }
 
 function isCascadeToken(text: string): boolean {

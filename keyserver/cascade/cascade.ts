@@ -29,6 +29,7 @@ import type {
 } from '../storage/store.js';
 import { homeState } from './home-state.js';
 import { Intake, type IntakeDeps } from './intake.js';
+import { numberOf } from './join.js';
 import { firstOf, MAX_SERVERS, newPeer } from './peer-members.js';
 import { ServerLink } from './server-link.js';
 import type { SubnetTime } from './subnet-time.js';
@@ -38,7 +39,10 @@ export const CASCADE_SKEW_ALARM = 2_000;
 /** Words of another key server: so many at once, so many a second. */
 export const CASCADE_BURST = 200;
 export const CASCADE_PER_SECOND = 50;
-/** How long a server may be away before its members count as offline, ms; after a start everybody comes back at once. */
+/**
+ * How long a server may be away before its members count as offline, ms; after a start everybody comes back at once. One
+ * that is there and takes no word has the longer time, too.
+ */
 const AWAY_AFTER = 10_000;
 const AWAY_AFTER_START = 45_000;
 /** How long a member's question waits for the other server, ms, and how often it looks. */
@@ -103,6 +107,10 @@ interface Other {
   readonly seeks: Map<string, Seek>;
   readonly places: Map<string, FoundPlace>;
   away: NodeJS.Timeout | undefined;
+  /** Words of it that came, so that nothing is done about its absence after it is back. */
+  words: number;
+  /** Forgets what the last word said once: to be called when that word has arrived. */
+  arrived: (() => void) | undefined;
   /** We have all that is new there, as far as we hear. */
   isCurrent: boolean;
   problem: string | undefined;
@@ -119,6 +127,7 @@ export class Cascade {
   readonly #intake: Intake;
   readonly #others = new Map<Id, Other>();
   readonly #rate = new TokenBuckets(CASCADE_BURST, CASCADE_PER_SECOND);
+  readonly #renumbered = new TokenBuckets(2, 0.2);
   #poked = false;
   #closed = false;
 
@@ -313,17 +322,23 @@ export class Cascade {
     if (!this.#rate.take(member, now())) {
       throw new Refusal('limit', 'cascade_rate', 'too many words; wait', { id: member });
     }
-    const answer = other.turn
-      .catch(() => undefined)
-      .then(async () => {
-        // A database that was put back may have forgotten that this server was revoked.
-        if ((await this.#services.store.counters()).putBack) throw new NotYet();
-        if (this.#others.get(other.row.server) !== other) throw new NotYet();
-        await this.#hear(other, word);
-        return this.#word(other);
-      });
-    other.turn = answer;
-    return answer;
+    other.words += 1;
+    return this.#inTurn(other, async () => {
+      // A database that was put back may have forgotten that this server was revoked.
+      if ((await this.#services.store.counters()).putBack) throw new NotYet();
+      if (this.#others.get(other.row.server) !== other) throw new NotYet();
+      await this.#hear(other, word);
+      // Revoked meanwhile.
+      if (this.#others.get(other.row.server) !== other) throw new NotYet();
+      return this.#word(other);
+    });
+  }
+
+  /** One thing at a time with each server, in the order in which they come. */
+  #inTurn<T>(other: Other, work: () => Promise<T>): Promise<T> {
+    const done = other.turn.catch(() => undefined).then(work);
+    other.turn = done;
+    return done;
   }
 
   /** A server's member has enrolled here. */
@@ -335,7 +350,10 @@ export class Cascade {
   /** The channel of a member that may be a server has ended. */
   left(member: Id): void {
     for (const other of this.#others.values()) {
-      if (other.row.member === member) this.#lost(other);
+      if (other.row.member !== member) continue;
+      // The answer may not have reached it.
+      other.arrived = undefined;
+      this.#lost(other);
     }
   }
 
@@ -344,10 +362,16 @@ export class Cascade {
     return [...this.#others.values()].find(({ row }) => row.member === member)?.row.server;
   }
 
-  /** A server is revoked: nothing is said to it any more. Its members are the caller's business. */
-  async dropped(server: Id): Promise<void> {
-    await this.#services.store.write((tx) => tx.removePeerServer(server));
+  /** A server is being revoked: nothing is said to it any more, and who is the first server goes without it. */
+  async dropping<T>(server: Id, revoke: () => Promise<T>): Promise<T> {
     this.#forget(server);
+    try {
+      return await revoke();
+    } catch (thrown) {
+      const row = await this.#services.store.peerServer(server);
+      if (row !== undefined && !this.#others.has(server)) this.#open(this.#know(row));
+      throw thrown;
+    }
   }
 
   // ------------------------------------------------------------------------------ the operator
@@ -398,7 +422,7 @@ export class Cascade {
     if (other?.row.contact === undefined) return false;
     const wasFirst = this.isFirst;
     this.#forget(server);
-    await this.#offline(other);
+    await this.#inTurn(other, () => this.#offline(other, () => false));
     await store.write(async (tx) => {
       await tx.removePeerServer(server);
       await audit.append(tx, { actor, action: 'peer_remove', outcome: 'done', detail: { server } });
@@ -414,14 +438,21 @@ export class Cascade {
     const { epoch, number, tag } = store.meta;
     const { row, has } = other;
     const told = has === undefined ? undefined : await this.#state(other, has);
-    const wants = [...other.wants.values()].slice(0, MAX_WANTS);
-    for (const [name, want] of other.wants) if (want.worn !== undefined) other.wants.delete(name);
+    const wants = [...other.wants].slice(0, MAX_WANTS);
     const confirms = [...other.confirms].slice(0, MAX_WANTS);
-    for (const [name] of confirms) other.confirms.delete(name);
     const { group } = other;
-    other.group = {};
     const places = [...other.places].slice(0, MAX_SEEKS);
-    for (const [place] of places) other.places.delete(place);
+    other.arrived = () => {
+      // A question for a key stays until its asker has it, or gives up.
+      forget(
+        other.wants,
+        wants.filter(([, { worn }]) => worn !== undefined),
+      );
+      forget(other.confirms, confirms);
+      forget(other.places, places);
+      // As long as nothing was added to it meanwhile.
+      if (other.group === group) other.group = {};
+    };
     const seeks = [...other.seeks.values()]
       .filter(({ found }) => found === undefined)
       .map(({ vlan, mac }) => ({ vlan, mac }));
@@ -431,7 +462,7 @@ export class Cascade {
       settings: settings.inForce.record,
       have: { epoch: row.epoch, cursor: row.cursor },
       ...(told === undefined ? {} : { state: told }),
-      wants,
+      wants: wants.map(([, want]) => want),
       confirms: confirms.map(([, confirm]) => confirm),
       ...{ seeks, places: places.map(([, place]) => place) },
       ...(Object.keys(group).length === 0 ? {} : { group }),
@@ -452,6 +483,10 @@ export class Cascade {
   async #hear(other: Other, word: CascadeWord): Promise<boolean> {
     const { store } = this.#services;
     this.#judge(other, word);
+    // It is here: nobody of it becomes offline any more because it was not.
+    this.#heard(other);
+    other.arrived?.();
+    other.arrived = undefined;
     const { server } = other.row;
     const { epoch: before } = store.meta;
     await this.#deps.lookAt(server, word.have);
@@ -463,18 +498,18 @@ export class Cascade {
     if (!row.epoch.equals(theirs)) row = { ...row, epoch: theirs, cursor: 0 };
     await this.#takeSettings(server, word);
     const { state } = word;
-    if (state !== undefined && (state.from === row.cursor || state.from === 0)) {
+    const fits = state !== undefined && (state.from === row.cursor || state.from === 0);
+    if (fits) {
       const first = this.first;
       for (const change of state.changes) await this.#intake.take(row, first, change);
       row = { ...row, cursor: state.cursor, complete: row.complete || !state.more };
       if (!state.more) other.isCurrent = true;
     }
     await this.#note(other, row);
-    this.#heard(other);
     const { wants, confirms, group, seeks, places } = word;
     for (const outside of seeks) await this.#sought(other, outside);
     for (const place of places) await this.#found(other, place);
-    for (const want of wants) await this.#wanted(server, want);
+    for (const want of wants) await this.#wanted(other, want);
     for (const { a, b, pwId } of confirms) {
       if ((await store.member(b))?.home === server) await this.#deps.confirmed(b, a, pwId);
     }
@@ -484,7 +519,9 @@ export class Cascade {
     if (this.isFirst && group?.worn !== undefined) await this.#deps.groupWorn(group.worn);
     this.#compareClocks(other, word);
     const asked = wants.length > 0 || seeks.length > 0;
-    return state?.more === true || asked || !epoch.equals(before);
+    // It went on from where we are no more: from the next word it knows where we are.
+    const stale = state !== undefined && !fits;
+    return state?.more === true || stale || asked || !epoch.equals(before);
   }
 
   #judge({ row }: Other, { server, number, first, tag }: CascadeWord): void {
@@ -500,6 +537,11 @@ export class Cascade {
       (one) => one.row.server !== server && one.row.number === number,
     );
     const another = row.number !== undefined && row.number !== number;
+    // 0 is the number of the server that the subnet was made with.
+    const original = number === 0 && server === this.first;
+    if (!original && number !== numberOf(this.#services.subnet, server)) {
+      throw wrong(`${number} is not the number of ${server}`);
+    }
     if (number === meta.number || taken || another) {
       throw wrong(`the number ${number} of ${server} is taken: give that server another id`);
     }
@@ -516,8 +558,9 @@ export class Cascade {
   }
 
   /** One of a server's members wants the key with one of ours. */
-  async #wanted(server: Id, { asker, peer, make, worn }: Want): Promise<void> {
-    const { store } = this.#services;
+  async #wanted(other: Other, { asker, peer, make, worn }: Want): Promise<void> {
+    const { store, now } = this.#services;
+    const { server } = other.row;
     const [foreign, own] = [await store.member(asker), await store.member(peer)];
     if (
       foreign?.home !== server ||
@@ -532,6 +575,12 @@ export class Cascade {
     }
     if (foreign.state !== 'active' || own.state !== 'active') return;
     await this.#deps.wanted(foreign, own, make, worn);
+    if (worn !== undefined) return;
+    // It was told of this key, and has it not: for it to be told once more, it needs another number.
+    const pair = await store.pairKey(asker, peer);
+    const wasTold = pair !== undefined && pair.changed <= (other.has ?? 0);
+    if (!wasTold || !this.#renumbered.take(`${asker} ${peer}`, now())) return;
+    await store.write(async (tx) => tx.renumberPair(pair, await tx.nextChange()));
   }
 
   /** A server looks for an address that may be behind one of our plain ports. */
@@ -571,7 +620,10 @@ export class Cascade {
       before.complete === row.complete &&
       before.timeOffset === row.timeOffset;
     if (same || this.#others.get(row.server) !== other) return;
-    await this.#services.store.write((tx) => tx.putPeerServer(row));
+    await this.#services.store.write(async (tx) => {
+      // Not one that was revoked meanwhile.
+      if ((await tx.peerServer(row.server)) !== undefined) await tx.putPeerServer(row);
+    });
   }
 
   /** The first server's time is the subnet's; a difference of clocks is an alarm, and nothing else. */
@@ -614,7 +666,15 @@ export class Cascade {
     const known: Other = {
       ...{ row, link: undefined, has: undefined, wants: new Map(), confirms: new Map() },
       ...{ seeks: new Map(), places: new Map() },
-      ...{ group: {}, away: undefined, isCurrent: false, problem: undefined, skewMs: undefined },
+      ...{
+        group: {},
+        away: undefined,
+        words: 0,
+        arrived: undefined,
+        isCurrent: false,
+        problem: undefined,
+        skewMs: undefined,
+      },
       ...{ alarmed: false, turn: Promise.resolve() },
     };
     this.#others.set(row.server, known);
@@ -634,8 +694,10 @@ export class Cascade {
       heard: async (answer) => {
         if (this.#others.get(server) !== other) return false;
         const told = other.has;
-        const more = await this.#hear(other, answer);
-        return more || told === undefined;
+        other.words += 1;
+        const more = await this.#inTurn(other, () => this.#hear(other, answer));
+        // It wants to be told (again) from further back than we had believed.
+        return more || told === undefined || (other.has ?? 0) < told;
       },
       failed: (problem) => this.#failed(other, problem),
       lost: (problem) => {
@@ -699,11 +761,12 @@ export class Cascade {
       this.#services.log.warn({ server, err: thrown }, 'a key server did not answer');
     }
     other.problem = thrown.message;
-    this.#lost(other);
+    // A word that fails is said again soon; only who takes none for long is as good as away.
+    this.#lost(other, this.#isThere(other) ? AWAY_AFTER_START : this.#awayAfter);
   }
 
-  #lost(other: Other): void {
-    if (other.away === undefined) this.#later(other, this.#awayAfter);
+  #lost(other: Other, ms: number = this.#awayAfter): void {
+    if (other.away === undefined) this.#later(other, ms);
   }
 
   #later(other: Other, ms: number): void {
@@ -713,7 +776,9 @@ export class Cascade {
       if (this.#closed || this.#others.get(other.row.server) !== other) return;
       other.isCurrent = false;
       this.#services.log.warn({ server: other.row.server }, 'a key server is away');
-      this.#offline(other).catch((err: unknown) =>
+      const { words } = other;
+      const isBack = (): boolean => this.#closed || other.words !== words;
+      this.#inTurn(other, () => this.#offline(other, isBack)).catch((err: unknown) =>
         this.#services.log.warn({ err }, 'members of a key server were not marked as offline'),
       );
     }, ms);
@@ -721,11 +786,13 @@ export class Cascade {
   }
 
   /** Its members are offline for ours; when it is back, it tells anew how they are. */
-  async #offline(other: Other): Promise<void> {
+  async #offline(other: Other, isBack: () => boolean): Promise<void> {
     const { store } = this.#services;
     const { server } = other.row;
+    if (isBack()) return;
     await this.#note(other, { ...other.row, cursor: 0 });
     for (const id of await store.membersAt(server)) {
+      if (isBack()) return;
       const changed = await store.write(async (tx) => {
         const member = await tx.member(id);
         if (member?.online !== true) return false;
@@ -735,4 +802,9 @@ export class Cascade {
       if (changed) this.#deps.memberChanged(id);
     }
   }
+}
+
+/** Takes out what was said, unless something else stands under the same name by now. */
+function forget<T>(list: Map<string, T>, said: readonly (readonly [string, T])[]): void {
+  for (const [name, what] of said) if (list.get(name) === what) list.delete(name);
 }

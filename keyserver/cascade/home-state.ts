@@ -5,9 +5,10 @@
  */
 import { GROUP_ID, type Id } from '../../src/protocol/ids.js';
 import { type HomeChange, MAX_ROWS } from '../../src/protocol/messages.js';
+import { TALKER_ROLES } from '../../src/protocol/records.js';
 import { peerRecordSize, toPeerRecord } from '../registry/peer-record.js';
 import type { Services } from '../services.js';
-import type { GroupKey, NextGeneration, PairKey } from '../storage/store.js';
+import type { GroupKey, Member, NextGeneration, PairKey } from '../storage/store.js';
 import { BATCH_BYTES } from '../sync/collect.js';
 
 /** One batch of it. */
@@ -22,6 +23,8 @@ interface Numbered {
   readonly seq: number;
   readonly bytes: number;
   readonly change: HomeChange;
+  /** Whose record has to come before it. */
+  readonly before?: Member;
 }
 
 /**
@@ -54,10 +57,20 @@ export async function homeState(
     change: { kind: 'member', member: toPeerRecord(member) },
   }));
   for (const { member: id, changed: seq } of revocations) {
-    if ((await store.member(id))?.home !== undefined) continue;
+    const member = await store.member(id);
+    // Other servers know of no others, and may have somebody else of that name.
+    if (member?.home !== undefined || !TALKER_ROLES.includes(member?.role ?? 'server')) continue;
     rows.push({ seq, bytes: 64, change: { kind: 'revoked', id } });
   }
-  for (const pair of pairs) rows.push({ seq: pair.changed, bytes: 256, change: pairOf(pair) });
+  for (const pair of pairs) {
+    const maker = await store.member(pair.a);
+    const row = { seq: pair.changed, bytes: 256, change: pairOf(pair) };
+    // The other server takes a key only of a member that it knows: if that one is new to it, or changed and so told
+    // under a later number, it goes before its keys, and is told once more in its turn.
+    if (maker !== undefined && maker.changed > pair.changed) {
+      rows.push({ ...row, bytes: row.bytes + peerRecordSize(maker), before: maker });
+    } else rows.push(row);
+  }
   const group = isFirst ? await store.groupKey(GROUP_ID) : undefined;
   if (group !== undefined && group.changed > after && group.changed <= upTo) {
     rows.push({ seq: group.changed, bytes: 192, change: groupOf(group) });
@@ -67,13 +80,20 @@ export async function homeState(
 
 function cut(rows: readonly Numbered[], upTo: number, horizon: number, maxRows: number): HomeState {
   const changes: HomeChange[] = [];
+  const told = new Set<Id>();
   let bytes = 0;
   let cursor = 0;
   for (const row of [...rows].sort((a, b) => a.seq - b.seq)) {
     if (row.seq > horizon) break;
-    const full =
-      changes.length > 0 && (changes.length >= maxRows || bytes + row.bytes > BATCH_BYTES);
+    const { before } = row;
+    const first = before === undefined || told.has(before.id) ? undefined : before;
+    const count = changes.length + (first === undefined ? 1 : 2);
+    const full = changes.length > 0 && (count > maxRows || bytes + row.bytes > BATCH_BYTES);
     if (full) return { cursor, more: true, changes };
+    if (first !== undefined) {
+      told.add(first.id);
+      changes.push({ kind: 'member', member: toPeerRecord(first) });
+    }
     changes.push(row.change);
     bytes += row.bytes;
     cursor = row.seq;

@@ -105,8 +105,15 @@ export class Intake {
         throw wrong('the channel key belongs to another member');
       }
       const before = await tx.member(id);
-      // Revoked here meanwhile.
-      if (before?.state === 'revoked') return { addresses: undefined, changed: false };
+      // Revoked here meanwhile, or its server.
+      const isOut = before?.state === 'revoked' || (await tx.peerServer(server)) === undefined;
+      if (isOut) return { addresses: undefined, changed: false };
+      // As at an enrolment: its server may be hostile, and have a grant that names no id.
+      const tokenId = Buffer.from(grant.tokenId);
+      const sameGrant = before?.tokenId.equals(tokenId) === true;
+      if (!sameGrant && (await tx.membersByToken(server, tokenId)) >= grant.uses) {
+        throw wrong('more members than its grant is for');
+      }
       const time = now();
       const number = await tx.nextChange();
       const row = {
@@ -114,7 +121,7 @@ export class Intake {
         channel: Buffer.from(verified.channel),
         membership: record.membership,
         identityDigest: verified.identityDigest,
-        tokenId: Buffer.from(grant.tokenId),
+        tokenId,
         ...{
           ips: grant.ips,
           enrolledAt: before?.enrolledAt ?? time,
@@ -190,6 +197,7 @@ export class Intake {
       new Refusal('refused', 'cascade_key', why, { a, b, server, pwId });
     if (a >= b) throw wrong('no pair in its order');
     const learned = await store.write(async (tx) => {
+      if ((await tx.peerServer(server)) === undefined) return undefined;
       const [maker, other] = [await tx.member(a), await tx.member(b)];
       if (maker?.home !== server || other === undefined || other.home !== undefined) {
         throw wrong('the key of that pair is not made there');
@@ -220,6 +228,7 @@ export class Intake {
       new Refusal('refused', 'cascade_key', why, { group: GROUP_ID, server, pwId });
     if (server !== first) throw wrong('the group key is not made there');
     const learned = await store.write(async (tx) => {
+      if ((await tx.peerServer(server)) === undefined) return undefined;
       const before = await tx.groupKey(GROUP_ID);
       const next = nextOf(change);
       if (before !== undefined) {

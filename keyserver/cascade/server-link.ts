@@ -10,16 +10,18 @@ import type { Clock } from '../../src/runtime/clock.js';
 import type { ServerContact } from '../storage/store.js';
 
 const SYNC_INTERVAL = 30_000;
-/** What becomes known within so many ms is said together. */
-const GATHER = 10;
+/** What becomes known within so many ms is said together; so no honest server says more than 40 words a second. */
+const GATHER = 25;
+/** After a failure it is said again so many ms later. */
+const RETRY = 1_000;
 const REQUEST_TIMEOUT = 15_000;
 
 export interface ServerLinkOptions {
   readonly contact: ServerContact;
   readonly channel: KeyPair;
   readonly clock: Clock;
-  /** What is to be said now; undefined: nothing. */
-  word(): Promise<CascadeWord | undefined>;
+  /** What is to be said now. */
+  word(): Promise<CascadeWord>;
   /** What the other one answered. @returns whether there is more to say, or to hear */
   heard(answer: CascadeWord): Promise<boolean>;
   failed(problem: Error): void;
@@ -85,7 +87,12 @@ export class ServerLink {
       try {
         if (await this.#askOnce()) this.#again = true;
       } catch (thrown) {
-        if (!this.#closed && thrown instanceof Error) this.#options.failed(thrown);
+        if (this.#closed) return;
+        if (thrown instanceof Error) this.#options.failed(thrown);
+        // What was to be said is still to be said: on a channel that is down, when it is open again.
+        if (!this.isOpen) break;
+        this.#again = true;
+        await new Promise((resolve) => setTimeout(resolve, RETRY).unref());
       }
     }
     this.#asking = false;
@@ -94,7 +101,6 @@ export class ServerLink {
   async #askOnce(): Promise<boolean> {
     if (!this.isOpen || this.#closed) return false;
     const word = await this.#options.word();
-    if (word === undefined) return false;
     const answer = await this.#client.request(
       { t: 'cascade.sync', word },
       { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas['cascade.sync'].parse(value) },

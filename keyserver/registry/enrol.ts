@@ -76,6 +76,11 @@ export async function enrol(
     if (known !== undefined && !known.identityDigest.equals(verified.identityDigest)) {
       throw new Refusal('refused', 'enrol_id', 'the id belongs to another identity', { id });
     }
+    const isTold = known !== undefined && TALKER_ROLES.includes(known.role);
+    if (isTold && !TALKER_ROLES.includes(verified.role) && (await tx.peerServers()).length > 0) {
+      const why = 'other key servers know the id as one that takes part in traffic: revoke it';
+      throw new Refusal('refused', 'enrol_id', why, { id });
+    }
     const sameGrant = known?.tokenId.equals(grant.tokenId) === true;
     if (known !== undefined && sameGrant && known.channel.equals(verified.channel)) {
       return { verified, fresh: false, bindings: [], behind: [], nets: [], wasLink: false };

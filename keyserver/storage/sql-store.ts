@@ -852,6 +852,14 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     }
   }
 
+  async membersByToken(home: Id, tokenId: Uint8Array): Promise<number> {
+    const row = await this.sql.get(
+      'SELECT COUNT(*) AS found FROM members WHERE home = ? AND token_id = ?',
+      [home, Buffer.from(tokenId)],
+    );
+    return row === undefined ? 0 : integer(row, 'found');
+  }
+
   async tokenUses(tokenId: Uint8Array): Promise<number> {
     const row = await this.sql.get('SELECT used FROM tokens_used WHERE token_id = ?', [
       Buffer.from(tokenId),
@@ -1057,6 +1065,11 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
         intervalMs,
       ]);
     }
+  }
+
+  async renumberPair({ a, b }: PairEnds, changed: number): Promise<void> {
+    this.touched.pairs.add(pairName(a, b));
+    await this.sql.run('UPDATE pair_keys SET changed = ? WHERE a = ? AND b = ?', [changed, a, b]);
   }
 
   async markPairAsked(a: Id, b: Id, id: Id, change: number): Promise<void> {

@@ -479,6 +479,8 @@ export interface StoreTransaction extends StoreReads {
   ipOwner(prefix: string): Promise<Id | undefined>;
   /** Replaces the addresses granted to a member. */
   bindIps(id: Id, prefixes: readonly string[], shared: boolean, now: number): Promise<void>;
+  /** How many members at home at a server have the grant of a token, also if they are revoked. */
+  membersByToken(home: Id, tokenId: Uint8Array): Promise<number>;
   tokenUses(tokenId: Uint8Array): Promise<number>;
   countToken(tokenId: Uint8Array, now: number): Promise<void>;
   /** Inserts unless the pair has a key. @returns true if this one was inserted */
@@ -515,6 +517,8 @@ export interface StoreTransaction extends StoreReads {
     key: Pick<PairKey, 'key' | 'pwId' | 'reason' | 'createdAt' | 'dueAt'>,
     changed: number,
   ): Promise<void>;
+  /** Gives a pair another change number, so that whoever follows it is told of it anew. */
+  renumberPair(pair: PairEnds, changed: number): Promise<void>;
   postponePair(pair: PairEnds, dueAt: number): Promise<void>;
   /** Another interval holds from now on: each pair is due so long after its key was made. */
   redatePairs(intervalMs: number): Promise<void>;

@@ -570,6 +570,8 @@ export const answerSchemas = {
     number: revocation,
     /** False if the member was revoked already. */
     fresh: z.boolean(),
+    /** It was another key server of this subnet. */
+    server: idSchema.optional(),
   }),
   'restore.confirm': z.object({ t: z.literal('ok'), id: requestId, revocation }),
   sync: z.object({

@@ -10,7 +10,8 @@ export const cascade: Migration = {
   name: 'cascade',
   statements: [
     "ALTER TABLE members ADD COLUMN home TEXT NOT NULL DEFAULT ''",
-    'CREATE INDEX members_home ON members (home)',
+    'CREATE INDEX members_home ON members (home, changed)',
+    'CREATE INDEX members_token ON members (home, token_id)',
     "ALTER TABLE pair_keys ADD COLUMN maker TEXT NOT NULL DEFAULT ''",
     `CREATE TABLE peer_servers (
       server TEXT PRIMARY KEY,

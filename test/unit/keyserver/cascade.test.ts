@@ -7,75 +7,17 @@ import { numberOf } from '../../../keyserver/cascade/join.js';
 import { openDatabase } from '../../../keyserver/storage/open.js';
 import { makeToken } from '../../../keyserver/tokens.js';
 import { LABEL } from '../../../src/protocol/constants.js';
-import { GROUP_ID, type Id, parseId } from '../../../src/protocol/ids.js';
-import { defaultMac } from '../../../src/protocol/mac.js';
-import { answerSchemas, type CascadeWord, type Change } from '../../../src/protocol/messages.js';
+import { GROUP_ID, parseId } from '../../../src/protocol/ids.js';
+import { answerSchemas, type CascadeWord } from '../../../src/protocol/messages.js';
 import { settingsSchema } from '../../../src/protocol/records.js';
 import { readUnverified, signRecord } from '../../../src/protocol/signed.js';
-import { parseToken } from '../../../src/protocol/token.js';
 import { SystemClock } from '../../../src/runtime/clock.js';
 import { createLogger } from '../../../src/runtime/log.js';
-import { HOUR, TestMember, TestSubnet, until } from './support/subnet.js';
+import { macOf, pairTold, recordOf, serverGrant, serverToken, told } from './support/cascade.js';
+import { HOUR, SUBNET, type TestMember, TestSubnet, until } from './support/subnet.js';
 
 const S2 = parseId('s2');
-
-/** A token for another server, made at this one. */
-function serverToken(at: TestSubnet, server: string, id = server): string {
-  return makeToken(
-    {
-      ...{ subnet: at.subnet, server: at.serverId },
-      ...{ listen: `127.0.0.1:${at.port}`, advertise: [] },
-    },
-    { operator: at.operator, tokenKey: at.tokenKey, serverPublic: at.serverPublic },
-    {
-      ...{ id, role: 'server', server: server as Id, ips: [], notAfter: Date.now() + HOUR },
-      ...{ macs: [], rights: [], uses: 1 },
-    },
-  ).text;
-}
-
-/** A member's record as a server tells it, with a grant that names a server as its home. */
-function recordOf(at: TestSubnet, id: string, home: string) {
-  const member = new TestMember(at, id);
-  member.sequence = 1;
-  const { text } = makeToken(
-    {
-      ...{ subnet: at.subnet, server: parseId(home) },
-      ...{ listen: `127.0.0.1:${at.port}`, advertise: [] },
-    },
-    { operator: at.operator, tokenKey: at.tokenKey, serverPublic: at.serverPublic },
-    {
-      ...{ id, role: 'host', macs: [], ips: [], rights: [], uses: 1 },
-      notAfter: Date.now() + HOUR,
-    },
-  );
-  const membership = member.membership(parseToken(text));
-  const boot = member.bootRecord();
-  return {
-    ...{ id: member.id, role: 'host' as const, online: true, membership, boot },
-    ...{ ips: [], endpoints: [] },
-  };
-}
-
-const macOf = (member: TestMember): string => defaultMac(member.subnet.subnet, member.id);
-
-/** The last change of a kind that a member was pushed. */
-function told<K extends Change['kind']>(
-  member: TestMember,
-  kind: K,
-): Extract<Change, { kind: K }> | undefined {
-  return member
-    .pushed()
-    .filter((one): one is Extract<Change, { kind: K }> => one.kind === kind)
-    .at(-1);
-}
-
-const pairTold = (member: TestMember, peer: TestMember) =>
-  member
-    .pushed()
-    .filter((one) => one.kind === 'pair')
-    .filter((one) => one.peer === peer.id)
-    .at(-1);
+const S3_NUMBER = numberOf(SUBNET, parseId('s3'));
 
 describe('key servers of one subnet', () => {
   let one: TestSubnet;
@@ -316,6 +258,72 @@ describe('key servers of one subnet', () => {
       await one.member('anna');
       await until(async () => (await refusals(one, 'channel_unknown')).length > 0, 'its refusal');
       expect(await two.store.member(parseId('anna'))).toBeUndefined();
+    });
+  });
+
+  describe('revocation of a server', () => {
+    const revoke = (at: TestSubnet, member: string) => at.admin().request({ t: 'revoke', member });
+
+    it('where it is only come to takes its members out, too, and makes another group key', async () => {
+      const { alice, bob } = await couple();
+      await bob.keyByMac(macOf(alice));
+      const before = (await two.store.groupKey(GROUP_ID))?.key;
+      await revoke(two, 's1');
+      await until(() => told(bob, 'revoked')?.id === 'alice', 'word of it at bob');
+      await until(() => (told(bob, 'group')?.pwId ?? 0) > 1, 'another group key at bob');
+      expect((await two.store.groupKey(GROUP_ID))?.key.equals(before ?? Buffer.alloc(0))).toBe(
+        false,
+      );
+      expect((await two.store.member(alice.id))?.state).toBe('revoked');
+      expect(await two.store.pairKey(alice.id, bob.id)).toBeUndefined();
+      expect(await two.store.peerServers()).toEqual([]);
+      // Nothing that it says later is taken.
+      await one.member('anna');
+      await expect(revoke(two, 's1')).rejects.toMatchObject({ code: 'not_found' });
+      expect(await two.store.member(parseId('anna'))).toBeUndefined();
+    });
+
+    it('that was removed as a peer before takes out whom it left', async () => {
+      const { alice } = await couple();
+      await two.admin().request({ t: 'peer.remove', net: 's1' });
+      expect((await two.store.member(alice.id))?.state).toBe('active');
+      await revoke(two, 's1');
+      expect((await two.store.member(alice.id))?.state).toBe('revoked');
+    });
+
+    it('is not told to the others, which are to blame for nothing', async () => {
+      const three = await TestSubnet.start({
+        cascade: { token: serverToken(one, 's3'), operatorKey: one.paths.operatorKey },
+      });
+      try {
+        await three.admin().request({ t: 'peer.add', token: serverToken(two, 's3') });
+        await until(async () => (await two.store.member(parseId('s3'))) !== undefined, 's3 at s2');
+        await revoke(one, 's3');
+        const { change } = await one.store.counters();
+        await until(async () => {
+          const row = await two.store.peerServer(parseId('s1'));
+          return (row?.cursor ?? 0) >= change;
+        }, 's2 to have read it');
+        expect(await refusals(two, 'cascade_home')).toEqual([]);
+        // It is to be done at every server.
+        expect((await two.store.member(parseId('s3')))?.state).toBe('active');
+      } finally {
+        await three.close();
+      }
+    });
+
+    it('can not be kept off by a member of the same name', async () => {
+      await (await one.enrolled('s1')).register();
+      await knows(two, 's1');
+      await revoke(two, 's1');
+      expect((await two.store.member(parseId('s1')))?.state).toBe('revoked');
+      expect(await two.store.peerServers()).toEqual([]);
+    });
+
+    it('is not undone by what its id may become: a member that others know stays one', async () => {
+      const { alice } = await couple();
+      const token = one.token({ id: 'alice', role: 'viewer' });
+      await expect(alice.enrol(token)).rejects.toMatchObject({ code: 'refused' });
     });
   });
 
@@ -670,7 +678,7 @@ describe('key servers of one subnet', () => {
       const three = await one.enrolled('s3', { role: 'server', server: parseId('s3') });
       const { meta } = one.store;
       const word: CascadeWord = {
-        ...{ server: parseId('s3'), number: 200, first: parseId('s1'), tag: meta.tag },
+        ...{ server: parseId('s3'), number: S3_NUMBER, first: parseId('s1'), tag: meta.tag },
         ...{ epoch: Buffer.alloc(8, 1), time: Date.now(), wants: [], confirms: [] },
         ...{ seeks: [], places: [] },
         have: { epoch: Buffer.alloc(8), cursor: 0 },
@@ -724,7 +732,7 @@ describe('key servers of one subnet', () => {
       const ask = await rogue();
       // An honest member of it, whose grant names s3 as home.
       const carol = recordOf(one, 'carol', 's3');
-      const good = { ...carol, index: 200 * 2 ** 24 + 5 };
+      const good = { ...carol, index: S3_NUMBER * 2 ** 24 + 5 };
       await ask(state({ kind: 'member', member: good }));
       expect(await one.store.member(parseId('carol'))).toMatchObject({ home: 's3', online: true });
       // Another server's index, a boot record of somebody else, a home that is not there.
@@ -745,10 +753,25 @@ describe('key servers of one subnet', () => {
       await until(async () => (await refusals(one, 'cascade_record')).length > 0, 'the entry');
     });
 
+    it('can not make more members of a grant than it is for', async () => {
+      const ask = await rogue();
+      const grant = serverGrant(one, 's3', 2);
+      const told = ['m1', 'm2', 'm3'].map((id, at) => ({
+        kind: 'member' as const,
+        member: { ...recordOf(one, id, 's3', grant), index: S3_NUMBER * 2 ** 24 + at },
+      }));
+      await ask(state(...told));
+      const known = await Promise.all(
+        told.map(async ({ member }) => (await one.store.member(member.id)) !== undefined),
+      );
+      expect(known).toEqual([true, true, false]);
+      await until(async () => (await refusals(one, 'cascade_record')).length > 0, 'the entry');
+    });
+
     it('is limited, and can not go back to an older key or leap ahead', async () => {
       const ask = await rogue();
       const [zoe] = [await ready(one, 'zoe')];
-      const carol = { ...recordOf(one, 'carol', 's3'), index: 200 * 2 ** 24 + 5 };
+      const carol = { ...recordOf(one, 'carol', 's3'), index: S3_NUMBER * 2 ** 24 + 5 };
       await ask(state({ kind: 'member', member: carol }));
       const pair = (pwId: number, fill: number) =>
         ask(
@@ -783,6 +806,7 @@ describe('key servers of one subnet', () => {
       const refused = { code: 'refused' };
       await expect(ask({ server: S2 })).rejects.toMatchObject(refused);
       await expect(ask({ number: 0 })).rejects.toMatchObject(refused);
+      await expect(ask({ number: (S3_NUMBER % 255) + 1 })).rejects.toMatchObject(refused);
       await expect(ask({ number: two.store.meta.number })).rejects.toMatchObject(refused);
       await expect(ask({ tag: (one.store.meta.tag + 1) % 64 })).rejects.toMatchObject(refused);
       await expect(ask({ first: S2 })).rejects.toMatchObject(refused);
