@@ -9,6 +9,7 @@ import { MIGRATIONS } from '../../keyserver/storage/migrations/index.js';
 import { PostgresDriver } from '../../keyserver/storage/postgres.js';
 import { postgresTarget } from '../../keyserver/storage/postgres-target.js';
 import type { SqlValue } from '../../keyserver/storage/sql.js';
+import { itGroupsCommits } from '../unit/keyserver/support/driver-contract.js';
 import { PostgresServer } from '../unit/keyserver/support/postgres.js';
 import { until } from '../unit/keyserver/support/subnet.js';
 
@@ -53,48 +54,10 @@ describe('PostgreSQL driver', () => {
   const count = async (): Promise<unknown> =>
     (await driver.reader.get('SELECT count(*) AS n FROM t', []))?.n;
 
-  it('commits the writes of one turn together, in few transactions', async () => {
-    const before = driver.counts.commits;
-    await Promise.all(Array.from({ length: 500 }, (_unused, at) => insert(`k${at}`)));
-    expect(driver.counts.commits - before).toBeLessThanOrEqual(4);
-    expect(await count()).toBe(500);
-  });
-
-  it('answers nobody before the commit, and readers see nothing of it', async () => {
-    let seenInside: unknown;
-    let answered = false;
-    const first = insert('a').then(() => {
-      answered = true;
-    });
-    const second = driver.transaction(async (sql) => {
-      seenInside = (await sql.get('SELECT count(*) AS n FROM t', []))?.n;
-      expect(await count()).toBe(0);
-      expect(answered).toBe(false);
-    });
-    await Promise.all([first, second]);
-    expect(seenInside).toBe(1);
-    expect(await count()).toBe(1);
-  });
-
-  it('rolls back the one write that fails, and no other of its batch', async () => {
-    const results = await Promise.allSettled([
-      insert('a'),
-      driver.transaction(async (sql) => {
-        await sql.run('INSERT INTO t (k) VALUES (?)', ['half']);
-        throw new Error('changed my mind');
-      }),
-      insert('a'),
-      insert('b'),
-    ]);
-    expect(results.map(({ status }) => status)).toEqual([
-      'fulfilled',
-      'rejected',
-      'rejected',
-      'fulfilled',
-    ]);
-    const rows = await driver.reader.all('SELECT k FROM t ORDER BY k', []);
-    expect(rows.map(({ k }) => k)).toEqual(['a', 'b']);
-  });
+  itGroupsCommits(
+    () => driver,
+    (commits) => expect(commits).toBeLessThanOrEqual(4),
+  );
 
   it('binds only values of known types, and gives back bytes and large numbers as they were', async () => {
     for (const value of [{}, [], 1.5, Number.NaN, true, new Uint8Array(4), new Date()]) {

@@ -21,8 +21,16 @@ enum class Way : std::uint8_t { kSending, kReceiving };
 /// copied.
 class AssociatedData {
  public:
-  AssociatedData(std::span<const std::uint8_t, kShimSize> shim, const Endpoint& other_end, Way way)
+  /// `ip_addresses`: source and destination as they lie in the outer IP header; empty: another
+  /// transport.
+  AssociatedData(std::span<const std::uint8_t, kShimSize> shim, const Endpoint& other_end, Way way,
+                 ConstBytes ip_addresses = {})
       : bytes_(shim) {
+    if (!ip_addresses.empty()) {
+      std::ranges::copy(ip_addresses, std::ranges::copy(shim, with_addresses_.begin()).out);
+      bytes_ = ConstBytes(with_addresses_).first(kShimSize + ip_addresses.size());
+      return;
+    }
     if (!other_end.ethernet) return;
     const MacAddress far = other_end.far_mac();
     const MacAddress near = other_end.near_mac();
@@ -30,16 +38,6 @@ class AssociatedData {
     out = std::ranges::copy((way == Way::kSending ? far : near).bytes(), out).out;
     std::ranges::copy((way == Way::kSending ? near : far).bytes(), out);
     bytes_ = ConstBytes(with_addresses_).first(kShimSize + 2 * MacAddress::kSize);
-  }
-  /// `ip_addresses`: source and destination as they lie in the outer IP header; empty: another
-  /// transport.
-  AssociatedData(std::span<const std::uint8_t, kShimSize> shim, const Endpoint& other_end, Way way,
-                 ConstBytes ip_addresses)
-      : AssociatedData(shim, other_end, way) {
-    if (ip_addresses.empty()) return;
-    const auto out = std::ranges::copy(shim, with_addresses_.begin()).out;
-    std::ranges::copy(ip_addresses, out);
-    bytes_ = ConstBytes(with_addresses_).first(kShimSize + ip_addresses.size());
   }
   AssociatedData(const AssociatedData&) = delete;
   AssociatedData& operator=(const AssociatedData&) = delete;

@@ -61,12 +61,9 @@ constexpr std::size_t kAnswerBudgets = 1024;
 /// The shortest path that a router is believed: RFC 791 wants 68, and nobody has fewer than these.
 /// What is sealed goes in up to 3 parts then.
 constexpr std::uint32_t kLeastPathMtu = 576;
-/// The shortest that a sender is told of.
-constexpr std::uint32_t kLeastInnerMtu = 1'280;
-/// Complaints of routers that are looked into and told, and frames in clear, in a second.
+/// Complaints of routers that are looked into, and told, in a second.
 constexpr std::uint32_t kComplaints = 1'000;
 constexpr std::uint32_t kToldComplaints = 100;
-constexpr std::uint32_t kClearFrames = 2'000;
 
 /// A peer that sends from elsewhere is told of so often.
 constexpr std::uint64_t kElsewhereMs = 1000;
@@ -309,12 +306,11 @@ void Inbound::receive_complaint(ConstBytes frame, const IcmpError& error) {
   if (error.mtu) {
     const std::uint32_t overhead =
         static_cast<std::uint32_t>(outer_ip_size(error.v6)) + kFrameOverhead;
-    const std::uint32_t least = error.v6 ? kLeastInnerMtu : kLeastPathMtu;
+    const std::uint32_t least = error.v6 ? kLeastMtu : kLeastPathMtu;
     // RFC 1191, section 5: a router of before does not say how long it may be.
-    const std::uint32_t mtu =
-        std::max(*error.mtu == 0 ? kLeastInnerMtu + overhead : *error.mtu, least);
+    const std::uint32_t mtu = std::max(*error.mtu == 0 ? kLeastMtu + overhead : *error.mtu, least);
     to->net->limit.shorten(std::min<std::uint32_t>(mtu, kMaxIpLength), now_.ms, kPathMtuMs);
-    told.mtu = std::max(mtu - overhead, kLeastInnerMtu);
+    told.mtu = std::max(mtu - overhead, kLeastMtu);
   }
   std::array<std::uint8_t,
              kVnetHeaderSize + kEthernetHeaderSize + max_icmp_error(SentPackets::kStart)>

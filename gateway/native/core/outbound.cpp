@@ -66,12 +66,8 @@ constexpr std::uint64_t kRefreshMs = 300'000;
 /// What was learned is told again three times before it would be forgotten.
 constexpr std::uint64_t kTellsPerAge = 3;
 
-/// The least MTU that a sender is told of: RFC 8200, section 5.
-constexpr std::uint32_t kLeastMtu = 1'280;
 /// What a packet of level `ip` is longer than the one inside, at most.
 constexpr std::uint32_t kMostOnWire = kIpv6HeaderSize + kFrameOverhead;
-/// Frames that cross a wire in clear, in a second: subnet and router have little to say.
-constexpr std::uint32_t kClearFrames = 2'000;
 
 /// What a frame is longer than its payload; null is an Ethernet.
 std::size_t frame_overhead(const Endpoint* to) {

@@ -12,6 +12,7 @@ import { openStore } from '../../../keyserver/storage/sql-store.js';
 import { SqliteDriver } from '../../../keyserver/storage/sqlite.js';
 import { parseId } from '../../../src/protocol/ids.js';
 import { answerSchemas } from '../../../src/protocol/messages.js';
+import { itGroupsCommits } from './support/driver-contract.js';
 import { TestSubnet } from './support/subnet.js';
 
 describe('SQLite driver', () => {
@@ -35,50 +36,10 @@ describe('SQLite driver', () => {
   const count = async (): Promise<unknown> =>
     (await driver.reader.get('SELECT count(*) AS n FROM t', []))?.n;
 
-  it('commits all writes of one turn together', async () => {
-    const before = driver.counts.commits;
-    await Promise.all(Array.from({ length: 500 }, (_unused, at) => insert(`k${at}`)));
-    expect(driver.counts.commits - before).toBe(1);
-    expect(await count()).toBe(500);
-  });
-
-  it('answers nobody before the commit, and readers see nothing of it', async () => {
-    let seenInside: unknown;
-    let answered = false;
-    const first = insert('a').then(() => {
-      answered = true;
-    });
-    const second = driver.transaction(async (sql) => {
-      seenInside = (await sql.get('SELECT count(*) AS n FROM t', []))?.n;
-      expect(await count()).toBe(0);
-      expect(answered).toBe(false);
-    });
-    await Promise.all([first, second]);
-    expect(seenInside).toBe(1);
-    expect(await count()).toBe(1);
-  });
-
-  it('rolls back the one write that fails, and no other of its batch', async () => {
-    const results = await Promise.allSettled([
-      insert('a'),
-      driver.transaction(async (sql) => {
-        await sql.run('INSERT INTO t (k) VALUES (?)', ['half']);
-        throw new Error('changed my mind');
-      }),
-      insert('a'),
-      insert('b'),
-    ]);
-    expect(results.map(({ status }) => status)).toEqual([
-      'fulfilled',
-      'rejected',
-      'rejected',
-      'fulfilled',
-    ]);
-    expect(await driver.reader.all('SELECT k FROM t ORDER BY k', [])).toMatchObject([
-      { k: 'a' },
-      { k: 'b' },
-    ]);
-  });
+  itGroupsCommits(
+    () => driver,
+    (commits) => expect(commits).toBe(1),
+  );
 
   it('tells of a full disk in its own words, loses nothing, and goes on when there is room', async () => {
     await insert('kept');
