@@ -598,6 +598,21 @@ TEST_CASE(
   CHECK(limit.of(1'500, 1'900) == 1'450);
 }
 
+TEST_CASE("wire: what a SYN offers is lowered to what crosses in one piece") {
+  for (const int version : {4, 6}) {
+    CAPTURE(version);
+    Wire wire;
+    FrameSpec spec = spec_of(0, version);
+    spec.flags = tcp_flag::kSyn;
+    spec.tcp_options = {2, 4, 0x05, 0xb4};  // A segment of 1,460 bytes.
+    const auto out = wire.cross(make_frame(spec));
+    REQUIRE(out);
+    const std::size_t headers = outer_ip_size(version == 6) + kTcpMinHeaderSize;
+    const std::size_t room = 1'500 - outer_ip_size(version == 6) - kFrameOverhead;
+    CHECK(get16(out->frame, kIp + headers + 2) == room - headers);
+  }
+}
+
 TEST_CASE("wire: neighbour discovery comes from no other subnet") {
   Wire wire;
   Frame solicitation = make_frame(spec_of(24, 6));
