@@ -30,6 +30,7 @@ export const DROP_REASONS = {
   no_key: 'No usable key for the destination is held.',
   counter_limit: 'The traffic key has sealed as much as it may.',
   send_failed: 'The kernel did not take the sealed frame.',
+  not_in_group: 'The policy keeps the member, or us, out of group traffic.',
   tap_write_failed: 'The kernel did not take the opened frame at the TAP.',
   orphaned: 'The keys were wiped because the control plane stayed away too long.',
   storm: 'Storm control: more group frames than the limit.',

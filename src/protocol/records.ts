@@ -14,6 +14,7 @@ import {
   macSchema,
   whyNotOwnable,
 } from './mac.js';
+import { MAX_TAGS, policySchema, tagSchema } from './policy.js';
 import { isPrefix } from './prefixes.js';
 import { importPublic } from './public-keys.js';
 import {
@@ -54,6 +55,8 @@ export const grantSchema = z.strictObject({
   macs: z.array(macSchema).max(MAX_MACS),
   ips: z.array(prefixSchema).max(MAX_IPS),
   rights: z.array(z.enum(RIGHTS)),
+  /** What a policy may call its member. */
+  tags: z.array(tagSchema).max(MAX_TAGS).optional(),
   /** Of a key server of another subnet (role server): the net id that it speaks for; `ips` are that net's prefixes. */
   net: idSchema.optional(),
   /** Of another key server of this subnet (role server): the server id that it speaks for. */
@@ -129,6 +132,8 @@ export const settingsSchema = z.strictObject({
       default: idSchema.optional(),
     })
     .default({}),
+  /** Who may have keys with whom; without it everybody with everybody. */
+  policy: policySchema.optional(),
 });
 /** A subnet's security settings: versioned, signed by the operator; gateways take only newer ones. */
 export type Settings = z.infer<typeof settingsSchema>;

@@ -314,6 +314,7 @@ Answer DataPlane::on(const command::PortSet& command) {
   settings->storm_frames = command.storm_frames;
   settings->rights = command.rights;
   settings->answer = command.answer;
+  settings->pairwise = command.pairwise;
   settings->kind = *kind;
   settings->broadcast = *broadcast;
   settings->pass_stp = command.stp == "pass";

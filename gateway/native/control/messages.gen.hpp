@@ -150,7 +150,7 @@ struct Observe {
   static constexpr std::string_view kType = "observe";
 };
 
-/// Makes a port or changes it. Devices are named as the broker delivered them: transport `udp` uses udpPort, `ethernet` device (an interface) and tag, `ip` (of `link` only) device, a wire. spinUs: how long its threads look for more before they sleep; underlayMtu: what the interface below `udp` gives, where the search for each path's MTU begins; 0 for no search. helpers: threads that help with sealing and opening, 255 for as many as suit the machine. kind: `host`, `plain` or `link`, which fixes what the port is until it is removed. net: of `link`, the net id of our subnet. pass: of `ip`, the IP protocols that cross in clear besides ARP and neighbour discovery, TCP and UDP never; elsewhere: what the operator says may be behind other nets, whether key servers agree or not: nothing goes there or comes from there in clear. The three after it are about `plain`: broadcast, which group frames of members leave it, `all`, `essential` or `none`; stp, whether frames for 01:80:c2:00:00:00 `pass` or are dropped (`drop`); learnSeconds, after how long an address that was not seen again is forgotten. rights: what the own member's grant allows, bit 0 `router` (router advertisements, redirects), bit 1 `dhcp` (what a DHCP server says). answer: ARP requests and neighbour solicitations for bound addresses are answered here.
+/// Makes a port or changes it. Devices are named as the broker delivered them: transport `udp` uses udpPort, `ethernet` device (an interface) and tag, `ip` (of `link` only) device, a wire. spinUs: how long its threads look for more before they sleep; underlayMtu: what the interface below `udp` gives, where the search for each path's MTU begins; 0 for no search. helpers: threads that help with sealing and opening, 255 for as many as suit the machine. kind: `host`, `plain` or `link`, which fixes what the port is until it is removed. net: of `link`, the net id of our subnet. pass: of `ip`, the IP protocols that cross in clear besides ARP and neighbour discovery, TCP and UDP never; elsewhere: what the operator says may be behind other nets, whether key servers agree or not: nothing goes there or comes from there in clear. The three after it are about `plain`: broadcast, which group frames of members leave it, `all`, `essential` or `none`; stp, whether frames for 01:80:c2:00:00:00 `pass` or are dropped (`drop`); learnSeconds, after how long an address that was not seen again is forgotten. rights: what the own member's grant allows, bit 0 `router` (router advertisements, redirects), bit 1 `dhcp` (what a DHCP server says). bit 2, which is no right: the policy keeps the member out of group traffic. answer: ARP requests and neighbour solicitations for bound addresses are answered here. pairwise: each copy of a group frame is sealed under its receiver's pair key, and no group key is needed.
 struct PortSet {
   static constexpr std::string_view kType = "port.set";
   std::uint16_t port{};
@@ -181,6 +181,7 @@ struct PortSet {
   std::uint16_t learn_seconds{};
   std::uint8_t rights{};
   bool answer{};
+  bool pairwise{};
   std::vector<BoundedBytes<16>> broadcasts;  ///< at most 16
 };
 
@@ -657,6 +658,7 @@ inline void read_fields([[maybe_unused]] MapReader& map, [[maybe_unused]] comman
   map.value("learnSeconds", out.learn_seconds);
   map.value("rights", out.rights);
   map.value("answer", out.answer);
+  map.value("pairwise", out.pairwise);
   map.list("broadcasts", out.broadcasts, 16, [](const msgpack::object& value, BoundedBytes<16>& item, std::string_view name, Problem& problem) { read_value(value, item, name, problem); });
 }
 
@@ -970,7 +972,7 @@ inline void write_message(FrameWriter& writer, std::uint32_t id, [[maybe_unused]
 }
 
 inline void write_message(FrameWriter& writer, std::uint32_t id, const command::PortSet& value) {
-  writer.map(31);
+  writer.map(32);
   writer.text("t", command::PortSet::kType, command::PortSet::kType.size());
   writer.value("id", id);
   writer.value("port", value.port);
@@ -1001,6 +1003,7 @@ inline void write_message(FrameWriter& writer, std::uint32_t id, const command::
   writer.value("learnSeconds", value.learn_seconds);
   writer.value("rights", value.rights);
   writer.value("answer", value.answer);
+  writer.value("pairwise", value.pairwise);
   writer.list("broadcasts", value.broadcasts, 16, [](FrameWriter& out, std::string_view name, const auto& item) { out.item(name, item); });
 }
 
@@ -1419,7 +1422,7 @@ inline void write_message(FrameWriter& writer, const event::Log& value) {
 
 inline DecodeResult decode_command(std::span<const std::uint8_t> message) {
   // No list, text or map of a command is longer; depth: map, list, struct.
-  const msgpack::unpack_limit limit(8192, 31, 127, 32, 0, 4);
+  const msgpack::unpack_limit limit(8192, 32, 127, 32, 0, 4);
   std::size_t offset = 0;
   bool referenced = false;
   const auto* data = reinterpret_cast<const char*>(message.data());

@@ -42,6 +42,7 @@ namespace pairwire {
   X(counter_limit,        "The traffic key has sealed as much as it may.")                         \
   X(send_failed,          "The kernel did not take the sealed frame.")                             \
   /* Both directions. */                                                                           \
+  X(not_in_group,         "The policy keeps the member, or us, out of group traffic.")             \
   X(tap_write_failed,     "The kernel did not take the opened frame at the TAP.")                  \
   X(orphaned,             "The keys were wiped because the control plane stayed away too long.")   \
   X(storm,                "Storm control: more group frames than the limit.")                      \

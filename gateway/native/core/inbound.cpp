@@ -708,6 +708,11 @@ bool Inbound::check_addresses(const Opened& opened, ConstBytes frame) {
         refuse_foreign_source(tables, *opened.sender.peer, {outer_vlan(frame), source}, now_.ms);
     if (reason) return refuse(*reason);
   }
+  if (destination.is_group()) {
+    const std::uint8_t rights =
+        settings.rights | opened.sender.peer->rights.load(std::memory_order_relaxed);
+    if ((rights & kNoGroup) != 0) return refuse(DropReason::not_in_group);
+  }
   if (opened.shim.kind == Kind::kGroup) {
     if (!destination.is_group()) return refuse(DropReason::group_unicast_mac);
     if (group_frame_has_unicast_ip(frame, settings.broadcasts)) {

@@ -87,6 +87,11 @@ Endpoint ethernet_endpoint(ConstBytes frame) {
                                MacAddress(frame.subspan<MacAddress::kSize, MacAddress::kSize>()));
 }
 
+/// Of all segments together, at most.
+std::size_t bytes_of(const Segmenter& segmenter) {
+  return segmenter.count() * segmenter.largest();
+}
+
 /// Frames that `bytes` bytes are sealed in if `room` of them fit each.
 constexpr std::size_t parts_for(std::size_t bytes, std::size_t room) {
   return (bytes + room - 1) / room;
@@ -414,9 +419,15 @@ void Outbound::take_group(const Announcement& what, Bytes packet, bool held) {
     }
     if (!storm_.take(now_.us)) return share_.drops.count(DropReason::storm);
   }
+  const PortSettings& settings = share_.tables.settings();
+  if ((settings.rights & kNoGroup) != 0) return share_.drops.count(DropReason::not_in_group);
   if (!what.asked.is_none()) {
     const ConstBytes frame = packet.subspan(kVnetHeaderSize);
     if (answer(what, MacAddress(frame.subspan<MacAddress::kSize, MacAddress::kSize>()))) return;
+  }
+  if (settings.pairwise) {
+    if (!now_.lease) return share_.drops.count(DropReason::lease_over);
+    return send_pairwise(packet);
   }
   SendKey* const key = share_.tables.group_send();
   if (key == nullptr) {
@@ -456,6 +467,13 @@ void Outbound::ask_for(const VlanMac& destination) {
   put(event);
 }
 
+/// Unless it was done lately, or for too many others.
+void Outbound::ask_once(const VlanMac& destination) {
+  if (asked_.lately(destination.to_integer(), now_.us)) return;
+  if (!ask_budget_.take(now_.us)) return WorkerCounters::add(share_.counters.unasked, 1);
+  ask_for(destination);
+}
+
 void Outbound::hold_unicast(const VlanMac& destination, ConstBytes packet) {
   const PortSettings& settings = share_.tables.settings();
   if (settings.owns(destination.mac)) return share_.drops.count(DropReason::loop);
@@ -463,10 +481,7 @@ void Outbound::hold_unicast(const VlanMac& destination, ConstBytes packet) {
     return share_.drops.count(DropReason::no_such_member);
   }
   const std::uint64_t number = destination.to_integer();
-  const bool ask = !asked_.lately(number, now_.us);
-  const bool budget = ask && ask_budget_.take(now_.us);
-  if (ask && !budget) WorkerCounters::add(share_.counters.unasked, 1);
-  if (budget) ask_for(destination);
+  ask_once(destination);
   if (settings.hold_frames == 0) return share_.drops.count(DropReason::hold_off);
   // The group's share is apart, so that neither can starve the other.
   const std::size_t limit = settings.hold_bytes - settings.hold_bytes / 4;
@@ -567,14 +582,12 @@ void Outbound::fit_segments(Bytes packet, std::size_t longest_frame) {
   }
 }
 
-/// Reserves numbers for the `frames` that all segments at hand are sealed in; nothing (counted) if
-/// the key is used up.
-std::optional<std::uint64_t> Outbound::take_numbers(SendKey& key, const Segmenter& segmenter,
-                                                    std::size_t frames, std::uint32_t peer) {
+/// Reserves numbers for the `frames` that `bytes` bytes (at most, for they are only counted against
+/// the key's limit) are sealed in; nothing (counted) if the key is used up.
+std::optional<std::uint64_t> Outbound::take_numbers(SendKey& key, std::size_t frames,
+                                                    std::size_t bytes, std::uint32_t peer) {
   const auto count = static_cast<std::uint32_t>(frames);
-  // An upper bound: it is only counted against the key's limit.
-  const std::size_t bytes = segmenter.count() * segmenter.largest() + frames * kInnerHeaderSize;
-  const auto first = key.counter->take(count, bytes);
+  const auto first = key.counter->take(count, bytes + frames * kInnerHeaderSize);
   if (key.counter->just_worn()) [[unlikely]] {
     WorkerEvent event;
     event.kind = WorkerEvent::Kind::kKeyWorn;
@@ -672,7 +685,7 @@ void Outbound::send_unicast(Peer& peer, SendKey& key, Bytes packet) {
   if (segmenter.largest() - outside + kFrameOverhead > limit) [[unlikely]] {
     return send_unicast_cut(peer, key, packet, limit);
   }
-  const auto first = take_numbers(key, segmenter, segmenter.count(), peer.number);
+  const auto first = take_numbers(key, segmenter.count(), bytes_of(segmenter), peer.number);
   if (!first) return;
   const std::size_t count = segmenter.count();
   const std::size_t size = count * (segmenter.largest() - outside + overhead);  // At most.
@@ -728,7 +741,7 @@ void Outbound::send_unicast_cut(Peer& peer, SendKey& key, Bytes packet, std::siz
   }
   const auto frames = count_frames(segmenter, outside, room);
   if (!frames) return;
-  const auto first = take_numbers(key, segmenter, *frames, peer.number);
+  const auto first = take_numbers(key, *frames, bytes_of(segmenter), peer.number);
   if (!first) return;
   std::uint64_t counter = *first;
   for (std::size_t i = 0; i < segmenter.count(); ++i) {
@@ -775,7 +788,7 @@ void Outbound::send_over_ip(Net& net, Peer& peer, SendKey& key, Bytes packet) {
   }
   const auto frames = count_frames(segmenter, kEthernetHeaderSize, room);
   if (!frames) return;
-  const auto first = take_numbers(key, segmenter, *frames, peer.number);
+  const auto first = take_numbers(key, *frames, bytes_of(segmenter), peer.number);
   if (!first) return;
   share_.tables.sent().note(key.index, key.kid, *first, *frames, whole);
   std::uint64_t counter = *first;
@@ -943,7 +956,7 @@ void Outbound::send_group(SendKey& key, Bytes packet) {
   const std::size_t room = group_limit(segmenter) - kFrameOverhead;
   const auto count = count_frames(segmenter, 0, room);
   if (!count) return;
-  const auto first = take_numbers(key, segmenter, *count, 0);
+  const auto first = take_numbers(key, *count, bytes_of(segmenter), 0);
   if (!first) return;
   seal_pieces();  // What came before leaves before.
   WorkerCounters::add(share_.counters.frames, *count);
@@ -983,6 +996,51 @@ void Outbound::send_group(SendKey& key, Bytes packet) {
     });
   }
   send_train();
+}
+
+/// `group.mode: pairwise`: a copy for each member that is online, under the key that it shares with
+/// us alone. Who has no key with us gets none, and is asked for.
+void Outbound::send_pairwise(Bytes packet) {
+  if (waiting_ != 0) make_room();  // Frames are sealed as they are reserved here.
+  Segmenter& segmenter = pieces_[waiting_].segmenter;
+  if (!begin(segmenter, packet)) return;
+  for (std::size_t i = 0; i < segmenter.count(); ++i) {
+    const ConstBytes segment = segmenter.cut_in_place(i);
+    share_.tables.for_each_online([&](Peer& peer) {
+      if ((peer.rights.load(std::memory_order_relaxed) & kNoGroup) == 0) {
+        send_copy(peer, segment, i, segmenter.claim());
+      }
+    });
+  }
+}
+
+/// `segment` of a group frame, which is number `place` of its packet, to one member.
+void Outbound::send_copy(Peer& peer, ConstBytes segment, std::size_t place, ChecksumClaim claim) {
+  SendKey* const key = peer.send.load(std::memory_order_acquire);
+  if (key == nullptr) {
+    const MacList* const macs = peer.macs.load(std::memory_order_acquire);
+    if (macs != nullptr && !macs->empty()) ask_once({0, macs->front()});
+    return share_.drops.count(DropReason::no_key);
+  }
+  const Endpoint* const to = peer.endpoint.load(std::memory_order_acquire);
+  if (to == nullptr) return share_.drops.count(DropReason::no_endpoint);
+  if (to->relayed != 0 && !relay_usable()) return share_.drops.count(DropReason::no_relay);
+  std::size_t limit = peer.max_frame.load(std::memory_order_relaxed);
+  if (to->relayed != 0) limit = std::min(limit, kMaxRelayedFrame);
+  const std::size_t room = limit - kFrameOverhead;
+  const std::size_t parts = parts_for(segment.size(), room);
+  if (parts > kMaxParts) return share_.drops.count(DropReason::oversize);
+  const auto first = take_numbers(*key, parts, segment.size(), peer.number);
+  if (!first) return;
+  std::uint64_t counter = *first;
+  for_each_part(segment, room, [&](ConstBytes bytes, Part part) {
+    const std::size_t size = bytes.size() + frame_overhead(to);
+    const Bytes out = sender_.reserve(*to, ethernet_ ? std::max(size, kMinEthernetFrame) : size);
+    seal(out, *key, {kind_for(peer), true}, *to, counter++, bytes, place, claim, part);
+    count_part(part);
+  });
+  if (to->relayed != 0) WorkerCounters::add(share_.counters.relayed, parts);
+  count_sent(peer, parts, segment.size());
 }
 
 /// A copy of sealed group frames, each behind a header of its own.

@@ -115,8 +115,11 @@ class Outbound {
                            std::size_t room);
   void send_unicast(Peer& peer, SendKey& key, Bytes packet);
   void send_group(SendKey& key, Bytes packet);
-  [[nodiscard]] std::optional<std::uint64_t> take_numbers(SendKey& key, const Segmenter& segmenter,
-                                                          std::size_t frames, std::uint32_t peer);
+  void send_pairwise(Bytes packet);
+  void send_copy(Peer& peer, ConstBytes segment, std::size_t place, ChecksumClaim claim);
+  void ask_once(const VlanMac& destination);
+  [[nodiscard]] std::optional<std::uint64_t> take_numbers(SendKey& key, std::size_t frames,
+                                                          std::size_t bytes, std::uint32_t peer);
   [[nodiscard]] std::size_t group_limit(const Segmenter& segmenter) const;
   [[nodiscard]] std::optional<std::size_t> count_frames(const Segmenter& segmenter,
                                                         std::size_t outside, std::size_t room);

@@ -78,6 +78,8 @@ inline constexpr std::uint32_t kSafeFrame = 1'280 - 48;
 /// Bits of what a grant allows, as port.set and peer.set say it.
 inline constexpr std::uint8_t kRightRouter = 1;
 inline constexpr std::uint8_t kRightDhcp = 2;
+/// Not a right: the subnet's policy keeps this member out of group traffic.
+inline constexpr std::uint8_t kNoGroup = 4;
 
 /// What port.set says, as the workers need it. Immutable once published.
 struct PortSettings {
@@ -97,7 +99,8 @@ struct PortSettings {
   std::uint32_t hold_bytes = 0;
   std::uint32_t storm_frames = 0;  ///< 0: no limit
   std::vector<Ipv4Prefix> broadcasts;
-  std::uint8_t rights = 0;  ///< of our own grant: kRight*
+  std::uint8_t rights = 0;  ///< of our own grant: kRight*, kNoGroup
+  bool pairwise = false;    ///< each copy of a group frame is sealed under its receiver's pair key
   bool answer = false;      ///< questions for bound addresses are answered here
   /// `ip` only: IP protocols that cross in clear besides ARP and neighbour discovery.
   std::vector<std::uint8_t> pass;
@@ -176,7 +179,7 @@ class Peer {
   std::atomic<const Endpoint*> endpoint{nullptr};
   std::atomic<const MacList*> macs{nullptr};
   std::atomic<bool> plain{false};       ///< may send what machines behind it say
-  std::atomic<std::uint8_t> rights{0};  ///< of its grant: kRight*
+  std::atomic<std::uint8_t> rights{0};  ///< of its grant: kRight*, kNoGroup
 
   /// The longest sealed frame for the endpoint in use: as assumed, and as proved by a probe.
   std::atomic<std::uint32_t> max_frame{kNoFrameLimit};

@@ -83,7 +83,7 @@ struct Bench {
       bind(*node, IpAddress::of_ipv4(kBobsIp), kBob);
       bind(*node, ipv6(0xa), kAlice);
       bind(*node, ipv6(0xb), kBob);
-      configure(*node, [](PortSettings& one) { one.answer = true; });
+      node->change([](PortSettings& one) { one.answer = true; });
     }
   }
 
@@ -94,11 +94,6 @@ struct Bench {
   }
   static void bind(Node& at, const IpAddress& ip, const MacAddress& mac) {
     at.tables.set_bindings(std::array{Bindings::Setting{ip, mac}}, false, false, boot_ms());
-  }
-  static void configure(Node& node, std::function<void(PortSettings&)> change) {
-    auto settings = std::make_unique<PortSettings>(node.tables.settings());
-    change(*settings);
-    node.tables.set_settings(std::move(settings));
   }
   void from_alice(const Frame& frame) {
     alice.from_host({}, frame);
@@ -112,7 +107,7 @@ struct Bench {
   }
   /// Alice's own guard is off, as that of a member would be whose programs are not ours.
   void believe_alice() {
-    configure(alice, [](PortSettings& one) { one.rights = 3; });
+    alice.change([](PortSettings& one) { one.rights = 3; });
     alice.tables.remove_bindings(std::array{IpAddress::of_ipv4(kBobsIp), ipv6(0xb)});
   }
 };
@@ -250,7 +245,7 @@ TEST_CASE("guard: routes and leases come from nobody without the right") {
   const Frame redirected = nd(kAlice, kRogue, redirect({}));
   const Frame lease = dhcp(MacAddress::broadcast(), kRogue);
   const auto rights = [&](std::uint8_t value) {
-    Bench::configure(bench.gate, [&](PortSettings& one) { one.rights = value; });
+    bench.gate.change([&](PortSettings& one) { one.rights = value; });
     bench.alice.tables.peer("gate")->rights = value;
   };
   SUBCASE("advertisement") {
@@ -372,7 +367,7 @@ TEST_CASE("guard: a member that does not guard itself is not believed, by group 
 
 TEST_CASE("guard: a member may move an address between its own MAC addresses") {
   Bench bench;
-  Bench::configure(bench.alice, [](PortSettings& one) { one.macs.push_back(kSpare); });
+  bench.alice.change([](PortSettings& one) { one.macs.push_back(kSpare); });
   bench.gate.tables.set_peer({"alice",
                               1001,
                               bench.alice.boot_public,
@@ -508,7 +503,7 @@ TEST_CASE("guard: questions that others have to answer") {
   CHECK(crosses(arp_request(kAlice, kAlicesIp, kFreeIp, kPrinter)));  // Are you still there?
   bench.from_alice(arp_request(kAlice, kAlicesIp, kFreeIp));
   CHECK(bench.alice.to_host().has_value());
-  Bench::configure(bench.alice, [](PortSettings& one) { one.answer = false; });
+  bench.alice.change([](PortSettings& one) { one.answer = false; });
   CHECK(crosses(arp_request(kAlice, kAlicesIp, kBobsIp)));
 
   // At a plain port, about a machine there: the bridge must not learn it at the wrong port.
@@ -531,7 +526,7 @@ TEST_CASE("guard: answers say whether a neighbour is a router, and storm control
   const auto reply = bench.gate.to_host();
   REQUIRE(reply);
   CHECK(reply->frame[14 + 40 + 4] == 0xe0);
-  Bench::configure(bench.gate, [](PortSettings& one) { one.storm_frames = 2; });
+  bench.gate.change([](PortSettings& one) { one.storm_frames = 2; });
   std::size_t answers = 0;
   for (int i = 0; i < 50; ++i) {
     bench.from_bridge(arp_request(kPrinter, kFreeIp, kAlicesIp));

@@ -16,6 +16,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -155,6 +156,12 @@ struct Node {
     made->kind = kind;
     made->broadcasts = {{0x0a0102ff, 30}};  // 10.1.2.255
     return made;
+  }
+
+  void change(const std::function<void(PortSettings&)>& use) {
+    auto changed = std::make_unique<PortSettings>(tables.settings());
+    use(*changed);
+    tables.set_settings(std::move(changed));
   }
 
   /// This node's clock is `ahead_ms` ahead of key-server time.
