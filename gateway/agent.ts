@@ -21,6 +21,7 @@ import { RELAY_KEY_SIZE } from '../src/protocol/constants.js';
 import type { Id } from '../src/protocol/ids.js';
 import { type MacAddress, macFromBytes, macToBytes } from '../src/protocol/mac.js';
 import type { Endpoint, RelayOffer } from '../src/protocol/messages.js';
+import { groupModeOf, inGroupTraffic, type Subject, subjectOf } from '../src/protocol/policy.js';
 import { probeKey } from '../src/protocol/probe.js';
 import { importPublic } from '../src/protocol/public-keys.js';
 import type { Role, Settings } from '../src/protocol/records.js';
@@ -96,6 +97,8 @@ const LAST_VLAN = 4_094;
 const CLOCK_TICK_MS = 1_000;
 const BOOT_TICK_MS = 1_000;
 const UNDERLAY_TICK_MS = 3_000;
+/** After a change of policy gateways ask what they may see now within so long, not all at once. */
+const POLICY_SYNC_MS = 400;
 const STATS_TIMEOUT_MS = 2_000;
 const ROLLBACK_SYNC_MS = 1_000;
 
@@ -123,6 +126,8 @@ export class Agent extends EventEmitter<AgentEvents> {
   readonly #options: AgentOptions;
   readonly #log: Logger;
   readonly #clock: Clock;
+  /** We, as policies see us. */
+  readonly #self: Subject;
   readonly #identity: GatewayIdentity;
   readonly #state: GatewayState;
   readonly #pins: Pins;
@@ -211,8 +216,9 @@ export class Agent extends EventEmitter<AgentEvents> {
         gone: (error) => this.#dataPlaneGone(error),
       },
     );
+    this.#self = subjectOf(config.member, this.#identity.member.grant);
     this.#table = new PeerTable({
-      self: config.member,
+      self: this.#self,
       port: PORT,
       verifier: this.#verifier,
       dataPlane: this.#link,
@@ -497,6 +503,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     const { transport, performance } = this.#config;
     const { helpers } = performance;
     const settings = this.#settings ?? INITIAL;
+    const { grant } = this.#identity.member;
     await this.#link.request('port.set', {
       port: PORT,
       subnet: this.#config.subnet,
@@ -518,7 +525,8 @@ export class Agent extends EventEmitter<AgentEvents> {
       holdMs: HOLD_MS,
       holdBytes: HOLD_BYTES,
       ...kindFields(port, this.#config.subnet),
-      rights: rightsBits(this.#identity.member.grant.rights),
+      rights: rightsBits(grant.rights, inGroupTraffic(this.#settings?.policy, this.#self)),
+      pairwise: this.#settings !== undefined && groupModeOf(this.#settings) === 'pairwise',
       // On a plain side the bridge has the addresses, if anybody.
       broadcasts: broadcastsOf('bridge' in port ? port.bridge : port.interface).slice(0, 16),
     });
@@ -708,7 +716,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     this.#guarded.registered();
     const settings = this.#settings;
     if (this.#nets !== undefined) return;
-    if (settings === undefined || settings.hold === 0 || settings.group.mode !== 'shared') return;
+    if (settings === undefined || settings.hold === 0 || groupModeOf(settings) !== 'shared') return;
     void this.#session.ask({ kind: 'group' });
   }
 
@@ -743,13 +751,18 @@ export class Agent extends EventEmitter<AgentEvents> {
 
   #useSettings(settings: Settings): void {
     this.#settings = settings;
-    this.#table.wantGroup(settings.group.mode === 'shared');
+    this.#table.useSettings(settings);
     this.#boots.setInterval(settings.bootSeconds);
   }
 
   #newSettings(settings: Settings, record: Signed): void {
+    const before = this.#settings;
     this.#useSettings(settings);
     this.#log.info({ version: settings.version }, 'settings of the subnet');
+    if (JSON.stringify(before?.policy) !== JSON.stringify(settings.policy)) {
+      // Whom the new one lets us see comes by sync. Not everybody at once.
+      setTimeout(() => this.#session.syncNow(), Math.random() * POLICY_SYNC_MS).unref();
+    }
     try {
       this.#pins.flush();
       writeFileAtomic(this.#options.paths.settings, encode(record));
@@ -799,10 +812,22 @@ export class Agent extends EventEmitter<AgentEvents> {
       this.#leftovers.clear();
       this.#claims.again(this.#bindings.endFull());
     }
+    this.#fetchKeys();
     this.#leaseUntil = leaseUntilMs;
     this.#netsKnown = true;
     this.#sendClock();
     this.#sendLease();
+  }
+
+  /**
+   * With `group.mode: pairwise` a broadcast needs a key with everybody, and what is sent before there is one is lost: so
+   * they are asked for as soon as somebody is there. Not with `hold` 0, the documents' rule: nothing before it is needed.
+   */
+  #fetchKeys(): void {
+    const settings = this.#settings;
+    if (this.#nets !== undefined || settings === undefined || settings.hold === 0) return;
+    if (groupModeOf(settings) !== 'pairwise') return;
+    for (const mac of this.#table.withoutKey()) this.#misses.mac(mac);
   }
 
   #refusedMember(id: string, error: PairwireError): void {

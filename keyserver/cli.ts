@@ -12,17 +12,16 @@ import {
   printFields,
 } from '../src/cli/output.js';
 import { readTokenInput } from '../src/cli/token-input.js';
-import { LABEL, SUITES, type Suite } from '../src/protocol/constants.js';
+import { SUITES, type Suite } from '../src/protocol/constants.js';
 import { ipSchema } from '../src/protocol/ip.js';
 import { type MacAddress, macSchema } from '../src/protocol/mac.js';
-import { importPublic } from '../src/protocol/public-keys.js';
+import { tagSchema } from '../src/protocol/policy.js';
 import { RIGHTS, type Right, ROLES, type Role, type Settings } from '../src/protocol/records.js';
-import { type Signed, signRecord } from '../src/protocol/signed.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
-import { createLogger } from '../src/runtime/log.js';
-import { AuditLog, readAuditHead, verifyAudit } from './audit.js';
+import { readAuditHead, verifyAudit } from './audit.js';
 import { joinCascade } from './cascade/join.js';
+import { changeSettings, settingsInForce, withStore } from './change-settings.js';
 import {
   asOperator,
   columns,
@@ -30,28 +29,22 @@ import {
   type ListCommand,
   printList,
   printToken,
-  readOperator,
   readTokenKeys,
   usable,
 } from './command-tools.js';
 import {
   DEFAULT_PORT,
   KEY_KIND,
-  type KeyServerConfig,
   type KeyServerPaths,
   loadKeyServerConfig,
   pathsOf,
   requireChannelAddress,
   requireHostPort,
 } from './config.js';
-import { CurrentSettings } from './current-settings.js';
 import { choose, DEFAULT_SERVER, initSubnet, type SettingsChoice } from './init.js';
-import { OperatorClient } from './operator-client.js';
 import { peerCommands } from './peer-commands.js';
+import { policyCommands } from './policy-commands.js';
 import { runKeyServer } from './run.js';
-import { openDatabase } from './storage/open.js';
-import { openStore } from './storage/sql-store.js';
-import type { Store } from './storage/store.js';
 
 /** Adds the key server's commands to a program. */
 export function keyserverCommands(program: Command): void {
@@ -59,6 +52,7 @@ export function keyserverCommands(program: Command): void {
   runCommand(program);
   tokenCommand(program);
   settingsCommand(program);
+  policyCommands(program);
   rekeyCommand(program);
   revokeCommand(program);
   restoreCommand(program);
@@ -257,6 +251,7 @@ interface TokenFlags {
   readonly mac: readonly string[];
   readonly ip: readonly string[];
   readonly grant: readonly string[];
+  readonly tag: readonly string[];
   readonly ttl: string;
   readonly uses: string;
   readonly operatorKey?: string;
@@ -287,6 +282,7 @@ function tokenCommand(program: Command): void {
       collectOption,
       [],
     )
+    .option('--tag <tag>', 'what a policy may call it; repeatable', collectOption, [])
     .option('--ttl <time>', 'how long it may be used', '1h')
     .option('--uses <n>', 'how many members may enrol with it', '1')
     .option('--operator-key <file>', 'operator key, if it is not where the configuration says')
@@ -315,6 +311,7 @@ function tokenCommand(program: Command): void {
           macs,
           ips: [...flags.ip],
           rights: rights as Right[],
+          ...(flags.tag.length === 0 ? {} : { tags: flags.tag.map(policyTag) }),
           uses,
           notAfter,
         });
@@ -340,70 +337,19 @@ function settingsCommand(program: Command): void {
     .addHelpText('after', example('pairwire settings --dir /etc/pairwire/east --freshness 10s'))
     .action(
       action(async (target, flags: SettingsCommandFlags) => {
-        const config = loadKeyServerConfig(flags.dir);
-        const paths = pathsOf(flags.dir, config);
         const choice = settingsChoice(flags);
         const wanted = Object.values(choice).some((value) => value !== undefined);
-        await withStore(paths, async (store) => {
-          const operator = importPublic('ed25519', store.meta.operator);
-          const current = await CurrentSettings.load(store, operator);
-          if (!wanted) {
-            printSettings(target, current.settings);
-            return;
-          }
-          const next = choose(current.settings, current.settings.version + 1, choice);
-          const key = readOperator(paths, flags.operatorKey);
-          const record = signRecord(LABEL.settings, { ...next }, key);
-          if (!(await installAtServer(flags.dir, config, record))) {
-            // No server runs: the next one that starts reads them from the database.
-            await installOffline(store, paths, current, record);
-          }
-          printSettings(target, next);
-        });
+        const settings = wanted
+          ? await changeSettings(flags, (current, version) => choose(current, version, choice))
+          : await settingsInForce(flags.dir);
+        printSettings(target, settings);
       }),
     );
 }
 
-/** @returns false if there is no server to install them at */
-async function installAtServer(
-  dir: string,
-  config: KeyServerConfig,
-  record: Signed,
-): Promise<boolean> {
-  const client = new OperatorClient(dir, config);
-  try {
-    await client.setSettings(record);
-    return true;
-  } catch (thrown) {
-    if (thrown instanceof PairwireError && thrown.code === 'CHANNEL_UNREACHABLE') return false;
-    throw thrown;
-  } finally {
-    client.close();
-  }
-}
-
-async function installOffline(
-  store: Store,
-  paths: KeyServerPaths,
-  current: CurrentSettings,
-  record: Signed,
-): Promise<void> {
-  const audit = new AuditLog({
-    store,
-    server: store.meta.server,
-    key: readKeyFile(paths.auditKey, KEY_KIND.audit),
-    now: Date.now,
-    log: createLogger('settings', { level: 'warn' }),
-    headFile: paths.auditHead,
-  });
-  await current.install(store, record, Date.now(), (tx, version) =>
-    audit.append(tx, { actor: '-', action: 'settings', outcome: 'done', detail: { version } }),
-  );
-  await audit.close();
-}
-
-function printSettings(target: OutputTarget, settings: Settings): void {
-  printFields(target, { ...settings });
+function printSettings(target: OutputTarget, { policy, ...settings }: Settings): void {
+  const seen = policy === undefined ? {} : { policy: 'see `pairwire policy show`' };
+  printFields(target, target.json ? { ...settings, policy } : { ...settings, ...seen });
 }
 
 // ----------------------------------------------------------------------------- rekey
@@ -775,6 +721,14 @@ function inRange(value: number, option: string, min: number, max: number): numbe
   throw new PairwireError('USAGE', `${option} is out of range`);
 }
 
+function policyTag(text: string): string {
+  const parsed = tagSchema.safeParse(text);
+  if (parsed.success) return parsed.data;
+  throw new PairwireError('USAGE', `--tag: "${text}" is not a tag`, {
+    hint: 'a tag has up to 31 of a-z, 0-9, ".", "_" and "-"',
+  });
+}
+
 function macAddress(text: string, option: string): MacAddress {
   const parsed = macSchema.safeParse(text);
   if (parsed.success) return parsed.data;
@@ -789,16 +743,4 @@ function ipAddress(text: string, option: string): string {
   throw new PairwireError('USAGE', `${option}: "${text}" is not an IP address`, {
     hint: 'an IP address looks like 10.1.0.2 or 2001:db8::2',
   });
-}
-
-async function withStore(
-  paths: KeyServerPaths,
-  fn: (store: Store) => Promise<void>,
-): Promise<void> {
-  const store = await openStore(await openDatabase(paths));
-  try {
-    await fn(store);
-  } finally {
-    await store.close();
-  }
 }

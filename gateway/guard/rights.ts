@@ -10,7 +10,10 @@ const BITS: Readonly<Record<Right, number>> = {
   shared: 0,
 };
 
-/** The bits of these rights. */
-export function rightsBits(rights: readonly Right[]): number {
-  return rights.reduce((bits, right) => bits | BITS[right], 0);
+/** Not a right: the policy keeps the member out of group traffic. */
+const NO_GROUP = 4;
+
+/** The bits of these rights. @param inGroup whether the member takes part in group traffic */
+export function rightsBits(rights: readonly Right[], inGroup: boolean): number {
+  return rights.reduce((bits, right) => bits | BITS[right], inGroup ? 0 : NO_GROUP);
 }

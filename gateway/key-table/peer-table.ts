@@ -11,7 +11,15 @@
 import type { Id } from '../../src/protocol/ids.js';
 import { type MacAddress, macToBytes } from '../../src/protocol/mac.js';
 import type { Endpoint, PeerRecord } from '../../src/protocol/messages.js';
-import type { Role } from '../../src/protocol/records.js';
+import {
+  decide,
+  groupModeOf,
+  inGroupTraffic,
+  type Policy,
+  type Subject,
+  subjectOf,
+} from '../../src/protocol/policy.js';
+import type { Right, Role, Settings } from '../../src/protocol/records.js';
 import type { PairwireError } from '../../src/runtime/errors.js';
 import type { CommandPort } from '../dataplane/client.js';
 import type { CommandFields } from '../dataplane/messages.gen.js';
@@ -27,7 +35,7 @@ const BATCH = 256;
 
 /** What is wanted of the surroundings. */
 export interface PeerTableDeps {
-  readonly self: Id;
+  readonly self: Subject;
   /** Number of the port in the data plane. */
   readonly port: number;
   readonly verifier: Pick<Verifier, 'peer' | 'forget' | 'revoked'>;
@@ -74,6 +82,9 @@ export interface GroupGenerations extends PairGenerations {
 export interface PeerEntry {
   readonly id: Id;
   role: Role | undefined;
+  /** As the policy sees it; undefined until there was a good record. */
+  subject: Subject | undefined;
+  grantRights: readonly Right[];
   /** Of its grant, as the data plane takes them. */
   rights: number;
   state: 'absent' | 'ready' | 'refused';
@@ -121,6 +132,8 @@ export class PeerTable {
   #overtakenGroup: number | undefined;
   #groupSeq = 0;
   #groupWanted = true;
+  #policy: Policy | undefined;
+  readonly #denied = new Set<Id>();
   /** Generations that we hold and that the server can't have made: its database was put back. */
   readonly #unknownToServer = new Map<Id, number>();
   #groupUnknownToServer: number | undefined;
@@ -161,20 +174,25 @@ export class PeerTable {
 
   /** Takes a member's record. False if it was refused. */
   takeMember(record: PeerRecord, seq?: number): boolean {
-    if (record.id === this.#deps.self) return true;
-    this.#seen?.add(record.id);
-    const entry = this.#entry(record.id);
-    if (seq !== undefined) {
-      if (seq < entry.seq) return entry.state !== 'refused';
-      entry.seq = seq;
+    if (record.id === this.#deps.self.id) return true;
+    const known = this.#entries.get(record.id);
+    if (seq !== undefined && known !== undefined && seq < known.seq) {
+      return known.state !== 'refused';
     }
     let verified: VerifiedPeer;
     try {
       verified = this.#deps.verifier.peer(record);
     } catch (thrown) {
+      this.#seen?.add(record.id);
+      const refused = this.#entry(record.id);
+      if (seq !== undefined) refused.seq = seq;
       this.refuse(record.id, asPairwireError(thrown));
       return false;
     }
+    if (!this.#mayMeet(subjectOf(record.id, verified.member.grant))) return false;
+    this.#seen?.add(record.id);
+    const entry = this.#entry(record.id);
+    if (seq !== undefined) entry.seq = seq;
     this.#apply(entry, record, verified);
     if (entry.state === 'ready') this.#install(entry);
     else if (this.#sent.has(entry.id)) this.#remove(entry.id);
@@ -187,6 +205,7 @@ export class PeerTable {
    * has forgotten what it made, `unknownToServer` names the peer.
    */
   takePair(peer: Id, generation: PairGenerations, seq?: number): void {
+    if (this.#denied.has(peer)) return;
     const entry = this.#entry(peer);
     this.#seen?.add(peer);
     if (seq !== undefined) {
@@ -385,9 +404,49 @@ export class PeerTable {
     this.#foundGroup = Math.max(0, ...[...group].map(({ pwId }) => pwId));
   }
 
-  /** Turns the group key off (`group.mode: pairwise` has none) or on. */
-  wantGroup(wanted: boolean): void {
+  /**
+   * Goes by other settings: whom the policy keeps from us is forgotten at once, whatever a server says, and with
+   * `group.mode: pairwise` no group key is used.
+   */
+  useSettings(settings: Settings): void {
+    const wanted = groupModeOf(settings) === 'shared';
+    this.#policy = settings.policy;
+    this.#denied.clear();
+    for (const entry of [...this.#entries.values()]) {
+      if (entry.subject === undefined) continue;
+      if (!this.#mayMeet(entry.subject)) continue;
+      entry.rights = this.#rightsOf(entry.grantRights, entry.subject);
+      this.#install(entry);
+    }
+    if (wanted === this.#groupWanted) return;
     this.#groupWanted = wanted;
+    this.#installGroup();
+  }
+
+  /** Members that the policy keeps from us, as far as the server has told of them. */
+  get denied(): number {
+    return this.#denied.size;
+  }
+
+  /** Members that are there and that no key is held with, by the address to ask for. */
+  *withoutKey(): IterableIterator<MacAddress> {
+    for (const entry of this.#entries.values()) {
+      const mac = entry.macs[0];
+      if (entry.state !== 'ready' || !entry.online || entry.key !== undefined) continue;
+      if (entry.role !== 'link' && mac !== undefined) yield mac;
+    }
+  }
+
+  /** False, with the member forgotten, if the policy keeps it from us. */
+  #mayMeet(member: Subject): boolean {
+    if (decide(this.#policy, this.#deps.self, member).allowed) return true;
+    this.gone(member.id);
+    this.#denied.add(member.id);
+    return false;
+  }
+
+  #rightsOf(rights: readonly Right[], member: Subject): number {
+    return rightsBits(rights, inGroupTraffic(this.#policy, member));
   }
 
   /**
@@ -474,6 +533,8 @@ export class PeerTable {
     const entry: PeerEntry = {
       id,
       role: undefined,
+      subject: undefined,
+      grantRights: [],
       rights: 0,
       state: 'absent',
       refusal: undefined,
@@ -496,7 +557,9 @@ export class PeerTable {
   #apply(entry: PeerEntry, record: PeerRecord, verified: VerifiedPeer): void {
     this.#unlink(entry);
     entry.role = verified.member.role;
-    entry.rights = rightsBits(verified.member.grant.rights);
+    entry.subject = subjectOf(entry.id, verified.member.grant);
+    entry.grantRights = verified.member.grant.rights;
+    entry.rights = this.#rightsOf(entry.grantRights, entry.subject);
     entry.refusal = undefined;
     entry.online = record.online;
     entry.ips = record.ips;
@@ -583,12 +646,15 @@ export class PeerTable {
   }
 
   #installGroup(): Promise<unknown>[] {
-    if (this.#group === undefined || this.#ownBoot === undefined || !this.#groupWanted) return [];
+    if (this.#group === undefined || this.#ownBoot === undefined) return [];
     const { port } = this.#deps;
     const next = this.#nextGroup;
     const install = ({ pwId, key }: Generation, send: boolean): Promise<Told> =>
       tellDataPlane(this.#deps, 'key.group', { port, key, pwId, send });
-    const commands: Promise<unknown>[] = [install(this.#group, true)];
+    const commands: Promise<unknown>[] = [];
+    // Without it none of an earlier time stays either; loop probes go by it all the same.
+    if (this.#groupWanted) commands.push(install(this.#group, true));
+    else this.#drop('', Math.max(this.#group.pwId, next?.pwId ?? 0), 0);
     for (const generation of [this.#group, ...(next === undefined ? [] : [next])]) {
       const probe = this.#deps.probeKey?.(generation);
       if (probe === undefined) continue;
@@ -600,8 +666,10 @@ export class PeerTable {
     if (this.#oldestGroup > 1) this.#drop('', this.#oldestGroup - 1, 0);
     if (pwId > this.#oldestGroup) this.#drop('', pwId - 1, GRACE_MS);
     if (next === undefined) return commands;
+    // Who does not use it keeps nobody from the next one.
+    const prepared = this.#groupWanted ? install(next, false) : Promise.resolve<Told>('done');
     commands.push(
-      install(next, false).then((told) => {
+      prepared.then((told) => {
         if (told !== 'done' || this.#nextGroup?.pwId !== next.pwId) return;
         this.#preparedGroup = next.pwId;
         this.#deps.onGroupPrepared();

@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto';
 import { formatChannelAddress } from '../../src/net/address.js';
 import type { ClientState } from '../../src/net/channel-client.js';
 import type { Endpoint } from '../../src/protocol/messages.js';
+import { groupModeOf } from '../../src/protocol/policy.js';
 import { networkOf } from '../../src/protocol/prefixes.js';
 import type { Settings, VerifiedMember } from '../../src/protocol/records.js';
 import type { ServerTime } from '../../src/runtime/clock.js';
@@ -192,7 +193,7 @@ function settingsStatus(settings: Settings | undefined): Status['settings'] {
     leaseSeconds: settings.leaseSeconds,
     bootSeconds: settings.bootSeconds,
     verify: settings.verify,
-    groupMode: settings.group.mode,
+    groupMode: groupModeOf(settings),
     unknown: settings.unknown,
     defaultPlain: settings.plain.default ?? null,
   };
@@ -230,7 +231,11 @@ function portStatus(
     boot: parts.boots.current?.boot ?? null,
     bootAgeMs: parts.boots.ageMs === undefined ? null : Math.round(parts.boots.ageMs),
     bootRenewals: parts.boots.renewals,
-    group: { mode: parts.settings?.group.mode ?? 'shared', pwId: parts.table.group?.pwId ?? null },
+    group: {
+      mode: parts.settings === undefined ? 'shared' : groupModeOf(parts.settings),
+      pwId: parts.table.group?.pwId ?? null,
+    },
+    policyDenied: parts.table.denied,
     tx: parts.rates.sample(
       `port ${port.name} tx`,
       now,

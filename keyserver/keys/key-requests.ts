@@ -9,6 +9,7 @@ import type { Behind, Request } from '../../src/protocol/messages.js';
 import { NotFound, Refusal } from '../refusal.js';
 import { locateSettled } from '../registry/directory.js';
 import { toPeerRecord } from '../registry/peer-record.js';
+import { mayPair, mayPairIds } from '../registry/policy.js';
 import { TokenBuckets } from '../registry/token-bucket.js';
 import type { Services } from '../services.js';
 import type { GroupKey, Member, PairKey } from '../storage/store.js';
@@ -91,6 +92,7 @@ export class KeyRequests {
     const { store, metrics } = this.#services;
     const peer = (await store.memberByIndex(index)) ?? (await this.#elsewhere?.settleIndex(index));
     if (peer === undefined || peer.id === asker) throw this.#notFound('index');
+    if (group && !(await this.#allowed(asker, peer))) throw this.#notFound('index', 'denied');
     if (!group) return this.#pairAnswer('index', asker, peer, pwId, false);
     metrics.keyRequests.inc({ by: 'index', answer: 'group' });
     const key = await this.#group(asker, pwId, false);
@@ -104,6 +106,7 @@ export class KeyRequests {
     make: boolean,
     worn: number | undefined,
   ): Promise<void> {
+    if (!mayPair(this.#services.settings.settings.policy, asker, peer)) return;
     const dueAt = (now: number): number => this.#rekey.dueAt(now);
     const pair = await pairKeyFor(this.#services, asker.id, peer.id, make, dueAt);
     if (pair === undefined) return;
@@ -122,6 +125,7 @@ export class KeyRequests {
     behind?: Behind,
   ): Promise<Record<string, unknown>> {
     const dueAt = (now: number): number => this.#rekey.dueAt(now);
+    if (!(await this.#allowed(asker, peer))) throw this.#notFound(by, 'denied');
     const foreign = await this.#elsewhere?.ensurePair(asker, peer, by === 'mac');
     const make = by === 'mac' && foreign !== true;
     const pair = await pairKeyFor(this.#services, asker, peer.id, make, dueAt);
@@ -173,8 +177,14 @@ export class KeyRequests {
     return member;
   }
 
-  #notFound(by: 'mac' | 'index'): NotFound {
-    this.#services.metrics.keyRequests.inc({ by, answer: 'none' });
+  /** Whether the policy lets two members have a key. Whom it keeps apart learns no more than of a stranger. */
+  #allowed(asker: Id, peer: Member): Promise<boolean> {
+    const { store, settings } = this.#services;
+    return mayPairIds(store, settings.settings.policy, asker, peer.id);
+  }
+
+  #notFound(by: 'mac' | 'index', answer: 'none' | 'denied' = 'none'): NotFound {
+    this.#services.metrics.keyRequests.inc({ by, answer });
     return new NotFound();
   }
 }

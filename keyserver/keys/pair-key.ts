@@ -36,6 +36,10 @@ export async function pairKeyFor(
     for (const end of [a, b]) {
       if ((await tx.member(end))?.state !== 'active') return { pair: undefined, made: false };
     }
+    // Under a policy that has come meanwhile they may have none: it is asked again under that one.
+    if (make && (await tx.settings())?.version !== settings.settings.version) {
+      return { pair: undefined, made: false };
+    }
     if (make) {
       inserted = await tx.insertPair({
         a,

@@ -1067,6 +1067,16 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     }
   }
 
+  async pairEnds(): Promise<readonly PairEnds[]> {
+    const rows = await this.sql.all('SELECT a, b FROM pair_keys', []);
+    return rows.map((row) => ({ a: text(row, 'a') as Id, b: text(row, 'b') as Id }));
+  }
+
+  async removePair(a: Id, b: Id): Promise<void> {
+    this.touched.pairs.add(pairName(a, b));
+    await this.sql.run('DELETE FROM pair_keys WHERE a = ? AND b = ?', [a, b]);
+  }
+
   async renumberPair({ a, b }: PairEnds, changed: number): Promise<void> {
     this.touched.pairs.add(pairName(a, b));
     await this.sql.run('UPDATE pair_keys SET changed = ? WHERE a = ? AND b = ?', [changed, a, b]);

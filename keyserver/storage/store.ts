@@ -519,6 +519,10 @@ export interface StoreTransaction extends StoreReads {
   ): Promise<void>;
   /** Gives a pair another change number, so that whoever follows it is told of it anew. */
   renumberPair(pair: PairEnds, changed: number): Promise<void>;
+  /** The ends of all pairs that have a key. */
+  pairEnds(): Promise<readonly PairEnds[]>;
+  /** Takes a pair's key, and the one that is prepared. */
+  removePair(a: Id, b: Id): Promise<void>;
   postponePair(pair: PairEnds, dueAt: number): Promise<void>;
   /** Another interval holds from now on: each pair is due so long after its key was made. */
   redatePairs(intervalMs: number): Promise<void>;

@@ -11,6 +11,8 @@
  *   net keys    with the role link
  *   settings, revocations, IP addresses    always
  *
+ * Whom the policy keeps from A is not there for A: neither member nor key.
+ *
  * A member's record never comes after the pair key with it. Addresses that concern plain ports have a
  * cursor of their own: collect-plain.ts.
  */
@@ -18,6 +20,7 @@ import { GROUP_ID, type Id } from '../../src/protocol/ids.js';
 import { type Change, MAX_ROWS } from '../../src/protocol/messages.js';
 import { netBytes, netChange } from '../nets/net-change.js';
 import { peerRecordSize, toPeerRecord } from '../registry/peer-record.js';
+import { mayPair } from '../registry/policy.js';
 import type { Services } from '../services.js';
 import type { GroupKey, Member, Revocation, SeenPair, ToldPair } from '../storage/store.js';
 import { BINDING_BYTES, bindingChange } from './collect-bindings.js';
@@ -80,7 +83,7 @@ export async function collect(
   if (changed > after) {
     groups.push({
       seq: changed,
-      bytes: 1_024,
+      bytes: record.b.length,
       changes: [{ kind: 'settings', seq: changed, settings: record }],
     });
   }
@@ -105,7 +108,9 @@ export async function collect(
     const changes = [bindingChange(binding)];
     groups.push({ seq: binding.changed, bytes: BINDING_BYTES, changes });
   }
+  const { policy } = rules;
   for (const { member, pairChanged } of members) {
+    if (!mayPair(policy, self, member)) continue;
     // One that comes with its newer pair key anyway is left to that.
     const withPair = !asksItself && pairChanged > member.changed;
     if (member.id === id || withPair) continue;
@@ -121,6 +126,7 @@ export async function collect(
     const changes: Change[] = [seenPairChange(pair)];
     let bytes = 128;
     const member = await store.member(peer);
+    if (member !== undefined && !mayPair(policy, self, member)) continue;
     // Already at the receiver: shown to all, and not changed since the cursor.
     const told =
       holder === undefined && member !== undefined && member.changed <= after && !shown.has(peer);

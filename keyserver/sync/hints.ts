@@ -6,6 +6,7 @@ import { GROUP_ID, type Id } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
 import { type Change, MAX_ROWS } from '../../src/protocol/messages.js';
 import { peerRecordSize } from '../registry/peer-record.js';
+import { mayPairIds } from '../registry/policy.js';
 import type { Services } from '../services.js';
 import { pairName } from '../storage/member-cache.js';
 import type { Member, PairKey, ToldPair } from '../storage/store.js';
@@ -188,7 +189,10 @@ export class Hints {
     if (this.#settings) {
       this.#settings = false;
       const { record, changed } = settings.inForce;
-      common.push({ change: { kind: 'settings', seq: changed, settings: record }, bytes: 1_024 });
+      common.push({
+        change: { kind: 'settings', seq: changed, settings: record },
+        bytes: record.b.length,
+      });
     }
     for (const id of revoked) {
       const revocation = await store.revocationOf(id);
@@ -239,16 +243,24 @@ export class Hints {
       if (!target.synced) continue;
       const id = name as Id;
       const keys = [...this.#pairsOf(id, pairs).values()].map(
-        (pair): Sized => ({ change: pairChange(pair, id), bytes: PAIR_BYTES }),
+        (pair): Sized => ({
+          change: pairChange(pair, id),
+          bytes: PAIR_BYTES,
+          about: pair.a === id ? pair.b : pair.a,
+        }),
       );
       const forAll = [...common];
       if (group !== undefined && (groupTo?.has(id) ?? true) && (await this.#holdsGroup(id))) {
         forAll.push({ change: groupChange(group, group.changed), bytes: PAIR_BYTES });
       }
       if (told.has(id)) forAll.push(...plain);
-      const items = [...forAll, ...(own.get(id) ?? []), ...keys].filter(
-        ({ about }) => about !== id,
-      );
+      const items: Sized[] = [];
+      for (const item of [...forAll, ...(own.get(id) ?? []), ...keys]) {
+        const { about } = item;
+        if (about === id) continue;
+        const { policy } = settings.settings;
+        if (about === undefined || (await mayPairIds(store, policy, id, about))) items.push(item);
+      }
       for (const batch of batches(items)) this.#push(target, batch);
     }
   }

@@ -10,7 +10,7 @@ import type { Grant, Role, Settings } from './records.js';
 /** Limits of a policy; see docs/limits.md. */
 const MAX_POLICY_GROUPS = 64;
 const MAX_POLICY_RULES = 256;
-const MAX_POLICY_MEMBERS = 1_024;
+const MAX_POLICY_MEMBERS = 256;
 /** Tags of one grant. */
 export const MAX_TAGS = 16;
 

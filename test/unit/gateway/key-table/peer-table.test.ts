@@ -9,6 +9,7 @@ import { Verifier } from '../../../../gateway/key-table/verifier.js';
 import { isUsable } from '../../../../gateway/underlay.js';
 import { parseId } from '../../../../src/protocol/ids.js';
 import { defaultMac } from '../../../../src/protocol/mac.js';
+import { type Policy, policySchema } from '../../../../src/protocol/policy.js';
 import { generateRawKeyPair, importPublic } from '../../../../src/protocol/public-keys.js';
 import type { PairwireError } from '../../../../src/runtime/errors.js';
 import { NOW, SUBNET, TestOperator, TestPeer } from '../support/records.js';
@@ -46,7 +47,7 @@ class Bench extends Judge {
     super();
     this.dataPlane = dataPlane;
     this.table = new PeerTable({
-      self: parseId('alice'),
+      self: { id: parseId('alice'), role: 'host', tags: [] },
       port: PORT,
       verifier: this.verifier,
       dataPlane,
@@ -104,6 +105,66 @@ describe('the peer table', () => {
     expect(bench.table.byMac(bob.mac)).toBeUndefined();
     expect(bench.table.byIndex(2)).toBeUndefined();
   }
+
+  describe('under a policy that keeps bob from us', () => {
+    const closed = policySchema.parse({
+      groups: { bobs: { members: ['bob'] } },
+      rules: [{ deny: ['bobs', '*'] }],
+    });
+    const go = (version: number, policy?: Policy): void =>
+      bench.table.useSettings(
+        bench.verifier.settings(
+          bench.operator.settings(version, policy === undefined ? {} : { policy }),
+        ),
+      );
+
+    it('forgets him at once, and nobody else', async () => {
+      await both();
+      go(2, closed);
+      expect(dataPlane.told()).toEqual(['peer.remove bob']);
+      expect(bench.table.get(bob.id)).toBeUndefined();
+      expect(bench.table.byMac(bob.mac)).toBeUndefined();
+      expect(bench.table.get(carol.id)?.key?.pwId).toBe(1);
+    });
+
+    it('takes neither record nor key of him, whatever a server says, and it is no alarm', async () => {
+      go(2, closed);
+      expect(bench.table.takeMember(bob.record(2, 100))).toBe(false);
+      bench.table.takePair(bob.id, { pwId: 1, key: KEY });
+      expect(dataPlane.told()).toEqual([]);
+      expect([...bench.table.entries()]).toEqual([]);
+      expect(bench.table.denied).toBe(1);
+      expect(bench.refused).toEqual([]);
+    });
+
+    it('takes him again when it is taken back', async () => {
+      go(2, closed);
+      bench.table.takeMember(bob.record(2, 100));
+      go(3);
+      expect(bench.table.takeMember(bob.record(2, 101))).toBe(true);
+      expect(bench.table.denied).toBe(0);
+      expect(dataPlane.told()).toEqual(['peer.set bob']);
+    });
+
+    it('uses no group key, and does again without it', async () => {
+      bench.table.takeGroup({ pwId: 3, key: KEY, oldest: 3 });
+      expect(dataPlane.told()).toContain('key.group 3');
+      go(2, closed);
+      expect(dataPlane.told()).toContain('key.drop group 3 now');
+      bench.table.takeGroup({ pwId: 4, key: Buffer.alloc(32, 4), oldest: 3 });
+      expect(dataPlane.told().filter((one) => one.startsWith('key.group'))).toEqual([]);
+      go(3);
+      expect(dataPlane.told()).toContain('key.group 4');
+    });
+
+    it('names those there is no key with yet', async () => {
+      await both();
+      const dave = bench.peer('dave');
+      bench.table.takeMember(dave.record(5, 100));
+      dataPlane.told();
+      expect([...bench.table.withoutKey()]).toEqual([dave.mac]);
+    });
+  });
 
   it('installs a member and its key, and only once', async () => {
     await both();

@@ -65,6 +65,7 @@ export class WatchedPort implements CommandPort {
       stp: 'drop',
       learnSeconds: 300,
       rights: 0,
+      pairwise: false,
       answer: true,
       broadcasts: [],
     });
