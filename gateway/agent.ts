@@ -225,6 +225,13 @@ export class Agent extends EventEmitter<AgentEvents> {
       acceptsEndpoint: (endpoint) => this.#acceptsEndpoint(endpoint),
       isNear: (endpoint) => isOnOwnNetwork(endpoint.ip),
       onRefused: (id, error) => this.#refusedMember(id, error),
+      onDenied: (id) => {
+        this.#count('POLICY_DENIED');
+        this.#log.info(
+          { peer: id },
+          'the policy keeps a member from us that the key server has told of',
+        );
+      },
       onCommandFailed: (error) => this.#commandFailed(error),
       onPrepared: (peer) => this.#session.prepared(peer),
       onGroupPrepared: () => this.#session.groupPrepared(),

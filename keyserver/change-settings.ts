@@ -5,7 +5,7 @@
 import { LABEL } from '../src/protocol/constants.js';
 import { importPublic } from '../src/protocol/public-keys.js';
 import type { Settings } from '../src/protocol/records.js';
-import { type Signed, signRecord } from '../src/protocol/signed.js';
+import { MAX_SIGNED_BODY, type Signed, signRecord } from '../src/protocol/signed.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
 import { createLogger } from '../src/runtime/log.js';
@@ -51,6 +51,11 @@ export async function changeSettings(
     const current = await currentOf(store);
     const next = change(current.settings, current.settings.version + 1);
     const record = signRecord(LABEL.settings, { ...next }, readOperator(paths, operatorKey));
+    if (record.b.length > MAX_SIGNED_BODY) {
+      throw new PairwireError('USAGE', `the settings would have ${record.b.length} bytes`, {
+        hint: `at most ${MAX_SIGNED_BODY}; in a policy, name members by tags instead of ids`,
+      });
+    }
     if (!(await installAtServer(dir, config, record))) {
       // No server runs: the next one that starts reads them from the database.
       await installOffline(store, paths, current, record);

@@ -46,6 +46,8 @@ export interface PeerTableDeps {
   readonly isNear: (endpoint: Endpoint) => boolean;
   /** A member was refused: log it, count it. */
   readonly onRefused: (id: Id, error: PairwireError) => void;
+  /** The server introduced a member that the policy keeps from us: on its way when that came, or the server does not go by it. */
+  readonly onDenied: (id: Id) => void;
   /** A command failed for another reason than a missing data plane. */
   readonly onCommandFailed: (error: PairwireError) => void;
   /** The data plane can receive under the next generation with this peer; said again when the server asks again. */
@@ -189,7 +191,10 @@ export class PeerTable {
       this.refuse(record.id, asPairwireError(thrown));
       return false;
     }
-    if (!this.#mayMeet(subjectOf(record.id, verified.member.grant))) return false;
+    if (!this.#mayMeet(subjectOf(record.id, verified.member.grant))) {
+      this.#deps.onDenied(record.id);
+      return false;
+    }
     this.#seen?.add(record.id);
     const entry = this.#entry(record.id);
     if (seq !== undefined) entry.seq = seq;
@@ -421,11 +426,6 @@ export class PeerTable {
     if (wanted === this.#groupWanted) return;
     this.#groupWanted = wanted;
     this.#installGroup();
-  }
-
-  /** Members that the policy keeps from us, as far as the server has told of them. */
-  get denied(): number {
-    return this.#denied.size;
   }
 
   /** Members that are there and that no key is held with, by the address to ask for. */

@@ -235,7 +235,6 @@ function portStatus(
       mode: parts.settings === undefined ? 'shared' : groupModeOf(parts.settings),
       pwId: parts.table.group?.pwId ?? null,
     },
-    policyDenied: parts.table.denied,
     tx: parts.rates.sample(
       `port ${port.name} tx`,
       now,

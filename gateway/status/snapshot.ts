@@ -81,8 +81,6 @@ const portStatusSchema = z.object({
   /** How often a fresh boot key replaced another without loss. */
   bootRenewals: count,
   group: z.object({ mode: z.string(), pwId: maybe(count) }),
-  /** Members that the policy keeps from this one, as far as a server has told of them. */
-  policyDenied: count,
   tx: trafficSchema,
   rx: trafficSchema,
   /** What a plain port does; null for a host port. */

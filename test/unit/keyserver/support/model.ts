@@ -131,6 +131,7 @@ export class ModelGateway {
       onRefused: (_id, error) => {
         throw error;
       },
+      onDenied: () => {},
       onCommandFailed: (error) => {
         throw error;
       },

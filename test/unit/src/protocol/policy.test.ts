@@ -11,6 +11,7 @@ import {
   type Subject,
 } from '../../../../src/protocol/policy.js';
 import { type Settings, settingsSchema } from '../../../../src/protocol/records.js';
+import { loadYaml } from '../../../../src/settings/load-yaml.js';
 
 const member = (id: string, ...tags: string[]): Subject => ({
   id: parseId(id),
@@ -80,6 +81,13 @@ describe('a policy', () => {
       false,
     ]);
     expect(groupsOf(office, alice)).toEqual(['boss', 'office']);
+  });
+
+  it('of the examples does what it says', () => {
+    const policy = loadYaml('config/examples/policy.yaml', policySchema);
+    expect(decide(policy, guest, printer).allowed).toBe(true);
+    expect([bob, other].map((one) => decide(policy, guest, one).allowed)).toEqual([false, false]);
+    expect(decide(policy, alice, printer).allowed).toBe(true);
   });
 
   it('that closes anything has no group key', () => {
