@@ -8,15 +8,22 @@
  * `link`: config/lab/two-subnets.yaml, so the way leads through two link gateways, a router and a NAT box. **All of it,
  * six data planes for `link`, shares the processors of this machine**: what a link costs here is the work of all of them.
  * `link-ip`: config/lab/bump-in-the-wire.yaml, two routers and six data planes; it has no target.
+ *
+ * What each host would have to do on a machine of its own is measured beside it: processor time of all its processes for a
+ * gigabyte, what the kernel does in their name included and what it does for nobody left out. The host that needs most bounds such a way.
  */
+import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { z } from 'zod';
 import { Lab } from '../laboratory/lab.js';
+import { pidsIn } from '../laboratory/network.js';
 import { waitFor } from '../laboratory/processes.js';
 import { readTopology } from '../laboratory/topology.js';
 import { median } from './statistics.js';
 
 const PORT = 7_801;
+/** Linux counts in these for programs, on every machine. */
+const TICKS_PER_SECOND = 100;
 const MEMBERS = 'member to member';
 
 interface Plan {
@@ -62,18 +69,59 @@ const PLANS: Readonly<Record<string, Plan>> = {
 };
 
 const resultSchema = z.object({
-  end: z.object({ sum_received: z.object({ bits_per_second: z.number() }) }),
+  end: z.object({
+    sum_received: z.object({ bits_per_second: z.number(), bytes: z.number() }),
+    cpu_utilization_percent: z.object({ host_total: z.number(), remote_total: z.number() }),
+  }),
 });
 
-/** Bits per second of one TCP stream. */
+/** One TCP stream: bits per second, and processor seconds of each host for a gigabyte. */
+interface Measured {
+  readonly rate: number;
+  readonly work: ReadonlyMap<string, number>;
+}
+
 async function tcp(
   lab: Lab,
-  [from, address]: readonly [string, string],
+  [from, to, address]: readonly [string, string, string],
   seconds: number,
-): Promise<number> {
+): Promise<Measured> {
   const argv = ['iperf3', '-J', '-c', address, '-p', `${PORT}`, '-t', `${seconds}`];
+  const before = await processorSeconds(lab);
   const { stdout } = await lab.exec(from, argv, { timeoutMs: (seconds + 30) * 1_000 });
-  return resultSchema.parse(JSON.parse(stdout)).end.sum_received.bits_per_second;
+  const after = await processorSeconds(lab);
+  const { sum_received: got, cpu_utilization_percent: own } = resultSchema.parse(
+    JSON.parse(stdout),
+  ).end;
+  const gigabytes = got.bytes / 1e9;
+  const work = new Map<string, number>();
+  for (const [host, total] of after) {
+    let spent = total - (before.get(host) ?? 0);
+    if (host === from) spent += (own.host_total / 100) * seconds;
+    if (host === to) spent += (own.remote_total / 100) * seconds;
+    work.set(host, spent / gigabytes);
+  }
+  return { rate: got.bits_per_second, work };
+}
+
+/** Of all processes of each host but iperf3, which says it by itself and may have ended. */
+async function processorSeconds(lab: Lab): Promise<Map<string, number>> {
+  const all = new Map<string, number>();
+  for (const host of Object.keys(lab.topology.hosts)) {
+    let ticks = 0;
+    for (const pid of await pidsIn(lab.namespace(host))) {
+      try {
+        const [, name = '', rest = ''] =
+          /^\d+ \((.*)\) (.*)$/s.exec(readFileSync(`/proc/${pid}/stat`, 'utf8')) ?? [];
+        const fields = rest.split(' ');
+        if (name !== 'iperf3') ticks += Number(fields[11]) + Number(fields[12]);
+      } catch {
+        // It has ended meanwhile.
+      }
+    }
+    all.set(host, ticks / TICKS_PER_SECOND);
+  }
+  return all;
 }
 
 async function main(): Promise<void> {
@@ -91,9 +139,9 @@ async function main(): Promise<void> {
   if (plan === undefined) throw new Error(`name one of ${Object.keys(PLANS).join(', ')}`);
   const hosts = new Set(Object.values(plan.ways).flat());
   const ways = Object.entries(plan.ways).map(
-    ([name, [from, to]]) => [name, [from, plan.addresses[to] ?? to]] as const,
+    ([name, [from, to]]) => [name, [from, to, plan.addresses[to] ?? to]] as const,
   );
-  const rates = new Map<string, number[]>(ways.map(([name]) => [name, []]));
+  const runs = new Map<string, Measured[]>(ways.map(([name]) => [name, []]));
   const lab = await Lab.create(readTopology(plan.topology), { name: `bench-${process.pid}` });
   try {
     for (const host of hosts) {
@@ -105,7 +153,7 @@ async function main(): Promise<void> {
     }
     // A plain port listens before it forwards; and the first run finds the path and fills the tables.
     for (const [, way] of ways) {
-      const [from, address] = way;
+      const [from, , address] = way;
       const argv = ['ping', '-n', '-c', '1', '-W', '1', address];
       await waitFor(async () => (await lab.exec(from, argv, { check: false })).code === 0, {
         what: `${from} to reach ${address}`,
@@ -114,17 +162,21 @@ async function main(): Promise<void> {
       await tcp(lab, way, 1);
     }
     for (let round = 0; round < rounds; round += 1) {
-      for (const [name, way] of ways) rates.get(name)?.push(await tcp(lab, way, seconds));
+      for (const [name, way] of ways) runs.get(name)?.push(await tcp(lab, way, seconds));
     }
   } finally {
     await lab.destroy();
   }
-  const members = median(rates.get(MEMBERS) ?? []);
-  const rows = [...rates].map(([way, all]) => ({
+  const ofRates = (all: readonly Measured[]): number => median(all.map(({ rate }) => rate));
+  const members = ofRates(runs.get(MEMBERS) ?? []);
+  const most = (all: readonly Measured[]): number => Math.max(...Object.values(workOf(all)));
+  const rows = [...runs].map(([way, all]) => ({
     way,
-    gbit: median(all) / 1e9,
-    ratio: median(all) / members,
-    values: all.map((one) => one / 1e9),
+    gbit: ofRates(all) / 1e9,
+    ratio: ofRates(all) / members,
+    values: all.map(({ rate }) => rate / 1e9),
+    secondsPerGigabyte: workOf(all),
+    bound: most(runs.get(MEMBERS) ?? []) / most(all),
   }));
   if (values.json) {
     process.stdout.write(
@@ -132,14 +184,29 @@ async function main(): Promise<void> {
     );
     return;
   }
-  for (const { way, gbit, ratio, values: all } of rows) {
+  for (const { way, gbit, ratio, values: all, secondsPerGigabyte, bound } of rows) {
     const span = `${Math.min(...all).toFixed(2)} to ${Math.max(...all).toFixed(2)}`;
     process.stdout.write(
       `${way.padEnd(20)} ${gbit.toFixed(2)} Gbit/s (${span})  ${ratio.toFixed(2)} x member to member\n`,
     );
+    const work = Object.entries(secondsPerGigabyte).map(
+      ([host, spent]) => `${host} ${spent.toFixed(2)}`,
+    );
+    process.stdout.write(
+      `${''.padEnd(20)} s/GB: ${work.join(', ')}; on machines of their own ${bound.toFixed(2)} x\n`,
+    );
   }
   const target = plan.target === undefined ? '' : `target: at least ${plan.target} x; `;
   process.stdout.write(`${target}${rounds} rounds of ${seconds} s, medians\n`);
+}
+
+/** By host, those that did something. */
+function workOf(all: readonly Measured[]): Record<string, number> {
+  const hosts = [...(all[0]?.work.keys() ?? [])];
+  const work = hosts.map(
+    (host) => [host, median(all.map((one) => one.work.get(host) ?? 0))] as const,
+  );
+  return Object.fromEntries(work.filter(([, spent]) => spent >= 0.01));
 }
 
 await main();
