@@ -27,6 +27,6 @@ export interface Services {
   readonly now: () => number;
   /** False while a member that another key server of this subnet has may not be known here. */
   readonly knowsAll?: () => boolean;
-  /** Asks the other key servers of this subnet which of their plain members an address outside is behind. */
-  readonly seek?: (vlan: number, mac: MacAddress) => Promise<Place | undefined>;
+  /** Asks the other key servers of this subnet, for a member, which of their plain members an address outside is behind. */
+  readonly seek?: (vlan: number, mac: MacAddress, asker: Id) => Promise<Place | undefined>;
 }

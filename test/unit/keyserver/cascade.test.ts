@@ -285,7 +285,7 @@ describe('key servers of one subnet', () => {
 
     it('that was removed as a peer before takes out whom it left', async () => {
       const { alice } = await couple();
-      await two.admin().request({ t: 'peer.remove', net: 's1' });
+      await two.admin().request({ t: 'peer.remove', net: 's1', agreed: true });
       expect((await two.store.member(alice.id))?.state).toBe('active');
       await revoke(two, 's1');
       expect((await two.store.member(alice.id))?.state).toBe('revoked');
@@ -722,8 +722,8 @@ describe('key servers of one subnet', () => {
       expect(got?.changes.some(({ kind }) => kind === 'pair')).toBe(false);
       await until(
         async () =>
-          (await refusals(one, 'cascade_home')).some(({ actor }) => actor === 's3') &&
-          (await refusals(one, 'cascade_key')).some(({ actor }) => actor === 's3'),
+          (await refusals(one, 'cascade_home')).some(({ actor }) => actor === 'server:s3') &&
+          (await refusals(one, 'cascade_key')).some(({ actor }) => actor === 'server:s3'),
         'the audit entries',
       );
     });
