@@ -112,7 +112,7 @@ describe('a subnet with three key servers', () => {
         await stream('carol', 'alice', 9_033),
       ];
       await lab.stopKeyServer(name, 'SIGKILL');
-      for (const one of streams) await one.more(200);
+      for (const one of streams) await one.more(100);
       // Whoever has a key goes on, also if the server that made it is away.
       for (const [from, to] of [
         ['alice', 'bob'],
@@ -179,9 +179,9 @@ describe('a subnet with three key servers', () => {
     test('is heard no more once it is revoked, nor is one that nobody let in', async () => {
       const { lab } = handle;
       await lab.pairwire('s1', ['revoke', 's9', '--dir', lab.serverDir('lan')]);
-      await expect(rogue.say({}, 3_000)).rejects.toThrow();
+      await expect(rogue.say({}, 1_500)).rejects.toThrow();
       const stranger = await RogueServer.at(lab, 'mallory', 'lan', 's8', false);
-      await expect(stranger.say({}, 3_000)).rejects.toThrow();
+      await expect(stranger.say({}, 1_500)).rejects.toThrow();
       stranger.stop();
       await waitFor(
         async () => (await audit('lan')).some(({ action }) => action === 'channel_unknown'),
