@@ -154,6 +154,7 @@ export class KeyServer {
     const clock = options.clock ?? new SystemClock();
     const time = new SubnetTime(new ServerClock(clock));
     const now = (): number => time.now();
+    const elapsed = (): number => clock.bootMs();
     const metrics = keyServerMetrics(this.metrics);
     const audit = new AuditLog({
       store,
@@ -180,6 +181,7 @@ export class KeyServer {
         metrics,
         log,
         now,
+        elapsed,
         knowsAll,
         seek,
       },
@@ -316,7 +318,7 @@ export class KeyServer {
     });
     this.#watch();
     this.#sweeper = setInterval(() => {
-      this.#live.sweep(now());
+      this.#live.sweep(elapsed());
       this.#plain
         .tick()
         .catch((err: unknown) => log.warn({ err }, 'addresses outside were not aged'));
@@ -373,6 +375,11 @@ export class KeyServer {
     await this.#services.audit.close();
   }
 
+  #elapsed(): number {
+    const { now, elapsed = now } = this.#services;
+    return elapsed();
+  }
+
   #isConnected(id: string): boolean {
     return this.#byMember.has(id);
   }
@@ -391,7 +398,7 @@ export class KeyServer {
     if (others?.size === 0) this.#byMember.delete(peer.member);
     this.#services.log.info({ member: peer.member, reason }, 'a session ended');
     if (peer.asker === 'server') this.#serverLeft(peer.member);
-    if (this.#live.ended(peer.member, peer, this.#services.now())) {
+    if (this.#live.ended(peer.member, peer, this.#elapsed())) {
       this.#presence.left(peer.member);
     }
   }
@@ -968,11 +975,17 @@ export class KeyServer {
     id: Id,
     instance: { readonly machine: Buffer; readonly nonce: Buffer },
   ): Promise<void> {
-    const { now, log, store } = this.#services;
-    const since = now();
+    const { log, store } = this.#services;
+    const since = this.#elapsed();
     let probed = false;
     for (;;) {
-      const verdict = this.#live.judge(id, peer, instance, now(), now() - since);
+      const verdict = this.#live.judge(
+        id,
+        peer,
+        instance,
+        this.#elapsed(),
+        this.#elapsed() - since,
+      );
       if (verdict.kind === 'take') return;
       if (verdict.kind === 'duplicate') {
         log.warn(

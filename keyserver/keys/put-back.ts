@@ -142,8 +142,8 @@ export class PutBack {
 
   /** One with a number that nobody can hold honestly is left aside. @throws Refusal for too many reports */
   async held(id: Id, { pairs, group }: HeldRequest): Promise<void> {
-    const { store, audit, now } = this.#services;
-    if (!this.#reports.take(id, now())) {
+    const { store, audit, now, elapsed = now } = this.#services;
+    if (!this.#reports.take(id, elapsed())) {
       throw new Refusal('limit', 'held_rate', 'too many reports; wait');
     }
     const credible = (pwId: number): boolean => pwId <= MAX_HELD;
@@ -169,8 +169,8 @@ export class PutBack {
     pairs: readonly (PairEnds & { readonly pwId: number })[],
     group: number | undefined,
   ): Promise<void> {
-    const { store, audit, now } = this.#services;
-    if (!this.#reports.take(actor, now())) return;
+    const { store, audit, now, elapsed = now } = this.#services;
+    if (!this.#reports.take(actor, elapsed())) return;
     let made = 0;
     for (const { a, b, pwId } of pairs) {
       if (pwId <= MAX_HELD) made += await this.#rekey.putAbove(b, [{ peer: a, pwId }]);
