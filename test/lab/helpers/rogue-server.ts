@@ -1,6 +1,6 @@
 /**
- * A key server that lies: enrolled at a real one of the laboratory as another one of its subnet, or not even that. It
- * speaks over the real channel and says what a test likes.
+ * A key server that lies: enrolled at a real one of the laboratory as another one of its subnet, or as that of another
+ * net, or not even that. It speaks over the real channel and says what a test likes.
  */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -17,22 +17,69 @@ import { answerSchemas, type CascadeWord } from '../../../src/protocol/messages.
 import { generateRawKeyPair } from '../../../src/protocol/public-keys.js';
 import { grantSchema } from '../../../src/protocol/records.js';
 import { readUnverified } from '../../../src/protocol/signed.js';
-import { parseToken } from '../../../src/protocol/token.js';
+import { parseToken, type Token } from '../../../src/protocol/token.js';
 import { openRelay } from './modified-member.js';
 
 const PATIENCE_MS = 10_000;
 
+/** The channel of a key server that says what it likes. */
+export interface RogueClient {
+  readonly client: ChannelClient;
+  readonly token: Token;
+  stop(): void;
+}
+
+/**
+ * Comes from a host with a token for a key server.
+ * @param isEnrolled with the token; otherwise with keys that nobody knows
+ */
+export async function rogueClient(
+  lab: Lab,
+  host: string,
+  tokenText: string,
+  isEnrolled = true,
+): Promise<RogueClient> {
+  const dir = mkdtempSync(join(tmpdir(), 'pairwire-rogue-'));
+  const token = parseToken(tokenText.trim());
+  const [far] = token.servers;
+  if (far === undefined) throw new Error('the token names no server');
+  const relay = await openRelay(lab, host, `${far.host}:${far.port}`, dir);
+  const keys = makeKeys(gatewayPaths(dir));
+  const grant = readUnverified(LABEL.grant, token.grant, grantSchema);
+  const client = new ChannelClient({
+    servers: [{ host: '127.0.0.1', port: relay.port, publicKey: Buffer.from(far.key) }],
+    staticKeys: isEnrolled
+      ? keys.channel
+      : keyPairFromPrivate(generateRawKeyPair('x25519').privateKey),
+    ...(isEnrolled ? { token: { id: grant.tokenId, psk: token.psk } } : {}),
+  });
+  client.start();
+  if (isEnrolled) {
+    const membership = signMembership(token.subnet, parseId(grant.id), token.grant, keys);
+    await client.request(
+      { t: 'enrol', membership },
+      { timeoutMs: PATIENCE_MS, parse: (it) => answerSchemas.enrol.parse(it) },
+    );
+    client.forgetToken();
+  }
+  return {
+    client,
+    token,
+    stop: () => {
+      client.stop();
+      relay.close();
+      rmSync(dir, { recursive: true, force: true });
+    },
+  };
+}
+
 export class RogueServer {
   private constructor(
-    readonly client: ChannelClient,
+    private readonly rogue: RogueClient,
     private readonly word: CascadeWord,
-    private readonly end: () => void,
   ) {}
 
-  /**
-   * Speaks to a key server from a host. @param isEnrolled with a token of the operator; otherwise with keys that nobody
-   * knows
-   */
+  /** Speaks to a key server from a host as another one of its subnet. */
   static async at(
     lab: Lab,
     host: string,
@@ -40,46 +87,21 @@ export class RogueServer {
     server: string,
     isEnrolled = true,
   ): Promise<RogueServer> {
-    const dir = mkdtempSync(join(tmpdir(), 'pairwire-rogue-'));
-    const token = parseToken((await lab.serverToken(keyServer, server)).trim());
-    const [far] = token.servers;
-    const { cascade } = token;
-    if (far === undefined || cascade === undefined) throw new Error('not a token for a server');
-    const relay = await openRelay(lab, host, `${far.host}:${far.port}`, dir);
-    const keys = makeKeys(gatewayPaths(dir));
-    const grant = readUnverified(LABEL.grant, token.grant, grantSchema);
-    const client = new ChannelClient({
-      servers: [{ host: '127.0.0.1', port: relay.port, publicKey: Buffer.from(far.key) }],
-      staticKeys: isEnrolled
-        ? keys.channel
-        : keyPairFromPrivate(generateRawKeyPair('x25519').privateKey),
-      ...(isEnrolled ? { token: { id: grant.tokenId, psk: token.psk } } : {}),
-    });
-    client.start();
+    const text = await lab.serverToken(keyServer, server);
+    const rogue = await rogueClient(lab, host, text, isEnrolled);
+    const { subnet, cascade } = rogue.token;
+    if (cascade === undefined) throw new Error('not a token for a key server of the subnet');
     const id = parseId(server);
-    if (isEnrolled) {
-      const membership = signMembership(token.subnet, id, token.grant, keys);
-      await client.request(
-        { t: 'enrol', membership },
-        { timeoutMs: PATIENCE_MS, parse: (it) => answerSchemas.enrol.parse(it) },
-      );
-      client.forgetToken();
-    }
-    const word: CascadeWord = {
-      ...{ server: id, number: numberOf(token.subnet, id), first: cascade.server },
+    return new RogueServer(rogue, {
+      ...{ server: id, number: numberOf(subnet, id), first: cascade.server },
       ...{ epoch: Buffer.alloc(8, 1), time: Date.now(), wants: [], confirms: [] },
       ...{ seeks: [], places: [], have: { epoch: Buffer.alloc(8), cursor: 0 } },
-    };
-    return new RogueServer(client, word, () => {
-      client.stop();
-      relay.close();
-      rmSync(dir, { recursive: true, force: true });
     });
   }
 
   /** Says a word. @returns the answer @throws RequestError for one that is refused, or not answered within a while */
   say(change: Partial<CascadeWord>, timeoutMs = PATIENCE_MS): Promise<CascadeWord> {
-    return this.client.request(
+    return this.rogue.client.request(
       { t: 'cascade.sync', word: { ...this.word, ...change } },
       { timeoutMs, parse: (it) => answerSchemas['cascade.sync'].parse(it).word },
     );
@@ -91,6 +113,6 @@ export class RogueServer {
   }
 
   stop(): void {
-    this.end();
+    this.rogue.stop();
   }
 }
