@@ -106,11 +106,11 @@ describe('a subnet with three key servers', () => {
     'nothing is lost while the key server %s is killed and started again',
     async (name) => {
       const { lab } = handle;
-      const streams = [
-        await stream('alice', 'bob', 9_031),
-        await stream('bob', 'carol', 9_032),
-        await stream('carol', 'alice', 9_033),
-      ];
+      const streams = await Promise.all([
+        stream('alice', 'bob', 9_031),
+        stream('bob', 'carol', 9_032),
+        stream('carol', 'alice', 9_033),
+      ]);
       await lab.stopKeyServer(name, 'SIGKILL');
       for (const one of streams) await one.more(100);
       // Whoever has a key goes on, also if the server that made it is away.
@@ -130,12 +130,10 @@ describe('a subnet with three key servers', () => {
         { what: 'the other key servers', timeoutMs: 20_000, everyMs: 200 },
       );
       for (const one of streams) await one.more(50);
-      for (const one of streams) {
-        const { lost, repeated } = await one.stop();
-        expect({ stream: one.name, lost, repeated }).toEqual({
-          ...{ stream: one.name, lost: 0, repeated: 0 },
-        });
-      }
+      const ended = await Promise.all(streams.map((one) => one.stop()));
+      expect(ended.map(({ lost, repeated }) => ({ lost, repeated }))).toEqual(
+        streams.map(() => ({ lost: 0, repeated: 0 })),
+      );
     },
     90_000,
   );
@@ -193,7 +191,10 @@ describe('a subnet with three key servers', () => {
 
   test('a member that is revoked at one server is out at the members of the others', async () => {
     const { lab } = handle;
-    const sent = [await stream('dave', 'alice', 9_034), await stream('dave', 'carol', 9_035)];
+    const sent = await Promise.all([
+      stream('dave', 'alice', 9_034),
+      stream('dave', 'carol', 9_035),
+    ]);
     const knows = async (host: Host) =>
       (await lab.port(host)).peers.some(({ id }) => id === 'dave');
     const outAt = async (host: Host): Promise<number> => {
@@ -216,6 +217,6 @@ describe('a subnet with three key servers', () => {
     await new Promise((resolve) => setTimeout(resolve, 1_000));
     expect(sent.map((one) => one.progress().received)).toEqual(heard);
     expect(await reaches('alice', 'bob', 3)).toBe(true);
-    for (const one of sent) await one.stop();
+    await Promise.all(sent.map((one) => one.stop()));
   }, 60_000);
 });
