@@ -20,6 +20,7 @@ import { PairwireError } from '../src/runtime/errors.js';
 import { LOG_LEVELS } from '../src/runtime/log.js';
 import { isLoopback } from '../src/runtime/metrics.js';
 import { jsonSchemaOf, loadYaml } from '../src/settings/load-yaml.js';
+import { MAX_MEMBERS_ELSEWHERE } from './cascade/intake.js';
 import { LOOKUP_BURST, LOOKUPS_PER_SECOND } from './keys/key-requests.js';
 import { isPostgres, postgresUrlMistake } from './storage/postgres-target.js';
 
@@ -113,6 +114,8 @@ export const keyServerConfigSchema = z.strictObject({
       /** Key requests of one member: so many at once, so many a second. */
       keyRequestBurst: z.int().min(1).max(1_000_000).default(LOOKUP_BURST),
       keyRequestsPerSecond: z.int().min(1).max(1_000_000).default(LOOKUPS_PER_SECOND),
+      /** Members of one other key server of this subnet. */
+      membersElsewhere: z.int().min(1).max(10_000_000).default(MAX_MEMBERS_ELSEWHERE),
     })
     .prefault({}),
   log: z

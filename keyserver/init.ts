@@ -230,15 +230,21 @@ export interface NewKeys {
   readonly adminPublic: Buffer;
 }
 
-/** Makes a server's own keys, and pins the operator's. */
-export function writeServerKeys(paths: KeyServerPaths, operatorPublic: Uint8Array): NewKeys {
+/**
+ * Makes a server's own keys, and pins the operator's.
+ * @param tokenKey one that was made before, by which others know this server
+ */
+export function writeServerKeys(
+  paths: KeyServerPaths,
+  operatorPublic: Uint8Array,
+  tokenKey: Buffer = randomBytes(KEY_SIZE),
+): NewKeys {
   writeKeyFile(paths.operatorPublic, KEY_KIND.operatorPublic, Buffer.from(operatorPublic), {
     public: true,
     replace: true,
   });
   const server = generateRawKeyPair('x25519');
   writeKeyFile(paths.serverKey, KEY_KIND.server, server.privateKey);
-  const tokenKey = randomBytes(KEY_SIZE);
   writeKeyFile(paths.tokenKey, KEY_KIND.token, tokenKey);
   const auditKey = randomBytes(KEY_SIZE);
   writeKeyFile(paths.auditKey, KEY_KIND.audit, auditKey);

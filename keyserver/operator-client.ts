@@ -135,9 +135,9 @@ export class OperatorClient {
     return { net, server, member };
   }
 
-  /** Ends what `addPeer` began, by net id or server id. @returns whether the other net's key server knows; undefined for a server of this subnet */
-  async removePeer(net: Id): Promise<boolean | undefined> {
-    const { told } = await this.#ask({ t: 'peer.remove', net }, (value) =>
+  /** Ends what `addPeer` began, by net id or server id; `agreed`: also if that makes another server the first one. @returns whether the other net's key server knows; undefined for a server of this subnet */
+  async removePeer(net: Id, agreed: boolean): Promise<boolean | undefined> {
+    const { told } = await this.#ask({ t: 'peer.remove', net, agreed }, (value) =>
       answerSchemas['peer.remove'].parse(value),
     );
     return told;

@@ -146,13 +146,17 @@ export function peerCommands(program: Command): void {
       "end what `peer add` or `init --cascade` began, by net id, on both sides, or by server id: link ports forget that net's key, members of that server are offline",
     )
     .requiredOption('--dir <dir>', 'folder of the key server')
+    .option(
+      '--yes',
+      "also remove this subnet's first key server: the next one makes group key and time",
+    )
     .option('--json', 'print JSON')
     .addHelpText('after', example('pairwire peer remove --dir /etc/pairwire/west east'))
     .action(
-      action(async (target, text: string, flags: { readonly dir: string }) => {
+      action(async (target, text: string, flags: { readonly dir: string; readonly yes?: true }) => {
         const net = usable(text, 'name');
         await asOperator(flags.dir, async (client) => {
-          const told = await client.removePeer(net);
+          const told = await client.removePeer(net, flags.yes === true);
           printFields(target, {
             ...{ net, state: 'removed' },
             ...(told === undefined ? {} : { otherSide: otherSide(told) }),

@@ -48,6 +48,8 @@ export const REFUSAL_KINDS = [
   /** A key server that does not fit into the subnet: its id, number, first server or tag. */
   'cascade_server',
   'cascade_rate',
+  /** More members of another key server than are taken. */
+  'cascade_members',
   /** The key server where a member is at home does not answer now. */
   'cascade_away',
   'revoke_self',

@@ -12,7 +12,7 @@ import { type Answer, type ListenAddress, RequestError, type Session } from '../
 import { ChannelServer } from '../src/net/channel-server.js';
 import { type Asker, maySend } from '../src/protocol/authorisation.js';
 import type { KeyPair } from '../src/protocol/channel/keys.js';
-import { GROUP_ID, type Id } from '../src/protocol/ids.js';
+import { GROUP_ID, type Id, typedId } from '../src/protocol/ids.js';
 import { MAX_ROWS, type Request, requestSchema } from '../src/protocol/messages.js';
 import { importPublic } from '../src/protocol/public-keys.js';
 import { TALKER_ROLES, type VerifiedMember, verifySettings } from '../src/protocol/records.js';
@@ -24,6 +24,7 @@ import type { Logger } from '../src/runtime/log.js';
 import { Metrics } from '../src/runtime/metrics.js';
 import { AuditLog } from './audit.js';
 import { Cascade } from './cascade/cascade.js';
+import { RepeatedLines } from './cascade/repeated-lines.js';
 import { SubnetTime } from './cascade/subnet-time.js';
 import type { KeyServerConfig, OwnNet } from './config.js';
 import { CurrentSettings } from './current-settings.js';
@@ -119,6 +120,8 @@ export class KeyServer {
   readonly #services: Services;
   readonly #channels: ChannelServer<Request>;
   readonly #peers = new Map<Session, Peer>();
+  readonly #byMember = new Map<string, Set<Peer>>();
+  readonly #lines: RepeatedLines;
   readonly #live: LiveSessions<Peer>;
   readonly #boots: BootRegistry;
   readonly #keys: KeyRequests;
@@ -151,6 +154,7 @@ export class KeyServer {
     const clock = options.clock ?? new SystemClock();
     const time = new SubnetTime(new ServerClock(clock));
     const now = (): number => time.now();
+    const elapsed = (): number => clock.bootMs();
     const metrics = keyServerMetrics(this.metrics);
     const audit = new AuditLog({
       store,
@@ -164,7 +168,7 @@ export class KeyServer {
     const { subnet, server } = store.meta;
     const net = options.net ?? { id: subnet, prefixes: [] };
     const knowsAll = (): boolean => this.#cascade.isComplete;
-    const seek: Services['seek'] = (vlan, mac) => this.#cascade.seek(vlan, mac);
+    const seek: Services['seek'] = (vlan, mac, asker) => this.#cascade.seek(vlan, mac, asker);
     this.#services = {
       ...{
         store,
@@ -177,10 +181,12 @@ export class KeyServer {
         metrics,
         log,
         now,
+        elapsed,
         knowsAll,
         seek,
       },
     };
+    this.#lines = new RepeatedLines(log);
     this.#relay =
       options.relay === undefined
         ? undefined
@@ -212,7 +218,7 @@ export class KeyServer {
     this.#cascade = new Cascade(this.#services, {
       ...{ secret: options.tokenKey, clock, time, awayAfterMs: tuning?.offlineAfterMs },
       tell: (id) => this.#tellServer(id, 'cascade'),
-      isConnected: (id) => [...this.#peers.values()].some(({ member }) => member === id),
+      isConnected: (id) => this.#isConnected(id),
       memberChanged: (id) => this.#hints.memberChanged(id),
       ownChanged: (mac) => this.#hints.ownChanged(mac),
       behindChanged: (vlan, mac) => this.#hints.behindChanged(vlan, mac),
@@ -224,18 +230,20 @@ export class KeyServer {
           .catch((err: unknown) => log.warn({ err }, 'the group key was not looked after'));
       },
       revoke: async (id, from) => {
-        await this.#takeOut(from, id);
+        await this.#takeOut(typedId('server', from), id);
       },
-      refused: (from, refusal) => {
-        this.#note(from, refusal);
-        log.warn({ server: from, reason: refusal.kind, ...refusal.facts }, refusal.message);
-      },
+      refused: (from, refusal) => this.#note(typedId('server', from), refusal),
+      maxMembers: limits.membersElsewhere,
       wanted: (asker, peer, make, worn) => this.#keys.forServer(asker, peer, make, worn),
       confirmed: (end, peer, pwId) => this.#rekey.confirm(end, [{ peer, pwId }]),
       groupConfirmed: (id, pwId) => this.#groups.confirmServer(id, pwId),
       groupWorn: (pwId) => this.#groups.wornOut(pwId),
-      installSettings: (record) => this.#takeSettings(record),
-      lookAt: (id, position) => this.#putBack.lookAt(id, position, undefined),
+      installSettings: (record, from) => this.#takeSettings(record, from),
+      lookAt: (id, position, run) => this.#putBack.lookAt(typedId('server', id), position, run),
+      run: () => this.#putBack.run,
+      isDoubted: () => this.#putBack.isCertain(),
+      held: (from, pairs, group) =>
+        this.#putBack.heldElsewhere(typedId('server', from), pairs, group),
       becameFirst: async () => {
         await this.#groups.renew('operator', false);
       },
@@ -310,7 +318,7 @@ export class KeyServer {
     });
     this.#watch();
     this.#sweeper = setInterval(() => {
-      this.#live.sweep(now());
+      this.#live.sweep(elapsed());
       this.#plain
         .tick()
         .catch((err: unknown) => log.warn({ err }, 'addresses outside were not aged'));
@@ -360,10 +368,20 @@ export class KeyServer {
     this.#netLinks.close();
     this.#netReach.close();
     this.#cascade.close();
+    this.#lines.close();
     this.#hints.close();
     this.#presence.close();
     await this.#channels.close();
     await this.#services.audit.close();
+  }
+
+  #elapsed(): number {
+    const { now, elapsed = now } = this.#services;
+    return elapsed();
+  }
+
+  #isConnected(id: string): boolean {
+    return this.#byMember.has(id);
   }
 
   #opened(session: Session): void {
@@ -375,9 +393,12 @@ export class KeyServer {
     const peer = this.#peers.get(session);
     this.#peers.delete(session);
     if (peer?.member === undefined) return;
+    const others = this.#byMember.get(peer.member);
+    others?.delete(peer);
+    if (others?.size === 0) this.#byMember.delete(peer.member);
     this.#services.log.info({ member: peer.member, reason }, 'a session ended');
     if (peer.asker === 'server') this.#serverLeft(peer.member);
-    if (this.#live.ended(peer.member, peer, this.#services.now())) {
+    if (this.#live.ended(peer.member, peer, this.#elapsed())) {
       this.#presence.left(peer.member);
     }
   }
@@ -410,9 +431,14 @@ export class KeyServer {
       }
       if (thrown instanceof Refusal) {
         result = thrown.code;
-        const actor = peer.member ?? peer.asker ?? '-';
+        const server = peer.member === undefined ? undefined : this.#cascade.serverOf(peer.member);
+        const actor =
+          server === undefined ? (peer.member ?? peer.asker ?? '-') : typedId('server', server);
         this.#note(actor, thrown);
-        log.info({ member: actor, reason: thrown.kind, ...thrown.facts }, 'a request was refused');
+        const facts = { member: actor, reason: thrown.kind, ...thrown.facts };
+        const line = 'a request was refused';
+        if (server === undefined) log.info(facts, line);
+        else this.#lines.warn(`${actor} ${thrown.kind}`, facts, line);
         throw new RequestError(thrown.code, thrown.message.slice(0, 200));
       }
       result = 'unavailable';
@@ -479,7 +505,8 @@ export class KeyServer {
         return this.#addPeer(memberOf(peer), request);
       case 'peer.remove': {
         const { net } = request;
-        if (await this.#cascade.remove(memberOf(peer), net)) return {};
+        const isAgreed = request.agreed === true;
+        if (await this.#cascade.remove(memberOf(peer), net, isAgreed)) return {};
         return { told: await this.#netLinks.remove(memberOf(peer), net) };
       }
       case 'rekey':
@@ -683,7 +710,7 @@ export class KeyServer {
     }
   }
 
-  async #takeOut(actor: Id, id: Id): Promise<Answer> {
+  async #takeOut(actor: string, id: Id): Promise<Answer> {
     this.#revoking.add(id);
     try {
       if (actor !== id) this.#endSessions(id);
@@ -715,6 +742,7 @@ export class KeyServer {
     this.#ahead = Math.max(this.#ahead, known);
     // Once: who is refused comes again.
     if (!putBack) await store.write((tx) => tx.setPutBack(true));
+    await this.#putBack.claim(id);
     log.error(
       { member: id, known, revocation },
       'a member knows of more revocations than this database: it was put back',
@@ -733,7 +761,9 @@ export class KeyServer {
   async #confirmRestore(actor: Id): Promise<Answer> {
     const { store, audit } = this.#services;
     const ahead = this.#ahead;
+    const wasCertain = await this.#putBack.isCertain();
     await store.write(async (tx) => {
+      if (wasCertain) await this.#cascade.confirming(tx);
       await tx.raiseRevocation(ahead);
       await tx.setPutBack(false);
       await audit.append(tx, {
@@ -743,6 +773,7 @@ export class KeyServer {
         detail: { revocation: ahead },
       });
     });
+    if (wasCertain) this.#cascade.confirmed();
     return { revocation: (await store.counters()).revocation };
   }
 
@@ -754,7 +785,7 @@ export class KeyServer {
   #view(): ListView {
     return {
       isLive: (id) => this.#live.get(id) !== undefined,
-      isConnected: (id) => [...this.#peers.values()].some((peer) => peer.member === id),
+      isConnected: (id) => this.#isConnected(id),
       link: (net) => this.#netLinks.state(net),
       server: (id) => this.#cascade.state(id),
     };
@@ -781,7 +812,7 @@ export class KeyServer {
 
   /** The key server of another subnet has no session here any more, or another one. */
   #serverLeft(id: Id): void {
-    if ([...this.#peers.values()].some(({ member }) => member === id)) return;
+    if (this.#isConnected(id)) return;
     this.#cascade.left(id);
     this.#netReach
       .lostServer(id)
@@ -797,7 +828,7 @@ export class KeyServer {
   }
 
   #tellServer(id: Id, what: 'net' | 'cascade' = 'net'): void {
-    for (const peer of this.#peers.values()) if (peer.member === id) peer.push({ t: what }, what);
+    for (const peer of this.#byMember.get(id) ?? []) peer.push({ t: what }, what);
   }
 
   /** A token says itself for what it is. */
@@ -813,7 +844,7 @@ export class KeyServer {
   }
 
   /** Settings that another key server has: newer ones hold here, too. */
-  async #takeSettings(record: Signed): Promise<void> {
+  async #takeSettings(record: Signed, from: Id): Promise<void> {
     const { store, settings, now, operator, subnet, audit } = this.#services;
     const { version } = refusing('settings_record', () =>
       verifySettings(subnet, record, operator, 0),
@@ -821,15 +852,16 @@ export class KeyServer {
     if (version <= settings.settings.version) return;
     const { changed } = await settings.install(store, record, now(), (tx, installed) =>
       audit.append(tx, {
-        ...{ actor: '-', action: 'settings', outcome: 'done', detail: { version: installed } },
+        ...{ actor: typedId('server', from), action: 'settings', outcome: 'done' },
+        detail: { version: installed },
       }),
     );
     if (changed) this.#hints.settingsChanged();
   }
 
   #endSessions(id: Id, except?: Peer): void {
-    for (const peer of this.#peers.values()) {
-      if (peer !== except && peer.member === id) peer.session.close();
+    for (const peer of [...(this.#byMember.get(id) ?? [])]) {
+      if (peer !== except) peer.session.close();
     }
   }
 
@@ -868,6 +900,10 @@ export class KeyServer {
   #becomes(peer: Peer, member: Member): void {
     peer.asker = member.role;
     peer.member = member.id;
+    // One whose session ended meanwhile is not there.
+    if (!this.#peers.has(peer.session)) return;
+    const peers = this.#byMember.get(member.id) ?? new Set();
+    this.#byMember.set(member.id, peers.add(peer));
   }
 
   async #enrol(peer: Peer, request: Extract<Request, { t: 'enrol' }>): Promise<Answer> {
@@ -939,11 +975,17 @@ export class KeyServer {
     id: Id,
     instance: { readonly machine: Buffer; readonly nonce: Buffer },
   ): Promise<void> {
-    const { now, log, store } = this.#services;
-    const since = now();
+    const { log, store } = this.#services;
+    const since = this.#elapsed();
     let probed = false;
     for (;;) {
-      const verdict = this.#live.judge(id, peer, instance, now(), now() - since);
+      const verdict = this.#live.judge(
+        id,
+        peer,
+        instance,
+        this.#elapsed(),
+        this.#elapsed() - since,
+      );
       if (verdict.kind === 'take') return;
       if (verdict.kind === 'duplicate') {
         log.warn(
@@ -990,6 +1032,14 @@ export class KeyServer {
       'Largest difference to the clock of another key server',
       () => {
         return this.#cascade.skewMs;
+      },
+    );
+    metrics.gauge(
+      'keyserver_members_elsewhere',
+      'Members of another key server, revoked ones included, as far as they were counted',
+      ['server'],
+      (it) => {
+        for (const [server, count] of this.#cascade.membersElsewhere) it.set({ server }, count);
       },
     );
     gauge('channel_half_open', 'Handshakes not confirmed yet', () => counters.halfOpen);

@@ -25,8 +25,10 @@ export interface Services {
   readonly log: Logger;
   /** Key-server time, ms since 1970. */
   readonly now: () => number;
+  /** Counts ms and never goes back, while `now` may be corrected: intervals are told by it. Without it, by `now`. */
+  readonly elapsed?: () => number;
   /** False while a member that another key server of this subnet has may not be known here. */
   readonly knowsAll?: () => boolean;
-  /** Asks the other key servers of this subnet which of their plain members an address outside is behind. */
-  readonly seek?: (vlan: number, mac: MacAddress) => Promise<Place | undefined>;
+  /** Asks the other key servers of this subnet, for a member, which of their plain members an address outside is behind. */
+  readonly seek?: (vlan: number, mac: MacAddress, asker: Id) => Promise<Place | undefined>;
 }

@@ -9,10 +9,17 @@
  *
  * What is foreign lies in the store like what is ours, so look-ups, synchronisation and lists know no difference.
  */
+import { randomBytes } from 'node:crypto';
 import { RequestError } from '../../src/net/channel.js';
-import type { Id } from '../../src/protocol/ids.js';
+import { GROUP_ID, type Id } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
-import { type CascadeWord, MAX_SEEKS, MAX_WANTS } from '../../src/protocol/messages.js';
+import {
+  type CascadeWord,
+  type HomeChange,
+  MAX_SEEKS,
+  MAX_WANTS,
+} from '../../src/protocol/messages.js';
+import { TALKER_ROLES } from '../../src/protocol/records.js';
 import type { Signed } from '../../src/protocol/signed.js';
 import type { Clock } from '../../src/runtime/clock.js';
 import { enrolByToken, grantIn, peeringKeys, readPeerToken } from '../peering.js';
@@ -23,19 +30,29 @@ import type { Services } from '../services.js';
 import type {
   ConfirmedPair,
   Member,
+  PairEnds,
   PairKey,
   PeerServer,
   ServerContact,
+  StoreTransaction,
 } from '../storage/store.js';
+import { ChangeBudget, COST, MAX_PAUSE } from './change-budget.js';
 import { homeState } from './home-state.js';
-import { Intake, type IntakeDeps } from './intake.js';
+import { type Held, Intake, type IntakeDeps, MAX_CASCADE_AHEAD } from './intake.js';
 import { numberOf } from './join.js';
 import { firstOf, MAX_SERVERS, newPeer } from './peer-members.js';
+import { RepeatedLines } from './repeated-lines.js';
 import { ServerLink } from './server-link.js';
 import type { SubnetTime } from './subnet-time.js';
 
 /** A difference between the two servers' clocks above this is an alarm, ms. */
 export const CASCADE_SKEW_ALARM = 2_000;
+/** The first server's time is followed so far from the own clock and no further, ms. */
+export const MAX_SUBNET_AHEAD = 600_000;
+/** Addresses outside that one member has looked for at a time. */
+export const MAX_SEEKS_OF_MEMBER = 16;
+/** When all of a server was known last is written again after so long, ms. */
+const NOTED_CURRENT = 60_000;
 /** Words of another key server: so many at once, so many a second. */
 export const CASCADE_BURST = 200;
 export const CASCADE_PER_SECOND = 50;
@@ -65,12 +82,19 @@ export interface CascadeDeps extends IntakeDeps {
   confirmed(end: Id, other: Id, pwId: number): Promise<void>;
   groupConfirmed(server: Id, pwId: number): Promise<void>;
   groupWorn(pwId: number): Promise<void>;
-  installSettings(record: Signed): Promise<void>;
+  installSettings(record: Signed, server: Id): Promise<void>;
   /** A server says up to where it has our state: more than there is, if our database was put back. */
   lookAt(
     server: Id,
     position: { readonly cursor: number; readonly epoch: Uint8Array },
+    run: Uint8Array | undefined,
   ): Promise<void>;
+  /** This start of ours. */
+  run(): Uint8Array;
+  /** More than one says that our database was put back: it may have forgotten who was revoked. */
+  isDoubted(): Promise<boolean>;
+  /** A server's members hold generations of keys that we make above those that we know of. */
+  held(server: Id, pairs: readonly HeldPair[], group: number | undefined): Promise<void>;
   /** We make the group key from now on. */
   becameFirst(): Promise<void>;
   readonly awayAfterMs?: number | undefined;
@@ -84,11 +108,13 @@ export interface PeerServerState {
 }
 
 type Want = CascadeWord['wants'][number];
+type HeldPair = PairEnds & { readonly pwId: number };
 type Confirm = CascadeWord['confirms'][number];
 type FoundPlace = CascadeWord['places'][number];
 
 /** An address that is looked for. */
 interface Seek extends Outside {
+  readonly asker: Id;
   found: FoundPlace | undefined;
 }
 
@@ -103,6 +129,10 @@ interface Other {
   readonly wants: Map<string, Want>;
   readonly confirms: Map<string, Confirm>;
   group: { confirmed?: number; worn?: number };
+  /** Generations that are held here above those that it tells, until it has told newer ones. */
+  readonly held: Map<string, HeldPair>;
+  heldGroup: number | undefined;
+  readonly budget: ChangeBudget;
   /** Addresses that our members look for, and where those are that it looks for. */
   readonly seeks: Map<string, Seek>;
   readonly places: Map<string, FoundPlace>;
@@ -111,6 +141,8 @@ interface Other {
   words: number;
   /** Forgets what the last word said once: to be called when that word has arrived. */
   arrived: (() => void) | undefined;
+  /** The `currentAt` that is written. */
+  notedCurrent: number;
   /** We have all that is new there, as far as we hear. */
   isCurrent: boolean;
   problem: string | undefined;
@@ -125,6 +157,7 @@ export class Cascade {
   readonly #services: Services;
   readonly #deps: CascadeDeps;
   readonly #intake: Intake;
+  readonly #lines: RepeatedLines;
   readonly #others = new Map<Id, Other>();
   readonly #rate = new TokenBuckets(CASCADE_BURST, CASCADE_PER_SECOND);
   readonly #renumbered = new TokenBuckets(2, 0.2);
@@ -134,7 +167,20 @@ export class Cascade {
   constructor(services: Services, deps: CascadeDeps) {
     this.#services = services;
     this.#deps = deps;
-    this.#intake = new Intake(services, deps);
+    this.#lines = new RepeatedLines(services.log);
+    const heard: IntakeDeps = {
+      ...deps,
+      refused: (from, refusal) => this.#refused(from, refusal),
+      pairLearned: (pair) => {
+        if (pair.maker !== undefined) this.#others.get(pair.maker)?.held.delete(nameOf(pair));
+        deps.pairLearned(pair);
+      },
+      groupLearned: (group) => {
+        for (const other of this.#others.values()) other.heldGroup = undefined;
+        deps.groupLearned(group);
+      },
+    };
+    this.#intake = new Intake(services, heard, (maker, held) => this.#holds(maker, held));
   }
 
   // ---------------------------------------------------------------------------- start, end
@@ -143,7 +189,9 @@ export class Cascade {
   async load(): Promise<void> {
     for (const row of await this.#services.store.peerServers()) this.#know(row);
     const first = this.#others.get(this.first);
-    if (first !== undefined) this.#deps.time.follow(first.row.timeOffset);
+    if (first !== undefined && Math.abs(first.row.timeOffset) <= MAX_SUBNET_AHEAD) {
+      this.#deps.time.follow(first.row.timeOffset);
+    }
   }
 
   /** Begins to ask. */
@@ -156,6 +204,7 @@ export class Cascade {
 
   close(): void {
     this.#closed = true;
+    this.#lines.close();
     for (const { link, away } of this.#others.values()) {
       link?.close();
       clearTimeout(away);
@@ -213,8 +262,11 @@ export class Cascade {
     const { store } = this.#services;
     if (peer.home === undefined || asker < peer.id) return false;
     const has = async (): Promise<boolean> => (await store.pairKey(asker, peer.id)) !== undefined;
-    if (await has()) return true;
     const other = this.#others.get(peer.home);
+    if (await has()) {
+      if (other !== undefined) await this.#alsoAsks(other, asker, peer.id, make);
+      return true;
+    }
     if (other === undefined || !this.#isThere(other)) throw new RequestError('unavailable');
     const name = `${asker} ${peer.id}`;
     const want = { asker, peer: peer.id, make };
@@ -227,6 +279,14 @@ export class Cascade {
     }
     if (make && !(await has())) throw new RequestError('unavailable');
     return true;
+  }
+
+  /** By the documents' own rule (hold = 0) the maker waits for an end once that has asked for the key: so it is told. */
+  async #alsoAsks(other: Other, asker: Id, peer: Id, make: boolean): Promise<void> {
+    const { store, settings } = this.#services;
+    if (settings.settings.hold > 0) return;
+    const hasAsked = ((await store.pairKey(asker, peer))?.askedB ?? 0) > 0;
+    if (!hasAsked) this.#add(other, other.wants, `${asker} ${peer}${ASKS}`, { asker, peer, make });
   }
 
   /** Waits for word of a sender index of another server that nobody has yet. */
@@ -243,17 +303,25 @@ export class Cascade {
     return store.memberByIndex(index);
   }
 
-  /** Which plain member of another server an address outside is behind, as that one says now. */
-  async seek(vlan: number, mac: MacAddress): Promise<Place | undefined> {
+  /**
+   * Which plain member of another server an address outside is behind, as that one says now.
+   * @throws NotYet if a server was not asked, or has not answered, and no other one has it: it may be there
+   */
+  async seek(vlan: number, mac: MacAddress, asker: Id): Promise<Place | undefined> {
     const { store } = this.#services;
     const name = `${vlan} ${mac}`;
     const asked: Seek[] = [];
+    let isMissing = false;
     for (const other of this.#others.values()) {
       if (!this.#isThere(other)) continue;
       const known = other.seeks.get(name);
-      // One more than fit: as if it had not been found.
-      if (known === undefined && other.seeks.size >= MAX_SEEKS) continue;
-      const seek = known ?? { vlan, mac, found: undefined };
+      const own = [...other.seeks.values()].filter((it) => it.asker === asker).length;
+      const isFull = other.seeks.size >= MAX_SEEKS || own >= MAX_SEEKS_OF_MEMBER;
+      if (known === undefined && isFull) {
+        isMissing = true;
+        continue;
+      }
+      const seek = known ?? { vlan, mac, asker, found: undefined };
       other.seeks.set(name, seek);
       asked.push(seek);
       this.#say(other);
@@ -269,7 +337,10 @@ export class Cascade {
     const places = asked.flatMap(({ found }) => (found?.member === undefined ? [] : [found]));
     const place = places.find(({ pinned }) => pinned) ?? places[0];
     const member = place?.member === undefined ? undefined : await store.member(place.member);
-    if (place === undefined || member?.state !== 'active') return undefined;
+    if (place === undefined || member?.state !== 'active') {
+      if (isMissing || asked.some(({ found }) => found === undefined)) throw new NotYet();
+      return undefined;
+    }
     // Nothing is pushed of it when it moves, so it is asked for again soon.
     return { member, behind: { vlan, mac, ms: UNKNOWN_FOR_MS, pinned: place.pinned } };
   }
@@ -313,19 +384,16 @@ export class Cascade {
 
   /** A server's word, and our answer. @throws Refusal, NotYet */
   sync(member: Id, word: CascadeWord): Promise<CascadeWord> {
-    const { now } = this.#services;
     const other = [...this.#others.values()].find(({ row }) => row.member === member);
     if (other === undefined) {
       const why = 'no key server of this subnet';
       throw new Refusal('refused', 'cascade_server', why, { id: member });
     }
-    if (!this.#rate.take(member, now())) {
+    if (!this.#rate.take(member, performance.now())) {
       throw new Refusal('limit', 'cascade_rate', 'too many words; wait', { id: member });
     }
     other.words += 1;
     return this.#inTurn(other, async () => {
-      // A database that was put back may have forgotten that this server was revoked.
-      if ((await this.#services.store.counters()).putBack) throw new NotYet();
       if (this.#others.get(other.row.server) !== other) throw new NotYet();
       await this.#hear(other, word);
       // Revoked meanwhile.
@@ -362,6 +430,28 @@ export class Cascade {
     return [...this.#others.values()].find(({ row }) => row.member === member)?.row.server;
   }
 
+  /** The operator confirms that the database was put back: what was left aside meanwhile is told anew, both ways. */
+  async confirming(tx: StoreTransaction): Promise<void> {
+    const peers = await tx.peerServers();
+    if (peers.length === 0) return;
+    for (const peer of peers) await tx.putPeerServer({ ...peer, cursor: 0 });
+    await tx.renewEpoch(randomBytes(8));
+  }
+
+  /** The transaction with `confirming` has committed. */
+  confirmed(): void {
+    for (const other of this.#others.values()) {
+      other.row = { ...other.row, cursor: 0 };
+      other.has = 0;
+    }
+    this.poke();
+  }
+
+  /** Members of other servers, by server, as far as they were counted. */
+  get membersElsewhere(): ReadonlyMap<Id, number> {
+    return this.#intake.counts;
+  }
+
   /** A server is being revoked: nothing is said to it any more, and who is the first server goes without it. */
   async dropping<T>(server: Id, revoke: () => Promise<T>): Promise<T> {
     this.#forget(server);
@@ -393,7 +483,10 @@ export class Cascade {
     if (grant.server !== own) throw wrong(`the token is for the server ${grant.server}`);
     const { server } = cascade;
     if (server >= own) throw wrong(`make the token at ${own}, and add it at ${server}`);
-    if (server < this.first) throw wrong(`${server} would be the first server of the subnet`);
+    // One that was the first may come back: it was removed by mistake, here or at one of several servers.
+    if (server < this.first && !(await store.wasPeerServer(server))) {
+      throw wrong(`${server} would be the first server of the subnet`);
+    }
     if (this.#others.size >= MAX_SERVERS) throw wrong(`there are ${MAX_SERVERS} servers already`);
     const member = grant.id as Id;
     const contact: ServerContact = { member, servers };
@@ -415,16 +508,28 @@ export class Cascade {
     return { server, member };
   }
 
-  /** Comes to a server no more; its members are offline for ours. @returns false if we come to none of that id */
-  async remove(actor: Id, server: Id): Promise<boolean> {
-    const { store, audit } = this.#services;
+  /**
+   * Comes to a server no more; its members are offline for ours.
+   * @param isAgreed also if it is the first one
+   * @returns false if we come to none of that id
+   * @throws Refusal for the first server without that
+   */
+  async remove(actor: Id, server: Id, isAgreed: boolean): Promise<boolean> {
+    const { store, audit, server: own } = this.#services;
     const other = this.#others.get(server);
     if (other?.row.contact === undefined) return false;
     const wasFirst = this.isFirst;
+    if (server === this.first && !isAgreed) {
+      const rest = [...this.#others.keys()].filter((one) => one !== server);
+      const next = firstOf(own, rest);
+      const why = `${server} is the first server: without it ${next} makes the group key and the time. If it is gone for good, remove it at every server, with --yes`;
+      throw new Refusal('refused', 'cascade_server', why, { server, next });
+    }
     this.#forget(server);
     await this.#inTurn(other, () => this.#offline(other, () => false));
     await store.write(async (tx) => {
       await tx.removePeerServer(server);
+      await tx.noteFormerServer(server);
       await audit.append(tx, { actor, action: 'peer_remove', outcome: 'done', detail: { server } });
     });
     if (!wasFirst && this.isFirst) await this.#deps.becameFirst();
@@ -437,16 +542,19 @@ export class Cascade {
     const { store, server, settings } = this.#services;
     const { epoch, number, tag } = store.meta;
     const { row, has } = other;
-    const told = has === undefined ? undefined : await this.#state(other, has);
+    const isDoubted = await this.#deps.isDoubted();
+    const told = has === undefined ? undefined : await this.#state(other, has, isDoubted);
     const wants = [...other.wants].slice(0, MAX_WANTS);
     const confirms = [...other.confirms].slice(0, MAX_WANTS);
-    const { group } = other;
+    const { group, heldGroup } = other;
+    const held = [...other.held.values()].slice(0, MAX_WANTS);
+    const inGroup = { ...group, ...(heldGroup === undefined ? {} : { held: heldGroup }) };
     const places = [...other.places].slice(0, MAX_SEEKS);
     other.arrived = () => {
       // A question for a key stays until its asker has it, or gives up.
       forget(
         other.wants,
-        wants.filter(([, { worn }]) => worn !== undefined),
+        wants.filter(([name, { worn }]) => worn !== undefined || name.endsWith(ASKS)),
       );
       forget(other.confirms, confirms);
       forget(other.places, places);
@@ -460,36 +568,49 @@ export class Cascade {
       ...{ server, number, first: this.first, tag, epoch, time: this.#services.now() },
       skewMs: this.#deps.time.offset,
       settings: settings.inForce.record,
-      have: { epoch: row.epoch, cursor: row.cursor },
+      run: this.#deps.run(),
+      have: {
+        ...{ epoch: row.epoch, cursor: row.cursor },
+        ...(row.run === undefined ? {} : { run: row.run }),
+      },
       ...(told === undefined ? {} : { state: told }),
       wants: wants.map(([, want]) => want),
       confirms: confirms.map(([, confirm]) => confirm),
       ...{ seeks, places: places.map(([, place]) => place) },
-      ...(Object.keys(group).length === 0 ? {} : { group }),
+      ...(Object.keys(inGroup).length === 0 ? {} : { group: inGroup }),
+      ...(held.length === 0 ? {} : { held }),
     };
   }
 
-  async #state({ row }: Other, from: number): Promise<NonNullable<CascadeWord['state']>> {
+  /** @param isDoubted whether the other one may have been revoked: then it gets no keys */
+  async #state(
+    { row }: Other,
+    from: number,
+    isDoubted: boolean,
+  ): Promise<NonNullable<CascadeWord['state']>> {
     const { cursor, more, changes } = await homeState(
       this.#services,
       row.server,
       from,
       this.isFirst,
     );
-    return { from, cursor, more, changes: [...changes] };
+    const told = isDoubted ? changes.filter((change) => !isKeyChange(change)) : [...changes];
+    return { from, cursor, more, changes: told };
   }
 
   /** @returns whether there is more to hear @throws Refusal for a server that does not fit */
   async #hear(other: Other, word: CascadeWord): Promise<boolean> {
     const { store } = this.#services;
     this.#judge(other, word);
+    await this.#pause(other);
     // It is here: nobody of it becomes offline any more because it was not.
     this.#heard(other);
     other.arrived?.();
     other.arrived = undefined;
     const { server } = other.row;
     const { epoch: before } = store.meta;
-    await this.#deps.lookAt(server, word.have);
+    await this.#deps.lookAt(server, word.have, word.have.run);
+    const isDoubted = await this.#deps.isDoubted();
     const { epoch } = store.meta;
     other.has = epoch.equals(Buffer.from(word.have.epoch)) ? word.have.cursor : 0;
     const theirs = Buffer.from(word.epoch);
@@ -497,16 +618,40 @@ export class Cascade {
     // Its store is another one, or was put back: what we have of it is to be told anew.
     if (!row.epoch.equals(theirs)) row = { ...row, epoch: theirs, cursor: 0 };
     await this.#takeSettings(server, word);
-    const { state } = word;
+    const { state, run } = word;
     const fits = state !== undefined && (state.from === row.cursor || state.from === 0);
     if (fits) {
       const first = this.first;
-      for (const change of state.changes) await this.#intake.take(row, first, change);
-      row = { ...row, cursor: state.cursor, complete: row.complete || !state.more };
-      if (!state.more) other.isCurrent = true;
+      for (const change of state.changes) {
+        const taken = await this.#intake.take(row, first, change, isDoubted);
+        other.budget.spend(taken === 'taken' && isKeyChange(change) ? COST.key : COST[taken]);
+      }
+      row = {
+        ...row,
+        ...{ cursor: state.cursor, complete: row.complete || !state.more },
+        run: run === undefined ? undefined : Buffer.from(run),
+      };
+      if (!state.more) {
+        other.isCurrent = true;
+        // In doubt new members were left aside.
+        if (!isDoubted) row = { ...row, currentAt: this.#services.now() };
+      }
     }
     await this.#note(other, row);
-    const { wants, confirms, group, seeks, places } = word;
+    // Nobody gets a key from a server that may have forgotten who was revoked.
+    if (!isDoubted) await this.#answer(other, word);
+    this.#compareClocks(other, word);
+    const asked = word.wants.length > 0 || word.seeks.length > 0;
+    // It went on from where we are no more: from the next word it knows where we are.
+    const stale = state !== undefined && !fits;
+    return state?.more === true || stale || asked || !epoch.equals(before);
+  }
+
+  /** Does what a word asks for. */
+  async #answer(other: Other, word: CascadeWord): Promise<void> {
+    const { store } = this.#services;
+    const { server } = other.row;
+    const { wants, confirms, group, seeks, places, held = [] } = word;
     for (const outside of seeks) await this.#sought(other, outside);
     for (const place of places) await this.#found(other, place);
     for (const want of wants) await this.#wanted(other, want);
@@ -517,11 +662,59 @@ export class Cascade {
       await this.#deps.groupConfirmed(server, group.confirmed);
     }
     if (this.isFirst && group?.worn !== undefined) await this.#deps.groupWorn(group.worn);
-    this.#compareClocks(other, word);
-    const asked = wants.length > 0 || seeks.length > 0;
-    // It went on from where we are no more: from the next word it knows where we are.
-    const stale = state !== undefined && !fits;
-    return state?.more === true || stale || asked || !epoch.equals(before);
+    await this.#forgotten(server, held, group?.held);
+  }
+
+  /** What a server has cost too much is paid in time. @throws Refusal for far too much */
+  async #pause({ row, budget }: Other): Promise<void> {
+    const ms = budget.debtMs;
+    if (ms > MAX_PAUSE) {
+      const why = 'too many changes; wait';
+      throw new Refusal('limit', 'cascade_rate', why, { server: row.server });
+    }
+    if (ms > 0) await new Promise((resolve) => setTimeout(resolve, ms));
+  }
+
+  /** A server's members hold generations that our database has forgotten: it was put back, or we were not the maker then. */
+  async #forgotten(
+    server: Id,
+    held: readonly HeldPair[],
+    heldGroup: number | undefined,
+  ): Promise<void> {
+    const { store } = this.#services;
+    const isAbove = (known: number, pwId: number): boolean =>
+      known <= pwId && pwId - known <= MAX_CASCADE_AHEAD;
+    const pairs: HeldPair[] = [];
+    for (const { a, b, pwId } of held) {
+      const [own, foreign] = [await store.member(a), await store.member(b)];
+      if (a >= b || !isTalker(own) || own?.home !== undefined) continue;
+      if (!isTalker(foreign) || foreign?.home !== server) continue;
+      if (isAbove((await store.pairKey(a, b))?.pwId ?? 0, pwId)) pairs.push({ a, b, pwId });
+    }
+    const group = (await store.groupKey(GROUP_ID))?.pwId ?? 0;
+    const isGroup = this.isFirst && heldGroup !== undefined && isAbove(group, heldGroup);
+    if (pairs.length === 0 && !isGroup) return;
+    await this.#deps.held(server, pairs, isGroup ? heldGroup : undefined);
+  }
+
+  /** A server tells an older generation than we have of a key that it makes. */
+  #holds(maker: Id, held: Held): void {
+    const other = this.#others.get(maker);
+    if (other === undefined) return;
+    if (held.kind === 'group') {
+      other.heldGroup = held.pwId;
+      this.#say(other);
+    } else {
+      const { a, b, pwId } = held;
+      this.#add(other, other.held, nameOf(held), { a, b, pwId });
+    }
+  }
+
+  /** Whatever a server said that can not be: the audit log has it with its count, the log by kind. */
+  #refused(server: Id, refusal: Refusal): void {
+    this.#deps.refused(server, refusal);
+    const { kind, facts, message } = refusal;
+    this.#lines.warn(`${server} ${kind}`, { server, reason: kind, ...facts }, message);
   }
 
   #judge({ row }: Other, { server, number, first, tag }: CascadeWord): void {
@@ -550,36 +743,42 @@ export class Cascade {
   async #takeSettings(server: Id, { settings }: CascadeWord): Promise<void> {
     if (settings === undefined) return;
     try {
-      await this.#deps.installSettings(settings);
+      await this.#deps.installSettings(settings, server);
     } catch (thrown) {
       if (!(thrown instanceof Refusal)) throw thrown;
-      this.#deps.refused(server, thrown);
+      this.#refused(server, thrown);
     }
   }
 
   /** One of a server's members wants the key with one of ours. */
   async #wanted(other: Other, { asker, peer, make, worn }: Want): Promise<void> {
-    const { store, now } = this.#services;
+    const { store } = this.#services;
     const { server } = other.row;
     const [foreign, own] = [await store.member(asker), await store.member(peer)];
     if (
       foreign?.home !== server ||
       own === undefined ||
       own.home !== undefined ||
-      own.id >= asker
+      own.id >= asker ||
+      !TALKER_ROLES.includes(own.role)
     ) {
       const why = 'the key of that pair is not made here';
       const facts = { server, asker, peer };
-      this.#deps.refused(server, new Refusal('refused', 'cascade_key', why, facts));
+      other.budget.spend(COST.refused);
+      this.#refused(server, new Refusal('refused', 'cascade_key', why, facts));
       return;
     }
     if (foreign.state !== 'active' || own.state !== 'active') return;
+    const isNew = (await store.pairKey(asker, peer)) === undefined;
+    // It is asked for again with the next word.
+    if (isNew && other.budget.debtMs > 0) return;
+    other.budget.spend(isNew && make ? COST.taken : COST.same);
     await this.#deps.wanted(foreign, own, make, worn);
     if (worn !== undefined) return;
     // It was told of this key, and has it not: for it to be told once more, it needs another number.
     const pair = await store.pairKey(asker, peer);
     const wasTold = pair !== undefined && pair.changed <= (other.has ?? 0);
-    if (!wasTold || !this.#renumbered.take(`${asker} ${peer}`, now())) return;
+    if (!wasTold || !this.#renumbered.take(`${asker} ${peer}`, performance.now())) return;
     await store.write(async (tx) => tx.renumberPair(pair, await tx.nextChange()));
   }
 
@@ -607,7 +806,7 @@ export class Cascade {
     seek.found = wrong ? { vlan, mac, pinned: false } : place;
     if (id === undefined || !wrong) return;
     const why = 'that member is not at home there';
-    this.#deps.refused(server, new Refusal('refused', 'cascade_home', why, { id, server }));
+    this.#refused(server, new Refusal('refused', 'cascade_home', why, { id, server }));
   }
 
   async #note(other: Other, row: PeerServer): Promise<void> {
@@ -618,8 +817,11 @@ export class Cascade {
       before.epoch.equals(row.epoch) &&
       before.number === row.number &&
       before.complete === row.complete &&
+      (before.run?.toString('hex') ?? '') === (row.run?.toString('hex') ?? '') &&
+      row.currentAt - other.notedCurrent < NOTED_CURRENT &&
       before.timeOffset === row.timeOffset;
     if (same || this.#others.get(row.server) !== other) return;
+    other.notedCurrent = row.currentAt;
     await this.#services.store.write(async (tx) => {
       // Not one that was revoked meanwhile.
       if ((await tx.peerServer(row.server)) !== undefined) await tx.putPeerServer(row);
@@ -634,9 +836,11 @@ export class Cascade {
       const theirs = other.link?.time;
       if (theirs === undefined) return;
       const offset = Math.round(time.ahead(theirs));
-      time.follow(offset);
       other.skewMs = offset;
-      if (Math.abs(offset - other.row.timeOffset) > NOTED_OFFSET) {
+      // Beyond that one of the two clocks is set wrong, and it is not to be the whole subnet's: what was measured before holds.
+      const isCredible = Math.abs(offset) <= MAX_SUBNET_AHEAD;
+      if (isCredible) time.follow(offset);
+      if (isCredible && Math.abs(offset - other.row.timeOffset) > NOTED_OFFSET) {
         this.#note(other, { ...other.row, timeOffset: offset }).catch((err: unknown) =>
           this.#services.log.warn({ err }, 'the time of the subnet was not noted'),
         );
@@ -650,7 +854,9 @@ export class Cascade {
     if (alarm && !other.alarmed) {
       this.#services.log.error(
         { server, skewMs: differs },
-        "the clocks of two key servers differ: members go by the first server's time",
+        Math.abs(differs) > MAX_SUBNET_AHEAD
+          ? 'the clocks of two key servers differ by so much that neither goes by the other: set them'
+          : "the clocks of two key servers differ: members go by the first server's time",
       );
     }
     other.alarmed = alarm;
@@ -665,7 +871,8 @@ export class Cascade {
   #know(row: PeerServer): Other {
     const known: Other = {
       ...{ row, link: undefined, has: undefined, wants: new Map(), confirms: new Map() },
-      ...{ seeks: new Map(), places: new Map() },
+      ...{ seeks: new Map(), places: new Map(), held: new Map(), heldGroup: undefined },
+      ...{ budget: new ChangeBudget(), notedCurrent: row.currentAt },
       ...{
         group: {},
         away: undefined,
@@ -712,6 +919,7 @@ export class Cascade {
     const other = this.#others.get(server);
     if (other === undefined) return;
     this.#others.delete(server);
+    this.#intake.forget(server);
     other.link?.close();
     clearTimeout(other.away);
   }
@@ -754,11 +962,11 @@ export class Cascade {
   }
 
   #failed(other: Other, thrown: Error): void {
-    if (thrown instanceof Refusal) this.#deps.refused(other.row.server, thrown);
+    const { server } = other.row;
+    if (thrown instanceof Refusal) this.#refused(server, thrown);
     // Once: it may fail again and again.
-    if (thrown.message !== other.problem) {
-      const { server } = other.row;
-      this.#services.log.warn({ server, err: thrown }, 'a key server did not answer');
+    else if (thrown.message !== other.problem) {
+      this.#lines.warn(`${server} failed`, { server, err: thrown }, 'a key server did not answer');
     }
     other.problem = thrown.message;
     // A word that fails is said again soon; only who takes none for long is as good as away.
@@ -802,6 +1010,21 @@ export class Cascade {
       if (changed) this.#deps.memberChanged(id);
     }
   }
+}
+
+/** Ends the name of a question that is answered by being heard. */
+const ASKS = ' asks';
+
+function nameOf({ a, b }: PairEnds): string {
+  return `${a} ${b}`;
+}
+
+function isKeyChange({ kind }: HomeChange): boolean {
+  return kind === 'pair' || kind === 'group';
+}
+
+function isTalker(member: Member | undefined): boolean {
+  return member?.state === 'active' && TALKER_ROLES.includes(member.role);
 }
 
 /** Takes out what was said, unless something else stands under the same name by now. */

@@ -3,10 +3,13 @@
  * home there (M17): whatever it says of others, or without the signatures of operator and member, is refused and noted.
  *
  *   member    the operator signed the grant, which names that server as home; the identity is the one known before; the
- *             boot record is the member's, and not older; the sender index is one of that server
- *   revoked   of a member at home there; nothing takes it back
+ *             boot record is the member's, and not older; the sender index is one of that server; and a grant that is new
+ *             here had not expired when all that was at home there was known last
+ *   revoked   of a member at home there, also of one that it has not told of yet; nothing takes it back
  *   pair      its smaller id is at home there, the other one here; never an older generation, or another key of one number
  *   group     from the first server alone, with the same two conditions
+ *
+ * What is known already, byte for byte, is not verified again: that is what a server that is back mostly tells.
  */
 import { GROUP_ID, type Id } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
@@ -26,12 +29,24 @@ import type { GroupKey, Member, PairKey, PeerServer } from '../storage/store.js'
 import { claimForeign } from './foreign-addresses.js';
 
 /** No generation is so far ahead of the last one that was known: a server that says so lies. */
-const MAX_CASCADE_AHEAD = 1_000_000;
+export const MAX_CASCADE_AHEAD = 1_000_000;
 const INDEX_BITS = 24;
+/** Members of another server that are taken, revoked ones included, unless the configuration says another number. */
+export const MAX_MEMBERS_ELSEWHERE = 100_000;
+/** Between an enrolment and the word of it may lie so much, ms. */
+const GRANT_SLACK = 60_000;
 
 type MemberRecord = Extract<HomeChange, { kind: 'member' }>['member'];
 type PairChange = Extract<HomeChange, { kind: 'pair' }>;
 type GroupChange = Extract<HomeChange, { kind: 'group' }>;
+
+/** What became of a change: known already, stored, or not taken. */
+export type Taken = 'same' | 'taken' | 'refused';
+
+/** A generation that is held here, and that the server which makes the key has forgotten. */
+export type Held =
+  | { readonly kind: 'pair'; readonly a: Id; readonly b: Id; readonly pwId: number }
+  | { readonly kind: 'group'; readonly pwId: number };
 
 /** Who is told of what was stored. */
 export interface IntakeDeps {
@@ -45,40 +60,73 @@ export interface IntakeDeps {
   /** The member is out, with all that follows from it. */
   revoke(id: Id, from: Id): Promise<void>;
   refused(from: Id, refusal: Refusal): void;
+  /** Most members of one other server. */
+  readonly maxMembers?: number | undefined;
 }
 
 /** Takes what one server after another tells. */
 export class Intake {
   readonly #services: Services;
   readonly #deps: IntakeDeps;
+  readonly #holds: (maker: Id, held: Held) => void;
+  /** How many members of each server are or were known. */
+  readonly #counts = new Map<Id, number>();
 
-  constructor(services: Services, deps: IntakeDeps) {
+  /** @param holds is told of a generation above what its maker tells */
+  constructor(services: Services, deps: IntakeDeps, holds: (maker: Id, held: Held) => void) {
     this.#services = services;
     this.#deps = deps;
+    this.#holds = holds;
   }
 
-  /** @param first the subnet's first server */
-  async take(from: PeerServer, first: Id, change: HomeChange): Promise<void> {
+  /** Members of each server, as far as they were counted. */
+  get counts(): ReadonlyMap<Id, number> {
+    return this.#counts;
+  }
+
+  /** A server is revoked or removed. */
+  forget(server: Id): void {
+    this.#counts.delete(server);
+  }
+
+  /**
+   * @param first the subnet's first server
+   * @param isDoubted this database may have forgotten who was revoked: nothing is taken but what can only take rights
+   * away, and where known members are
+   */
+  async take(
+    from: PeerServer,
+    first: Id,
+    change: HomeChange,
+    isDoubted: boolean = false,
+  ): Promise<Taken> {
     try {
       switch (change.kind) {
         case 'member':
-          return await this.#member(from, change.member);
+          return await this.#member(from, change.member, isDoubted);
         case 'revoked':
           return await this.#revoked(from, change.id);
         case 'pair':
-          return await this.#pair(from, change);
+          return isDoubted ? 'same' : await this.#pair(from, change);
         case 'group':
-          return await this.#group(from, first, change);
+          return isDoubted ? 'same' : await this.#group(from, first, change);
       }
     } catch (thrown) {
       if (!(thrown instanceof Refusal)) throw thrown;
       this.#deps.refused(from.server, thrown);
+      return 'refused';
     }
   }
 
-  async #member(from: PeerServer, record: MemberRecord): Promise<void> {
+  async #member(from: PeerServer, record: MemberRecord, isDoubted: boolean): Promise<Taken> {
     const { store, subnet, operator, now } = this.#services;
     const { server } = from;
+    const told = await store.member(record.id);
+    if (isDoubted && told === undefined) return 'same';
+    if (told !== undefined && told.home === server && hasRecords(told, record)) {
+      // Verified when they were stored.
+      return this.#presence(told, record);
+    }
     const verified = refusing('cascade_record', () =>
       verifyMembership(subnet, record.membership, operator),
     );
@@ -87,10 +135,12 @@ export class Intake {
     const wrong = (why: string): Refusal => new Refusal('refused', 'cascade_record', why, facts);
     if (grant.home !== server) throw notAtHome(server, id);
     if (!TALKER_ROLES.includes(verified.role)) throw wrong('no member that takes part in traffic');
+    if (id !== record.id) throw wrong('the record is of another id');
     const known = await store.member(id);
     if (known !== undefined && known.home !== server) throw notAtHome(server, id);
     // Said before it knew, or after its database was put back: nothing takes a revocation back.
-    if (known?.state === 'revoked') return;
+    if (known?.state === 'revoked') return 'same';
+    if (known === undefined && (await store.isRevokedAt(server, id))) return 'same';
     if (known !== undefined && !known.identityDigest.equals(verified.identityDigest)) {
       throw wrong('another identity of a member that is known');
     }
@@ -98,7 +148,7 @@ export class Intake {
     if (boot !== undefined && indexServer(record.index) !== from.number) {
       throw wrong('a sender index that is not of that server');
     }
-    if (known !== undefined && isSame(known, record, verified)) return;
+    if (known === undefined) await this.#requireRoom(server, facts);
     const { addresses, changed } = await store.write(async (tx) => {
       const holder = await tx.memberByChannel(verified.channel);
       if (holder !== undefined && holder.id !== id) {
@@ -111,6 +161,10 @@ export class Intake {
       // As at an enrolment: its server may be hostile, and have a grant that names no id.
       const tokenId = Buffer.from(grant.tokenId);
       const sameGrant = before?.tokenId.equals(tokenId) === true;
+      // Nobody enrols with it any more, and whoever had was told of.
+      if (!sameGrant && grant.notAfter + GRANT_SLACK < from.currentAt) {
+        throw wrong('its grant has expired');
+      }
       if (!sameGrant && (await tx.membersByToken(server, tokenId)) >= grant.uses) {
         throw wrong('more members than its grant is for');
       }
@@ -145,7 +199,8 @@ export class Intake {
       await tx.updatePresence(id, { online, endpoints }, await tx.nextChange());
       return { addresses: claimed, changed: true };
     });
-    if (!changed) return;
+    if (!changed) return 'same';
+    if (known === undefined) this.#counts.set(server, (await this.#count(server)) + 1);
     this.#deps.memberChanged(id);
     for (const mac of addresses?.macs ?? []) {
       this.#deps.ownChanged(mac);
@@ -154,9 +209,40 @@ export class Intake {
     for (const ip of addresses?.bindings ?? []) this.#deps.bindingChanged(ip);
     const taken = addresses?.refused ?? [];
     if (taken.length > 0) {
-      const told = 'another member has its address';
-      throw new Refusal('refused', 'cascade_address', told, { ...facts, addresses: taken.join() });
+      const why = 'another member has its address';
+      throw new Refusal('refused', 'cascade_address', why, { ...facts, addresses: taken.join() });
     }
+    return 'taken';
+  }
+
+  /** Whether a member is online, and where, is its server's word alone. */
+  async #presence(known: Member, { online, endpoints }: MemberRecord): Promise<Taken> {
+    const { store } = this.#services;
+    if (known.state === 'revoked') return 'same';
+    if (known.online === online && sameEndpoints(known, endpoints)) return 'same';
+    const changed = await store.write(async (tx) => {
+      if ((await tx.member(known.id))?.state !== 'active') return false;
+      await tx.updatePresence(known.id, { online, endpoints }, await tx.nextChange());
+      return true;
+    });
+    if (changed) this.#deps.memberChanged(known.id);
+    return changed ? 'taken' : 'same';
+  }
+
+  async #count(server: Id): Promise<number> {
+    const known = this.#counts.get(server);
+    if (known !== undefined) return known;
+    const found = await this.#services.store.countMembersAt(server);
+    this.#counts.set(server, found);
+    return found;
+  }
+
+  /** @throws Refusal if there are as many members of a server as may be */
+  async #requireRoom(server: Id, facts: Readonly<Record<string, string>>): Promise<void> {
+    const max = this.#deps.maxMembers ?? MAX_MEMBERS_ELSEWHERE;
+    if ((await this.#count(server)) < max) return;
+    const why = `there are ${max} members of that server already (limits.membersElsewhere)`;
+    throw new Refusal('limit', 'cascade_members', why, facts);
   }
 
   /** @returns undefined for one that has expired: its member has been away for long */
@@ -183,14 +269,24 @@ export class Intake {
     return boot;
   }
 
-  async #revoked({ server }: PeerServer, id: Id): Promise<void> {
-    const known = await this.#services.store.member(id);
-    if (known === undefined) return;
+  async #revoked({ server }: PeerServer, id: Id): Promise<Taken> {
+    const { store } = this.#services;
+    const known = await store.member(id);
+    if (known === undefined) {
+      if (await store.isRevokedAt(server, id)) return 'same';
+      // It may be told of later, or it was kept back: it is out already.
+      await this.#requireRoom(server, { id, server });
+      await store.write((tx) => tx.noteRevokedAt(server, id));
+      this.#counts.set(server, (await this.#count(server)) + 1);
+      return 'taken';
+    }
     if (known.home !== server) throw notAtHome(server, id);
-    if (known.state === 'active') await this.#deps.revoke(id, server);
+    if (known.state !== 'active') return 'same';
+    await this.#deps.revoke(id, server);
+    return 'taken';
   }
 
-  async #pair({ server }: PeerServer, change: PairChange): Promise<void> {
+  async #pair({ server }: PeerServer, change: PairChange): Promise<Taken> {
     const { store, now } = this.#services;
     const { a, b, pwId } = change;
     const wrong = (why: string): Refusal =>
@@ -207,7 +303,11 @@ export class Intake {
       const next = nextOf(change);
       if (before !== undefined) {
         if (before.maker !== server) throw wrong('the key of that pair is made here');
-        if (!follows(before, change)) throw wrong('a generation that can not be');
+        if (!follows(before, change)) {
+          const held = heldAbove(before, change);
+          if (held !== undefined) this.#holds(server, { kind: 'pair', a, b, pwId: held });
+          throw wrong('a generation that can not be');
+        }
         if (before.pwId === pwId && before.next?.pwId === next?.pwId) return undefined;
       }
       const createdAt = before?.pwId === pwId ? before.createdAt : now();
@@ -218,10 +318,12 @@ export class Intake {
       );
       return tx.pairKey(a, b);
     });
-    if (learned !== undefined) this.#deps.pairLearned(learned);
+    if (learned === undefined) return 'same';
+    this.#deps.pairLearned(learned);
+    return 'taken';
   }
 
-  async #group({ server }: PeerServer, first: Id, change: GroupChange): Promise<void> {
+  async #group({ server }: PeerServer, first: Id, change: GroupChange): Promise<Taken> {
     const { store, now } = this.#services;
     const { pwId, oldest } = change;
     const wrong = (why: string): Refusal =>
@@ -233,6 +335,8 @@ export class Intake {
       const next = nextOf(change);
       if (before !== undefined) {
         if (!follows(before, change) || oldest > pwId || oldest < before.oldest) {
+          const held = heldAbove(before, change);
+          if (held !== undefined) this.#holds(server, { kind: 'group', pwId: held });
           throw wrong('a generation that can not be');
         }
         if (before.pwId === pwId && before.next?.pwId === next?.pwId) return undefined;
@@ -247,7 +351,9 @@ export class Intake {
       await tx.learnGroup(group);
       return group;
     });
-    if (learned !== undefined) this.#deps.groupLearned(learned);
+    if (learned === undefined) return 'same';
+    this.#deps.groupLearned(learned);
+    return 'taken';
   }
 }
 
@@ -284,19 +390,24 @@ function follows(before: Generations, after: Generations): boolean {
   });
 }
 
-function isSame(known: Member, record: MemberRecord, verified: VerifiedMember): boolean {
-  const { boot, index, endpoints } = record;
-  const sameBoot =
-    boot === undefined
-      ? known.boot === undefined
-      : known.boot !== undefined &&
-        sameSigned(known.boot.record, boot) &&
-        known.boot.index === index;
+/**
+ * The generation that is held if its maker has forgotten it: it tells an older one, or another key with a number that is
+ * known. Undefined if it only leaps ahead.
+ */
+function heldAbove(before: Generations, after: Generations): number | undefined {
+  if (after.pwId - before.pwId > MAX_CASCADE_AHEAD) return undefined;
+  return Math.max(before.pwId, before.next?.pwId ?? 0);
+}
+
+/** Whether a record says nothing of a member that was not verified when it was stored. */
+function hasRecords(known: Member, { role, membership, boot, index }: MemberRecord): boolean {
+  if (known.role !== role || !sameSigned(known.membership, membership)) return false;
+  if (boot === undefined || known.boot === undefined) return boot === known.boot;
+  return sameSigned(known.boot.record, boot) && known.boot.index === index;
+}
+
+function sameEndpoints(known: Member, endpoints: MemberRecord['endpoints']): boolean {
   return (
-    known.role === verified.role &&
-    known.online === record.online &&
-    sameSigned(known.membership, record.membership) &&
-    sameBoot &&
     known.endpoints.length === endpoints.length &&
     known.endpoints.every((one, at) => {
       const other = endpoints[at];

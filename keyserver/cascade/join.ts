@@ -2,8 +2,13 @@
  * Makes another key server of a subnet that exists: it enrols at the server that made the token, takes over what every
  * server has in common (settings, tag, group key), and has a store and keys of its own for all else. The operator's private key
  * is not needed: the token carries the grant of its administrator.
+ *
+ * What fails after the enrolment can be repeated with the same token: the key from which the keys of the peering are
+ * derived stays in the folder (`joining.key`) until it has succeeded.
  */
 import { createHash } from 'node:crypto';
+import { existsSync, rmSync } from 'node:fs';
+import { join, resolve } from 'node:path';
 import { ChannelClient } from '../../src/net/channel-client.js';
 import { serverEndpoints } from '../../src/net/client-link.js';
 import { fields } from '../../src/protocol/fields.js';
@@ -13,13 +18,15 @@ import type { Grant } from '../../src/protocol/records.js';
 import type { Token } from '../../src/protocol/token.js';
 import { SystemClock } from '../../src/runtime/clock.js';
 import { PairwireError } from '../../src/runtime/errors.js';
-import type { KeyServerPaths } from '../config.js';
+import { readKeyFile, writeKeyFile } from '../../src/runtime/files.js';
+import { KEY_KIND, type KeyServerPaths } from '../config.js';
 import { configInput, type InitOptions, makeFolder, makeStore, writeServerKeys } from '../init.js';
 import { enrolByToken, grantIn, type PeeringKeys, peeringKeys, readPeerToken } from '../peering.js';
 import { Refusal } from '../refusal.js';
 import { newPeer } from './peer-members.js';
 
 const ASK_TIMEOUT = 15_000;
+const PENDING_KEY = 'joining.key';
 
 export interface JoinOptions extends Omit<InitOptions, 'subnet' | 'server' | 'settings'> {
   readonly token: string;
@@ -50,8 +57,24 @@ export async function joinCascade(
   const { subnet } = token;
   const { server } = grant;
   const input = configInput({ ...options, subnet, server });
-  const paths = await makeFolder(options.dir, input, (made) => fill(token, grant, made));
-  return { paths, subnet, server };
+  const pending = join(resolve(options.dir), PENDING_KEY);
+  const isAgain = existsSync(pending);
+  let enrolled: Buffer | undefined;
+  try {
+    const before = isAgain ? readKeyFile(pending, KEY_KIND.token) : undefined;
+    const paths = await makeFolder(options.dir, input, (made) =>
+      fill(token, grant, made, before, (key) => {
+        enrolled = Buffer.from(key);
+      }),
+    );
+    rmSync(pending, { force: true });
+    return { paths, subnet, server };
+  } catch (thrown) {
+    if (enrolled !== undefined && !isAgain) writeKeyFile(pending, KEY_KIND.token, enrolled);
+    throw thrown;
+  } finally {
+    enrolled?.fill(0);
+  }
 }
 
 type ServerToken = Token & { readonly cascade: NonNullable<Token['cascade']> };
@@ -73,15 +96,18 @@ async function fill(
   token: ServerToken,
   { server, ...grant }: ServerGrant,
   paths: KeyServerPaths,
+  tokenKey: Buffer | undefined,
+  enrolled: (tokenKey: Buffer) => void,
 ): Promise<void> {
   const { subnet, operator, servers, cascade } = token;
   const member = grant.id as Id;
-  const keys = writeServerKeys(paths, operator);
+  const keys = writeServerKeys(paths, operator, tokenKey);
   const peering = peeringKeys(keys.tokenKey, { subnet, operator, member });
   const clock = new SystemClock();
   const number = numberOf(subnet, server);
   try {
     await enrolByToken(token, { ...grant, server }, member, peering, clock);
+    enrolled(keys.tokenKey);
     const { word, group } = await askCommon(token, server, number, peering);
     if (word.server !== cascade.server || word.first !== cascade.server) {
       throw new PairwireError('REFUSED', `${word.first} is the first server of the subnet`, {

@@ -22,6 +22,7 @@ export function newPeer(
   return {
     ...{ server, member: how.member, contact: how.contact, number: undefined },
     ...{ epoch: NO_EPOCH, cursor: 0, complete: false, timeOffset: 0, serial },
+    ...{ currentAt: 0, run: undefined },
   };
 }
 

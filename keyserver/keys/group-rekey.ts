@@ -67,6 +67,7 @@ export class GroupRekey {
   readonly #services: Services;
   readonly #deps: GroupRekeyDeps;
   readonly #random: () => number;
+  readonly #elapsed: () => number;
   readonly #rounds: Rounds;
   #waiting: Waiting | undefined;
 
@@ -74,6 +75,7 @@ export class GroupRekey {
     this.#services = services;
     this.#deps = deps;
     this.#random = deps.random ?? Math.random;
+    this.#elapsed = services.elapsed ?? services.now;
     this.#rounds = new Rounds(
       () => this.#round(),
       (err) => services.log.warn({ err }, 'the group key was not renewed'),
@@ -227,7 +229,7 @@ export class GroupRekey {
   }
 
   async #lookAfter(pwId: number): Promise<void> {
-    const { now, metrics, store, log } = this.#services;
+    const { metrics, store, log } = this.#services;
     if (this.#waiting?.pwId !== pwId) this.#wait(pwId);
     const waiting = this.#waiting;
     if (waiting === undefined) return;
@@ -237,10 +239,10 @@ export class GroupRekey {
     }
     if (this.#maker !== undefined) {
       // After a restart not everybody is here yet. It is said again as long as it is not in force.
-      const here = !waiting.resumed || now() - waiting.since >= AGAIN;
+      const here = !waiting.resumed || this.#elapsed() - waiting.since >= AGAIN;
       if (missing.length === 0 && here) this.#deps.elsewhere?.confirm(pwId);
-      if (now() - waiting.toldAt < AGAIN) return;
-      waiting.toldAt = now();
+      if (this.#elapsed() - waiting.toldAt < AGAIN) return;
+      waiting.toldAt = this.#elapsed();
       for (const id of missing) this.#deps.tell(id);
       return;
     }
@@ -249,9 +251,9 @@ export class GroupRekey {
     }
     // After a restart of the server not everybody is here yet: who is, is not everybody's agreement.
     const settled =
-      now() - waiting.since >= AGAIN ||
+      this.#elapsed() - waiting.since >= AGAIN ||
       (!waiting.resumed && waiting.confirmed.size + waiting.servers.size > 0);
-    const impatient = now() - waiting.since >= PATIENCE;
+    const impatient = this.#elapsed() - waiting.since >= PATIENCE;
     if ((missing.length === 0 && settled) || impatient) {
       if (missing.length > 0) {
         log.warn({ members: missing.slice(0, 20), pwId }, 'not waited for with the group key');
@@ -268,8 +270,8 @@ export class GroupRekey {
       this.#deps.tellAll();
       return;
     }
-    if (now() - waiting.toldAt < AGAIN) return;
-    waiting.toldAt = now();
+    if (this.#elapsed() - waiting.toldAt < AGAIN) return;
+    waiting.toldAt = this.#elapsed();
     for (const id of missing) this.#deps.tell(id);
   }
 
@@ -280,7 +282,7 @@ export class GroupRekey {
   }
 
   #wait(pwId: number, resumed = false): void {
-    const now = this.#services.now();
+    const now = this.#elapsed();
     this.#waiting = {
       pwId,
       since: now,

@@ -154,7 +154,7 @@ export class KeyRequests {
     requester: Id,
     what: { mac?: string; index?: number; kid?: number; pwId?: number },
   ): void {
-    const { log, now } = this.#services;
+    const { log, now, elapsed = now } = this.#services;
     if (log.isLevelEnabled('debug')) {
       const place = what.mac ?? `index ${what.index ?? 0}`;
       const generation = what.pwId === undefined ? '' : `, pwId ${what.pwId}`;
@@ -164,7 +164,7 @@ export class KeyRequests {
       );
     }
     requireOwn(asker, requester, what);
-    if (!this.#lookups.take(asker, now())) {
+    if (!this.#lookups.take(asker, elapsed())) {
       throw new Refusal('limit', 'lookup_rate', 'too many requests; wait');
     }
   }

@@ -12,6 +12,7 @@
  *
  * A member can lie about both. The first is believed once in a run, which is as often as it can be true; the second
  * concerns the member's own pairs, and the group key only every few seconds. Both stand in the audit log with its name.
+ * What would cut other key servers of the subnet off (`isCertain`) takes a second one who says so.
  */
 import { randomBytes } from 'node:crypto';
 import { GROUP_ID, type Id } from '../../src/protocol/ids.js';
@@ -19,7 +20,7 @@ import type { Request } from '../../src/protocol/messages.js';
 import { Refusal } from '../refusal.js';
 import { TokenBuckets } from '../registry/token-bucket.js';
 import type { Services } from '../services.js';
-import type { Run } from '../storage/store.js';
+import type { PairEnds, Run } from '../storage/store.js';
 import type { Position } from '../sync/collect.js';
 import type { GroupRekey } from './group-rekey.js';
 import type { Rekey } from './rekey.js';
@@ -31,6 +32,9 @@ const REPORT_BURST = 40;
 const REPORTS_PER_SECOND = 0.2;
 /** Nobody holds a higher one honestly: two renewals a second for a million years. */
 export const MAX_HELD = 2 ** 46;
+
+/** So many have to say that the database was put back before other key servers get no more keys. */
+export const CERTAIN_CLAIMS = 2;
 
 type HeldRequest = Extract<Request, { t: 'key.held' }>;
 
@@ -67,16 +71,48 @@ export class PutBack {
   }
 
   /** Looks at where a member stands, before it gets its answer. `run` is that of its cursor. */
-  async lookAt(id: Id, { cursor, epoch }: Position, run: Uint8Array | undefined): Promise<void> {
+  async lookAt(
+    id: string,
+    { cursor, epoch }: Position,
+    run: Uint8Array | undefined,
+  ): Promise<void> {
     const { store } = this.#services;
-    if (epoch === undefined || Buffer.compare(epoch, store.meta.epoch) !== 0) return;
-    if (this.#renewal === undefined && (await this.#gave(cursor, run))) return;
+    if (epoch === undefined) return;
+    if (Buffer.compare(epoch, store.meta.epoch) !== 0) {
+      // It is told everything anew whatever it says; but change numbers go on, and so it may say the same as the first one.
+      if (run === undefined || !(await store.counters()).putBack) return;
+      if (!(await this.#gave(cursor, run))) await this.claim(id);
+      return;
+    }
+    const gave = await this.#gave(cursor, run);
+    if (this.#renewal === undefined && gave) return;
     this.#renewal ??= this.#renew(id, cursor);
     await this.#renewal;
+    if (!gave) await this.claim(id);
+  }
+
+  /** Notes who says that the database was put back; more than are needed are not noted. */
+  async claim(claimant: string): Promise<void> {
+    const { store, log } = this.#services;
+    const before = await store.restoreClaims();
+    if (before.length >= CERTAIN_CLAIMS || before.includes(claimant)) return;
+    await store.write((tx) => tx.addRestoreClaim(claimant));
+    if (before.length + 1 < CERTAIN_CLAIMS) return;
+    log.error(
+      { claimants: [...before, claimant] },
+      'the database was put back: other key servers of this subnet get no keys until its operator confirms',
+    );
+  }
+
+  /** The database was put back, as more than one says, and the operator has not confirmed it. */
+  async isCertain(): Promise<boolean> {
+    const { store } = this.#services;
+    if (!(await store.counters()).putBack) return false;
+    return (await store.restoreClaims()).length >= CERTAIN_CLAIMS;
   }
 
   /** Once in a run; what fails is tried again for the next who shows it. */
-  async #renew(id: Id, cursor: number): Promise<void> {
+  async #renew(id: string, cursor: number): Promise<void> {
     const { store, audit, log } = this.#services;
     log.error(
       { member: id, cursor },
@@ -86,6 +122,7 @@ export class PutBack {
       await store.write(async (tx) => {
         await tx.renewEpoch(randomBytes(8));
         await tx.setPutBack(true);
+        await tx.addRestoreClaim(id);
         const detail = { cursor };
         await audit.append(tx, { actor: id, action: 'put_back', outcome: 'done', detail });
       });
@@ -105,8 +142,8 @@ export class PutBack {
 
   /** One with a number that nobody can hold honestly is left aside. @throws Refusal for too many reports */
   async held(id: Id, { pairs, group }: HeldRequest): Promise<void> {
-    const { store, audit, now } = this.#services;
-    if (!this.#reports.take(id, now())) {
+    const { store, audit, now, elapsed = now } = this.#services;
+    if (!this.#reports.take(id, elapsed())) {
       throw new Refusal('limit', 'held_rate', 'too many reports; wait');
     }
     const credible = (pwId: number): boolean => pwId <= MAX_HELD;
@@ -120,6 +157,30 @@ export class PutBack {
     const detail = { pairs: made, ...(groupMade ? { group: GROUP_ID } : {}) };
     await store.write((tx) =>
       audit.append(tx, { actor: id, action: 'generations_held', outcome: 'done', detail }),
+    );
+  }
+
+  /**
+   * The same of another key server, for its members `b`, of pairs whose keys we make. It says so again until it was told
+   * of a newer one, so what comes too often is left aside.
+   */
+  async heldElsewhere(
+    actor: string,
+    pairs: readonly (PairEnds & { readonly pwId: number })[],
+    group: number | undefined,
+  ): Promise<void> {
+    const { store, audit, now, elapsed = now } = this.#services;
+    if (!this.#reports.take(actor, elapsed())) return;
+    let made = 0;
+    for (const { a, b, pwId } of pairs) {
+      if (pwId <= MAX_HELD) made += await this.#rekey.putAbove(b, [{ peer: a, pwId }]);
+    }
+    const groupMade =
+      group !== undefined && group <= MAX_HELD && (await this.#groups.putAbove(group));
+    if (made === 0 && !groupMade) return;
+    const detail = { pairs: made, ...(groupMade ? { group: GROUP_ID } : {}) };
+    await store.write((tx) =>
+      audit.append(tx, { actor, action: 'generations_held', outcome: 'done', detail }),
     );
   }
 }

@@ -63,6 +63,7 @@ export class Rekey {
   readonly #services: Services;
   readonly #deps: RekeyDeps;
   readonly #random: () => number;
+  readonly #elapsed: () => number;
   readonly #notices = new TokenBuckets(NOTICE_BURST, NOTICES_PER_SECOND);
   /** Prepared pairs by when their ends were last told. */
   readonly #waiting = new Map<string, { readonly pair: PairEnds; toldAt: number }>();
@@ -72,6 +73,7 @@ export class Rekey {
     this.#services = services;
     this.#deps = deps;
     this.#random = deps.random ?? Math.random;
+    this.#elapsed = services.elapsed ?? services.now;
     this.#rounds = new Rounds(
       async () => {
         await this.#renewOld();
@@ -109,7 +111,7 @@ export class Rekey {
    * @returns how many were prepared, or put in force
    */
   async renew(pairs: readonly KnownPair[], reason: RekeyReason, force: boolean): Promise<number> {
-    const { store, now, metrics } = this.#services;
+    const { store, metrics } = this.#services;
     let renewed = 0;
     let untold: ToldPair[] = [];
     const tell = (): void => {
@@ -135,7 +137,7 @@ export class Rekey {
         return changed;
       });
       metrics.rekeys.inc({ reason, step: force ? 'forced' : 'prepared' }, done.length);
-      for (const pair of done) if (!force) this.#wait(pair, now(), reason);
+      for (const pair of done) if (!force) this.#wait(pair, this.#elapsed(), reason);
       renewed += done.length;
       // A member of many pairs is told of them, and confirms them, together.
       untold.push(...done);
@@ -269,8 +271,8 @@ export class Rekey {
 
   /** Case 2: `asker`, with the newest generation, hears `peer` send with an older one. */
   async notice(asker: Id, peer: Id, pwId: number): Promise<'told' | 'outdated' | 'limited'> {
-    const { store, metrics, log, now } = this.#services;
-    if (!this.#notices.take(asker, now())) return 'limited';
+    const { store, metrics, log } = this.#services;
+    if (!this.#notices.take(asker, this.#elapsed())) return 'limited';
     const pair = await store.pairKey(asker, peer);
     if (pair === undefined || pair.pwId !== pwId) {
       // The asker itself lags: it is told, nobody else.
@@ -307,16 +309,16 @@ export class Rekey {
   }
 
   async #tellAgain(): Promise<void> {
-    const { store, now } = this.#services;
+    const { store } = this.#services;
     let told = 0;
     for (const [name, waiting] of this.#waiting) {
-      if (now() - waiting.toldAt < AGAIN) continue;
+      if (this.#elapsed() - waiting.toldAt < AGAIN) continue;
       const pair = await store.pairKey(waiting.pair.a, waiting.pair.b);
       if (pair?.next === undefined) {
         this.#waiting.delete(name);
         continue;
       }
-      waiting.toldAt = now();
+      waiting.toldAt = this.#elapsed();
       // Of a pair that is made elsewhere our end is b.
       if (pair.maker !== undefined && pair.next.confirmedB) {
         this.#deps.elsewhere?.confirm(pair, pair.next.pwId);
@@ -332,7 +334,7 @@ export class Rekey {
 
   /** Another server makes this key, and has told of it. */
   learned(pair: PairKey): void {
-    if (pair.next !== undefined) this.#wait(pair, this.#services.now(), pair.next.reason);
+    if (pair.next !== undefined) this.#wait(pair, this.#elapsed(), pair.next.reason);
     this.#tell(pair);
   }
 

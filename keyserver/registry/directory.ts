@@ -45,7 +45,7 @@ export async function locateSettled(
   for (let waited = 0; ; waited += REPORT_LOOK_MS) {
     const { place, guessed, stranger } = await locate(services, asker, vlan, mac);
     if (stranger && waited === 0) {
-      const elsewhere = await services.seek?.(vlan, mac);
+      const elsewhere = await services.seek?.(vlan, mac, asker.id);
       if (elsewhere !== undefined && elsewhere.member.id !== asker.id) return elsewhere;
     }
     if (!guessed || waited >= REPORT_WAIT_MS) return place;

@@ -32,7 +32,7 @@ export interface Revoked {
 export async function revoke(
   services: Services,
   groups: GroupRekey,
-  actor: Id,
+  actor: string,
   id: Id,
 ): Promise<Revoked> {
   const { store } = services;
@@ -90,7 +90,7 @@ function noteOut({ log, metrics }: Services, id: Id, { number }: Revoked): void 
 async function takeOutIn(
   tx: StoreTransaction,
   services: Services,
-  actor: Id,
+  actor: string,
   id: Id,
 ): Promise<Revoked> {
   const { audit, now } = services;

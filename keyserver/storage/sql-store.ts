@@ -278,6 +278,33 @@ class SqlReads implements StoreReads {
     return rows.map((row) => text(row, 'id') as Id);
   }
 
+  async countMembersAt(home: Id): Promise<number> {
+    const row = await this.sql.get(
+      `SELECT (SELECT COUNT(*) FROM members WHERE home = ?)
+         + (SELECT COUNT(*) FROM foreign_revocations WHERE home = ?) AS found`,
+      [home, home],
+    );
+    return row === undefined ? 0 : integer(row, 'found');
+  }
+
+  async isRevokedAt(home: Id, id: Id): Promise<boolean> {
+    const row = await this.sql.get('SELECT id FROM foreign_revocations WHERE home = ? AND id = ?', [
+      home,
+      id,
+    ]);
+    return row !== undefined;
+  }
+
+  async wasPeerServer(server: Id): Promise<boolean> {
+    const row = await this.sql.get('SELECT server FROM former_servers WHERE server = ?', [server]);
+    return row !== undefined;
+  }
+
+  async restoreClaims(): Promise<readonly string[]> {
+    const rows = await this.sql.all('SELECT claimant FROM restore_claims ORDER BY claimant', []);
+    return rows.map((row) => text(row, 'claimant'));
+  }
+
   async ownMembersChanged({ after, upTo, limit }: ChangeWindow): Promise<readonly Member[]> {
     const rows = await this.sql.all(
       `SELECT ${MEMBER} FROM ${MEMBER_FROM}
@@ -292,11 +319,11 @@ class SqlReads implements StoreReads {
     { after, upTo, limit }: ChangeWindow,
     home: Id,
   ): Promise<readonly PairKey[]> {
-    // We make the keys of pairs whose smaller id is at home here.
+    // We make the keys of pairs whose smaller id is at home here. The index has no other pairs, and is used only if that is said.
     const rows = await this.sql.all(
-      `SELECT p.* FROM members m JOIN pair_keys p ON p.b = m.id
-       WHERE m.home = ? AND p.maker = '' AND p.changed > ? AND p.changed <= ?
-       ORDER BY p.changed LIMIT ?`,
+      `SELECT * FROM pair_keys
+       WHERE far = ? AND far <> '' AND changed > ? AND changed <= ?
+       ORDER BY changed LIMIT ?`,
       [home, after, upTo, limit],
     );
     return rows.map(toPair);
@@ -878,8 +905,10 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
   async insertPair(pair: Omit<PairKey, 'next' | 'maker'>): Promise<boolean> {
     const inserted = await this.sql.run(
       `INSERT INTO pair_keys
-         (a, b, key, pw_id, reason, created_at, serial, asked_a, asked_b, changed, due_at)
-       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (a, b) DO NOTHING`,
+         (a, b, key, pw_id, reason, created_at, serial, asked_a, asked_b, changed, due_at, far)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
+         COALESCE((SELECT home FROM members WHERE id = ?), ''))
+       ON CONFLICT (a, b) DO NOTHING`,
       [
         pair.a,
         pair.b,
@@ -892,6 +921,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
         pair.askedB,
         pair.changed,
         pair.dueAt,
+        pair.b,
       ],
     );
     return inserted === 1;
@@ -907,7 +937,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     const updated = await this.sql.run(
       `UPDATE pair_keys SET key = ?, pw_id = ?, created_at = ?, next_key = ?,
          confirmed = CASE WHEN next_pw_id = ? THEN confirmed ELSE 0 END,
-         next_pw_id = ?, next_reason = 'learned', reason = 'learned', maker = ?, due_at = 0, changed = ?
+         next_pw_id = ?, next_reason = 'learned', reason = 'learned', maker = ?, due_at = 0, far = '', changed = ?
        WHERE a = ? AND b = ?`,
       [...generation, next?.pwId ?? 0, maker, changed, a, b],
     );
@@ -936,8 +966,8 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     await this.removePeerServer(peer.server);
     await this.sql.run(
       `INSERT INTO peer_servers (server, member, contact, sender_number, epoch, cursor, complete,
-         time_offset, serial)
-       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+         time_offset, serial, current_at, run)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
       [
         peer.server,
         peer.member ?? '',
@@ -948,7 +978,30 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
         peer.complete ? 1 : 0,
         peer.timeOffset,
         peer.serial,
+        peer.currentAt,
+        peer.run?.toString('hex') ?? '',
       ],
+    );
+  }
+
+  async noteRevokedAt(home: Id, id: Id): Promise<void> {
+    await this.sql.run(
+      'INSERT INTO foreign_revocations (home, id) VALUES (?, ?) ON CONFLICT (home, id) DO NOTHING',
+      [home, id],
+    );
+  }
+
+  async noteFormerServer(server: Id): Promise<void> {
+    await this.sql.run(
+      'INSERT INTO former_servers (server) VALUES (?) ON CONFLICT (server) DO NOTHING',
+      [server],
+    );
+  }
+
+  async addRestoreClaim(claimant: string): Promise<void> {
+    await this.sql.run(
+      'INSERT INTO restore_claims (claimant) VALUES (?) ON CONFLICT (claimant) DO NOTHING',
+      [claimant],
     );
   }
 
@@ -1246,6 +1299,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
 
   async setPutBack(putBack: boolean): Promise<void> {
     await this.sql.run("UPDATE counters SET value = ? WHERE name = 'put_back'", [putBack ? 1 : 0]);
+    if (!putBack) await this.sql.run('DELETE FROM restore_claims', []);
   }
 
   async raiseRevocation(atLeast: number): Promise<void> {
@@ -1486,6 +1540,7 @@ const serverContactSchema = z.object({
 function toPeerServer(row: Row): PeerServer {
   const contact = blob(row, 'contact');
   const number = integer(row, 'sender_number');
+  const run = text(row, 'run');
   return {
     server: text(row, 'server') as Id,
     member: serverOf(row, 'member'),
@@ -1499,6 +1554,8 @@ function toPeerServer(row: Row): PeerServer {
     complete: integer(row, 'complete') === 1,
     timeOffset: integer(row, 'time_offset'),
     serial: integer(row, 'serial'),
+    currentAt: integer(row, 'current_at'),
+    run: run === '' ? undefined : Buffer.from(run, 'hex'),
   };
 }
 

@@ -255,6 +255,10 @@ export interface PeerServer {
   /** How far the subnet's time, which it tells, is ahead of our clock, ms. */
   readonly timeOffset: number;
   readonly serial: number;
+  /** When all of it was known last, key-server time; 0: never. */
+  readonly currentAt: number;
+  /** The start of that server (docs/protocol.md 3.8) that `cursor` is of; undefined until told. */
+  readonly run: Buffer | undefined;
 }
 
 /** A pair key as another server has told it. */
@@ -382,6 +386,14 @@ export interface StoreReads {
   peerServer(id: Id): Promise<PeerServer | undefined>;
   /** Active members at home at another server. */
   membersAt(home: Id): Promise<readonly Id[]>;
+  /** How many are or were, and how many more it has only revoked. */
+  countMembersAt(home: Id): Promise<number>;
+  /** Whether a server has revoked an id before it told of it. */
+  isRevokedAt(home: Id, id: Id): Promise<boolean>;
+  /** Who says that the database was put back, since its operator confirmed it last. */
+  restoreClaims(): Promise<readonly string[]>;
+  /** Whether a server was another one of this subnet once, and was removed. */
+  wasPeerServer(server: Id): Promise<boolean>;
   /** Changed members that are at home here and take part in traffic. */
   ownMembersChanged(window: ChangeWindow): Promise<readonly Member[]>;
   /** Changed pair keys that are made here, with members at home at another server. */
@@ -490,6 +502,12 @@ export interface StoreTransaction extends StoreReads {
   /** The same of the group key. */
   learnGroup(key: GroupKey): Promise<void>;
   putPeerServer(peer: PeerServer): Promise<void>;
+  /** Remembers that a server has revoked an id of which it had not told. */
+  noteRevokedAt(home: Id, id: Id): Promise<void>;
+  /** Notes who says that the database was put back; forgotten when its operator confirms. */
+  addRestoreClaim(claimant: string): Promise<void>;
+  /** Remembers a server that is removed. */
+  noteFormerServer(server: Id): Promise<void>;
   removePeerServer(id: Id): Promise<void>;
   /** Nobody else has this sender index any more: its server says whose it is. */
   takeIndexFromOthers(index: number, id: Id): Promise<void>;

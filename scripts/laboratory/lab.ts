@@ -291,6 +291,7 @@ export class Lab {
       this.log(`key server of ${subnet}`);
       await this.initKeyServer(subnet);
       await this.startKeyServer(subnet);
+      await this.peerCascade(subnet);
     }
     for (const peering of this.topology.peerings) {
       this.log(`key servers of ${peering.maker} and ${peering.asker} get to know each other`);
@@ -303,13 +304,22 @@ export class Lab {
     await Promise.all(this.gatewayNames().map((name) => this.startGateway(name)));
   }
 
-  /** `pairwire init`. */
+  /** `pairwire init`, of another key server of a subnet with a token of the first one. */
   async initKeyServer(subnet: string): Promise<void> {
     const server = this.keyServer(subnet);
+    const { cascade } = server;
     const hold = server.hold === undefined ? [] : ['--hold', String(server.hold)];
     const dir = this.serverDir(subnet);
-    const place = ['--subnet', subnet, '--dir', dir, '--listen', server.listen];
-    await this.pairwire(server.host, ['init', ...place, ...hold, ...server.init]);
+    const place = ['--dir', dir, '--listen', server.listen];
+    if (cascade === undefined) {
+      const name = ['--subnet', subnet];
+      await this.pairwire(server.host, ['init', ...name, ...place, ...hold, ...server.init]);
+    } else {
+      const operator = ['--operator-key', join(this.serverDir(cascade.of), 'operator.key')];
+      const input = await this.serverToken(cascade.of, cascade.server);
+      const joining = ['--cascade', '-', ...operator];
+      await this.pairwire(server.host, ['init', ...joining, ...place, ...server.init], { input });
+    }
     const settings = Object.entries(server.config);
     if (server.logLevel !== undefined) settings.push(['log.level', server.logLevel]);
     if (settings.length === 0) return;
@@ -317,6 +327,24 @@ export class Lab {
     const config = parseDocument(readFileSync(file, 'utf8'));
     for (const [path, value] of settings) config.setIn(path.split('.'), config.createNode(value));
     writeFileSync(file, config.toString(), { mode: 0o600 });
+  }
+
+  /** `pairwire peer token --server`: a token for another key server of the same subnet, as text. */
+  async serverToken(at: string, server: string): Promise<string> {
+    const args = ['peer', 'token', '--dir', this.serverDir(at), '--server', server];
+    return (await this.pairwire(this.keyServer(at).host, args)).stdout;
+  }
+
+  /** Peers a further key server of a subnet with those between the first one and it. */
+  async peerCascade(name: string): Promise<void> {
+    const { cascade, host } = this.keyServer(name);
+    if (cascade === undefined) return;
+    for (const [other, { cascade: before }] of Object.entries(this.topology.keyServers)) {
+      if (other === name) return;
+      if (before?.of !== cascade.of) continue;
+      const input = await this.serverToken(other, cascade.server);
+      await this.pairwire(host, ['peer', 'add', '--dir', this.serverDir(name), '-'], { input });
+    }
   }
 
   /** `pairwire peer token` at the one, `pairwire peer add` at the other. */

@@ -78,6 +78,8 @@ const impairmentSchema = z.strictObject({
 const keyServerSchema = z.strictObject({
   host: nameSchema,
   listen: z.string().regex(/^\S+:\d{1,5}$/, 'listen is HOST:PORT or SCHEME://HOST:PORT'),
+  /** Another key server of the subnet that the key server of this name has, which stands before it; its id. */
+  cascade: z.strictObject({ of: nameSchema, server: nameSchema }).optional(),
   /** Frames held while a key is fetched; 0 is the documents' own rule. */
   hold: z.int().min(0).max(1024).optional(),
   /** `debug` logs each key request. */
@@ -127,7 +129,7 @@ export const topologySchema = z
     segments: z.record(nameSchema, segmentSchema),
     hosts: z.record(nameSchema, hostSchema),
     impairments: z.array(impairmentSchema).default([]),
-    /** By the name of the subnet that the server keeps. */
+    /** By the name of the subnet that the server keeps; further ones of a subnet by any name, which gateways say for the subnet's. */
     keyServers: z.record(nameSchema, keyServerSchema).default({}),
     gateways: z.array(gatewaySchema).default([]),
     peerings: z.array(peeringSchema).default([]),
@@ -169,6 +171,15 @@ export const topologySchema = z
     });
     for (const [subnet, server] of Object.entries(topology.keyServers)) {
       hostNamed(['keyServers', subnet, 'host'], server.host);
+      const names = Object.keys(topology.keyServers);
+      const { cascade } = server;
+      if (cascade === undefined) continue;
+      const before = names.indexOf(cascade.of);
+      if (before >= 0 && before < names.indexOf(subnet)) continue;
+      problem(
+        ['keyServers', subnet, 'cascade', 'of'],
+        `no key server ${cascade.of} stands before it`,
+      );
     }
     topology.peerings.forEach(({ maker, asker, prefixes }, at) => {
       for (const subnet of [maker, asker]) {

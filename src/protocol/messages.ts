@@ -232,15 +232,16 @@ export const cascadeWordSchema = z.strictObject({
   first: idSchema,
   /** Missing, with `settings`, from a server that is only being made. */
   tag: z.int().min(0).max(63).optional(),
-  /** Of the speaker's store. */
+  /** Of the speaker's store, and its start (3.8); that one missing from a server that is only being made. */
   epoch: bytesSchema(8),
+  run: bytesSchema(8).optional(),
   /** The subnet's time, as the speaker has it. */
   time: z.int().nonnegative(),
   /** How far that time is ahead of the speaker's clock, ms. */
   skewMs: z.int().optional(),
   settings: signedSchema.optional(),
-  /** Up to where the speaker has the receiver's state, and of which store. */
-  have: z.strictObject({ epoch: bytesSchema(8), cursor }),
+  /** Up to where the speaker has the receiver's state, of which store, and which start of it. */
+  have: z.strictObject({ epoch: bytesSchema(8), cursor, run: bytesSchema(8).optional() }),
   /** What is new since; `from` is what the receiver had said of itself. */
   state: z
     .strictObject({
@@ -277,7 +278,18 @@ export const cascadeWordSchema = z.strictObject({
     )
     .max(MAX_SEEKS),
   /** All holders there can receive under this next generation of the group key. */
-  group: z.strictObject({ confirmed: pwId.optional(), worn: pwId.optional() }).optional(),
+  group: z
+    .strictObject({
+      ...{ confirmed: pwId.optional(), worn: pwId.optional() },
+      /** It has this generation, and was told an older one, or another key with its number. */
+      held: pwId.optional(),
+    })
+    .optional(),
+  /** The same of keys that the receiver makes: it forgot these generations. */
+  held: z
+    .array(z.strictObject({ a: idSchema, b: idSchema, pwId }))
+    .max(MAX_WANTS)
+    .optional(),
 });
 export type CascadeWord = z.infer<typeof cascadeWordSchema>;
 
@@ -411,7 +423,11 @@ export const requestSchema = z.discriminatedUnion('t', [
     prefixes: prefixes.optional(),
   }),
   /** Ends what `peer.add` began. */
-  z.strictObject({ t: z.literal('peer.remove'), id: requestId, net: idSchema }),
+  /** `agreed`: also if that makes another key server the subnet's first one. */
+  z.strictObject({
+    ...{ t: z.literal('peer.remove'), id: requestId, net: idSchema },
+    agreed: z.boolean().optional(),
+  }),
   /** The operator knows that the database was put back and has revoked again whom it forgot. */
   z.strictObject({ t: z.literal('restore.confirm'), id: requestId }),
   /** What changed since the cursor; also renews the lease. `epoch` and `run` are those of the cursors. */

@@ -20,6 +20,7 @@ import { FrameKind } from '../../src/protocol/constants.js';
 import { renderedMetrics } from '../unit/gateway/support/metrics.js';
 import { growth } from './helpers/drops.js';
 import { ping } from './helpers/hosts.js';
+import { rogueClient } from './helpers/rogue-server.js';
 import { useLab } from './helpers/use-lab.js';
 
 const SIDES = ['east', 'west'] as const;
@@ -410,6 +411,61 @@ describe('two subnets, linked at level udp', () => {
     );
     expect((await ping(lab, 'bob', address4('east'), { count: 5 })).received).toBe(5);
   }, 120_000);
+
+  test('a key server of a third net that lies about this link gets and changes nothing (M17)', async () => {
+    const { lab } = handle;
+    const dir = lab.serverDir('east');
+    const argv = ['peer', 'token', '--dir', dir, '--net', 'north', '--prefix', '192.168.9.0/24'];
+    const { stdout } = await lab.pairwire('server-east', argv);
+    const rogue = await rogueClient(lab, 'middle', stdout);
+    const ask = (question: { readonly t: string; readonly [key: string]: unknown }) =>
+      rogue.client.request(question, { timeoutMs: 5_000 });
+    const far = { subnet: 'north', operator: Buffer.alloc(32, 1), ports: [] };
+    const shape = { from: 'alice', to: 'bob', address: address4('west'), port: 9_507 };
+    const stream = await NumberedStream.start(lab, { ...shape, perSecond: 200, size: 100 });
+    try {
+      const before = (await lab.port(link('east'))).link?.nets[0];
+      // In the name of the other net it learns no key, ends nothing and renews nothing.
+      for (const question of [
+        { t: 'net.sync', net: 'west', prefixes: prefixes('west'), held: 0, ...far },
+        { t: 'net.confirm', net: 'west', pwId: 99 },
+        { t: 'net.rekey', net: 'west', force: true },
+        { t: 'net.end', net: 'west' },
+      ]) {
+        await expect(ask(question)).rejects.toMatchObject({ code: 'refused' });
+      }
+      // In its own it claims what is behind the two others.
+      const claims = [...prefixes('west'), ...prefixes('east')];
+      await ask({ t: 'net.sync', net: 'north', prefixes: claims, held: 0, ...far });
+      await stream.more(200);
+      const { lost, repeated } = await stream.stop();
+      expect({ lost, repeated }).toEqual({ lost: 0, repeated: 0 });
+      await waitFor(
+        async () => {
+          const audit = ['audit', '--json', '--dir', dir];
+          const said = z
+            .array(z.object({ actor: z.string(), action: z.string() }))
+            .parse(JSON.parse((await lab.pairwire('server-east', audit)).stdout))
+            .filter(({ actor }) => actor === 'north');
+          return ['net_foreign', 'net_prefix'].every((kind) =>
+            said.some(({ action }) => action === kind),
+          );
+        },
+        { what: 'the audit entries', timeoutMs: 15_000 },
+      );
+      // The link port takes no net that its own host does not name, and that one is as it was.
+      const after = (await lab.port(link('east'))).link?.nets;
+      expect(after).toMatchObject([
+        { net: 'west', pwId: before?.pwId, prefixes: before?.prefixes },
+      ]);
+      await lab.pairwire('server-east', ['revoke', '--dir', dir, 'north']);
+      const gone = { t: 'net.sync', net: 'north', prefixes: [], held: 0, ...far };
+      await expect(ask(gone)).rejects.toThrow();
+      expect((await ping(lab, 'bob', address4('east'), { count: 3 })).received).toBe(3);
+    } finally {
+      rogue.stop();
+    }
+  }, 90_000);
 
   test('a revoked link port carries nothing from then on', async () => {
     const { lab } = handle;

@@ -9,6 +9,7 @@ import { putBack } from './0006-put-back.js';
 import { nets } from './0007-nets.js';
 import { netPorts } from './0008-net-ports.js';
 import { cascade } from './0009-cascade.js';
+import { cascadeCare } from './0010-cascade-care.js';
 import type { Migration } from './migration.js';
 
 export const MIGRATIONS: readonly Migration[] = [
@@ -21,6 +22,7 @@ export const MIGRATIONS: readonly Migration[] = [
   nets,
   netPorts,
   cascade,
+  cascadeCare,
 ];
 
 /** What the runner needs of a database. `atomically` is one transaction. */

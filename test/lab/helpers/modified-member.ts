@@ -247,7 +247,7 @@ function knownPeer(peer: PeerRecord, key: Uint8Array, pwId: bigint): KnownPeer {
 }
 
 /** A TCP port of this process that leads to an address as seen from a host of the laboratory. */
-async function openRelay(
+export async function openRelay(
   lab: Lab,
   host: string,
   target: string,

@@ -92,7 +92,12 @@ describe('another key server of a subnet', () => {
         'the first server again',
         60_000,
       );
-      const parted = await at(two, ['peer', 'remove', 's1']);
+      const careless = await at(two, ['peer', 'remove', 's1']);
+      expect(careless.code).not.toBe(0);
+      expect(careless.err).toMatch(
+        /s1 is the first server: without it s2 makes the group key.*--yes/,
+      );
+      const parted = await at(two, ['peer', 'remove', 's1', '--yes']);
       expect(parted).toMatchObject({ code: 0 });
       expect(await rows(two, ['peer', 'list'])).toEqual([]);
     } finally {

@@ -2,8 +2,11 @@
  * Several key servers of one subnet, each with a store and members of its own: real servers, the real channel, and members
  * that speak the protocol.
  */
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { numberOf } from '../../../keyserver/cascade/join.js';
+import { joinCascade, numberOf } from '../../../keyserver/cascade/join.js';
 import { openDatabase } from '../../../keyserver/storage/open.js';
 import { makeToken } from '../../../keyserver/tokens.js';
 import { LABEL } from '../../../src/protocol/constants.js';
@@ -285,7 +288,7 @@ describe('key servers of one subnet', () => {
 
     it('that was removed as a peer before takes out whom it left', async () => {
       const { alice } = await couple();
-      await two.admin().request({ t: 'peer.remove', net: 's1' });
+      await two.admin().request({ t: 'peer.remove', net: 's1', agreed: true });
       expect((await two.store.member(alice.id))?.state).toBe('active');
       await revoke(two, 's1');
       expect((await two.store.member(alice.id))?.state).toBe('revoked');
@@ -722,8 +725,8 @@ describe('key servers of one subnet', () => {
       expect(got?.changes.some(({ kind }) => kind === 'pair')).toBe(false);
       await until(
         async () =>
-          (await refusals(one, 'cascade_home')).some(({ actor }) => actor === 's3') &&
-          (await refusals(one, 'cascade_key')).some(({ actor }) => actor === 's3'),
+          (await refusals(one, 'cascade_home')).some(({ actor }) => actor === 'server:s3') &&
+          (await refusals(one, 'cascade_key')).some(({ actor }) => actor === 'server:s3'),
         'the audit entries',
       );
     });
@@ -817,8 +820,23 @@ describe('key servers of one subnet', () => {
   });
 
   describe('tokens', () => {
+    it('make a server also if the first try failed after it had enrolled', async () => {
+      const dir = mkdtempSync(join(tmpdir(), 'pairwire-again-'));
+      try {
+        const how = { token: serverToken(one, 's3'), dir, listen: '127.0.0.1:7900', advertise: [] };
+        const database = join(dir, 'nowhere', 'keyserver.db');
+        await expect(joinCascade({ ...how, database })).rejects.toThrow();
+        expect(await one.store.peerServer(parseId('s3'))).toBeDefined();
+        expect(readdirSync(dir)).toEqual(['joining.key']);
+        expect(await joinCascade(how)).toMatchObject({ subnet: one.subnet, server: 's3' });
+        expect(readdirSync(dir)).not.toContain('joining.key');
+      } finally {
+        rmSync(dir, { recursive: true, force: true });
+      }
+    });
+
     it('are refused if they are expired, used up, for another server, or of a server that is not the first', async () => {
-      const join = (token: string) =>
+      const joined = (token: string) =>
         TestSubnet.start({ cascade: { token, operatorKey: one.paths.operatorKey } }).then(
           async (server) => {
             await server.close();
@@ -831,10 +849,10 @@ describe('key servers of one subnet', () => {
         cascade: { token: used, operatorKey: one.paths.operatorKey },
       });
       try {
-        expect(await join(used)).toContain('refused');
-        expect(await join(serverToken(one, 's2', 'other'))).toContain('speaks for that server');
-        expect(await join(serverToken(two, 's4'))).toContain('first server');
-        expect(await join(serverToken(one, 'r1'))).toContain('refused');
+        expect(await joined(used)).toContain('refused');
+        expect(await joined(serverToken(one, 's2', 'other'))).toContain('speaks for that server');
+        expect(await joined(serverToken(two, 's4'))).toContain('first server');
+        expect(await joined(serverToken(one, 'r1'))).toContain('refused');
         const member = makeToken(
           {
             ...{ subnet: one.subnet, server: one.serverId },
@@ -846,7 +864,7 @@ describe('key servers of one subnet', () => {
             ...{ macs: [], rights: [], uses: 1 },
           },
         ).text;
-        expect(await join(member)).toContain('not for a key server');
+        expect(await joined(member)).toContain('not for a key server');
       } finally {
         await three.close();
       }

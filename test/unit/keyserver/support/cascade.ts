@@ -27,11 +27,13 @@ export function serverGrant(at: TestSubnet, home: string, uses: number): Token {
   return memberToken(at, home, { id: 'm*', uses });
 }
 
-function memberToken(
+/** A token for members at home at a server. */
+export function memberToken(
   at: TestSubnet,
   home: string,
-  { id, uses }: { readonly id: string; readonly uses: number },
+  wish: { readonly id: string; readonly uses: number; readonly notAfter?: number },
 ): Token {
+  const { id, uses, notAfter = Date.now() + HOUR } = wish;
   const { text } = makeToken(
     {
       ...{ subnet: at.subnet, server: parseId(home) },
@@ -39,7 +41,7 @@ function memberToken(
     },
     { operator: at.operator, tokenKey: at.tokenKey, serverPublic: at.serverPublic },
     {
-      ...{ id, role: 'host', macs: [], ips: [], rights: [], uses, notAfter: Date.now() + HOUR },
+      ...{ id, role: 'host', macs: [], ips: [], rights: [], uses, notAfter },
     },
   );
   return parseToken(text);
