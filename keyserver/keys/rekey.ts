@@ -17,6 +17,7 @@
 import { randomBytes } from 'node:crypto';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
 import { type Id, orderedPair } from '../../src/protocol/ids.js';
+import { mayPairIds } from '../registry/policy.js';
 import { TokenBuckets } from '../registry/token-bucket.js';
 import type { Services } from '../services.js';
 import type { ConfirmedPair, KnownPair, PairEnds, PairKey, ToldPair } from '../storage/store.js';
@@ -234,6 +235,7 @@ export class Rekey {
         if (peer === asker || !around.has(peer)) continue;
         const other = await tx.member(peer);
         if (other?.state !== 'active') continue;
+        if (!(await mayPairIds(tx, this.#services.settings.settings.policy, asker, peer))) continue;
         // The server that makes it goes above what its own end holds.
         if (other.home !== undefined && peer < asker) continue;
         const [a, b] = orderedPair(asker, peer);

@@ -5,7 +5,7 @@
  */
 import { z } from 'zod';
 import { type Id, idSchema } from './ids.js';
-import type { Grant, Role, Settings } from './records.js';
+import type { Grant, Settings } from './records.js';
 
 /** Limits of a policy; see docs/limits.md. */
 const MAX_POLICY_GROUPS = 64;
@@ -58,13 +58,12 @@ export type PolicyRule = z.infer<typeof ruleSchema>;
 /** What of a member a policy looks at. */
 export interface Subject {
   readonly id: Id;
-  readonly role: Role;
   readonly tags: readonly string[];
 }
 
 /** A member as policies see it, by its id and the grant that the operator signed. */
-export function subjectOf(id: Id, { role, tags }: Pick<Grant, 'role' | 'tags'>): Subject {
-  return { id, role, tags: tags ?? [] };
+export function subjectOf(id: Id, { tags }: Pick<Grant, 'tags'>): Subject {
+  return { id, tags: tags ?? [] };
 }
 
 /** A decision, with the rule that made it; undefined: none did, and the default counts. */

@@ -104,15 +104,23 @@ describe('a policy at the key server', () => {
   it('pushes nobody to those whom it keeps from him', async () => {
     await install(noGuests);
     await until(() => kinds(alice, 'settings').length > 0, 'the settings');
-    const before = alice.pushed().length;
+    const known = new Map([alice, guest].map((one) => [one, one.pushed().length]));
+    const about = (one: TestMember) =>
+      one
+        .pushed()
+        .slice(known.get(one))
+        .flatMap((change) => (change.kind === 'member' ? [change.member.id] : []));
     guest.client.stop();
     guest.connect();
     await guest.registerAgain();
+    alice.client.stop();
+    alice.connect();
+    await alice.registerAgain();
+    bob.client.stop();
+    bob.connect();
     await bob.registerAgain();
-    const about = (one: TestMember) =>
-      one.pushed().flatMap((change) => (change.kind === 'member' ? [change.member.id] : []));
-    await until(() => alice.pushed().length > before && about(alice).includes(bob.id), 'bob');
-    expect(about(alice).slice(0)).not.toContain('guest-1');
+    await until(() => about(alice).includes(bob.id) && about(guest).includes(bob.id), 'bob');
+    expect(about(alice)).not.toContain('guest-1');
     expect(about(guest)).not.toContain('alice');
   });
 
@@ -127,6 +135,17 @@ describe('a policy at the key server', () => {
     expect(seen).toContain('guest-1');
     const { key: second } = await alice.keyByMac(mac('guest-1'));
     expect(Buffer.compare(Buffer.from(first), Buffer.from(second))).not.toBe(0);
+  });
+
+  it('is not got round by a word about a generation that one says to hold', async () => {
+    await alice.keyByMac(mac('guest-1'));
+    await install(noGuests);
+    // Such a word is believed of a database that was put back, once in a run.
+    await guest.sync(1_000_000_000, subnet.store.meta.epoch, Buffer.alloc(8, 7));
+    const held = { t: 'key.held' as const, pairs: [{ peer: alice.id, pwId: 5 }] };
+    await guest.client.request(held).catch(() => undefined);
+    expect(await subnet.store.pairKey(alice.id, guest.id)).toBeUndefined();
+    expect(await pairs(guest)).toEqual([]);
   });
 
   it('holds after a start of the server', async () => {

@@ -48,7 +48,7 @@ class Bench extends Judge {
     super();
     this.dataPlane = dataPlane;
     this.table = new PeerTable({
-      self: { id: parseId('alice'), role: 'host', tags: [] },
+      self: { id: parseId('alice'), tags: [] },
       port: PORT,
       verifier: this.verifier,
       dataPlane,

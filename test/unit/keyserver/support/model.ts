@@ -117,7 +117,7 @@ export class ModelGateway {
     operator: TestOperator,
   ) {
     this.table = new PeerTable({
-      self: { id: self.id, role: 'host', tags: [] },
+      self: { id: self.id, tags: [] },
       port: 1,
       verifier: new Verifier({
         subnet: SUBNET,

@@ -15,7 +15,6 @@ import { loadYaml } from '../../../../src/settings/load-yaml.js';
 
 const member = (id: string, ...tags: string[]): Subject => ({
   id: parseId(id),
-  role: 'host',
   tags,
 });
 
@@ -125,7 +124,7 @@ describe('a policy', () => {
     );
     const subject = fc.record({
       id: fc.constantFrom('m1', 'm2', 'm3').map(parseId),
-      role: fc.constant('host' as const),
+
       tags: fc.subarray(names),
     });
     const groups = Object.fromEntries(names.map((name) => [name, { tags: [name] }]));
