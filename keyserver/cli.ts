@@ -46,6 +46,7 @@ import {
 } from './config.js';
 import { CurrentSettings } from './current-settings.js';
 import { choose, DEFAULT_SERVER, initSubnet, type SettingsChoice } from './init.js';
+import { kmsCommands } from './kms-commands.js';
 import { OperatorClient } from './operator-client.js';
 import { peerCommands } from './peer-commands.js';
 import { runKeyServer } from './run.js';
@@ -62,6 +63,7 @@ export function keyserverCommands(program: Command): void {
   rekeyCommand(program);
   revokeCommand(program);
   restoreCommand(program);
+  kmsCommands(program);
   macCommand(program);
   ipCommand(program);
   peerCommands(program);

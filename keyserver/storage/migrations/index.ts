@@ -9,6 +9,7 @@ import { putBack } from './0006-put-back.js';
 import { nets } from './0007-nets.js';
 import { netPorts } from './0008-net-ports.js';
 import { cascade } from './0009-cascade.js';
+import { deks } from './0011-deks.js';
 import type { Migration } from './migration.js';
 
 export const MIGRATIONS: readonly Migration[] = [
@@ -21,7 +22,11 @@ export const MIGRATIONS: readonly Migration[] = [
   nets,
   netPorts,
   cascade,
+  deks,
 ];
+
+/** The version of a database that this program has brought up to date. */
+export const NEWEST = MIGRATIONS.at(-1)?.version ?? 0;
 
 /** What the runner needs of a database. `atomically` is one transaction. */
 export interface MigrationTarget {

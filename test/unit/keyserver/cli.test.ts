@@ -68,6 +68,9 @@ describe('key server commands', () => {
       'audit.key',
       'admin.key',
       'keyserver.db',
+      'kms/root-1.key',
+      'kms/kms.key',
+      'kms/audit.key',
     ]) {
       expect(statSync(join(dir, name)).mode & 0o777, name).toBe(0o600);
     }
