@@ -9,8 +9,6 @@ import { KmsClient } from './kms/client.js';
 import { KMS_KEY_KIND, kmsPaths } from './kms/config.js';
 import { hasKms, makeKms } from './kms/folder.js';
 import { KmsProcess } from './kms-process.js';
-import type { SqlDriver } from './storage/sql.js';
-import { countDeks } from './storage/unlock.js';
 
 /** The channel to a KMS, and the process if it is ours. */
 export class KmsLink {
@@ -44,14 +42,15 @@ export class KmsLink {
 
 /**
  * Connects to the KMS.
+ * @param sealed whether the store was ever sealed: asked if there is no KMS yet, which is then made
  * @throws PairwireError KMS_FAILED if its folder is gone: what it sealed can't be opened without it
  */
 export async function linkKms(
   config: KeyServerConfig,
   paths: KeyServerPaths,
-  driver: SqlDriver,
   keys: KeyPair,
   log: Logger,
+  sealed: () => Promise<boolean>,
 ): Promise<KmsLink> {
   const client = new KmsClient(keys, log);
   const { address, key, user } = config.kms;
@@ -62,7 +61,7 @@ export async function linkKms(
     return new KmsLink(client);
   }
   if (!hasKms(paths.kms)) {
-    if ((await countDeks(driver)) > 0) {
+    if (await sealed()) {
       throw new PairwireError('KMS_FAILED', 'the folder of the KMS is not there', {
         where: paths.kms,
         hint: 'put it back from your backup, or name the KMS under kms: in keyserver.yaml',

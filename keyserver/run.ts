@@ -21,6 +21,7 @@ import {
   requireHostPort,
 } from './config.js';
 import { KeyVault } from './key-vault.js';
+import { hasKms } from './kms/folder.js';
 import { type KmsLink, linkKms } from './kms-link.js';
 import { RelayProcess } from './relay.js';
 import { KeyServer } from './server.js';
@@ -29,7 +30,7 @@ import { PostgresDriver } from './storage/postgres.js';
 import type { PostgresTarget } from './storage/postgres-target.js';
 import type { SqlDriver } from './storage/sql.js';
 import { openStore } from './storage/sql-store.js';
-import { unlock } from './storage/unlock.js';
+import { countDeks, unlock } from './storage/unlock.js';
 
 /** Before one that could not serve, or could not reach the database, tries again. */
 const RETRY_MS = 500;
@@ -46,6 +47,8 @@ export async function runKeyServer(dir: string): Promise<void> {
     // It ends by a signal only.
   });
   try {
+    // Before the database, for its start takes as long as ours.
+    if (config.kms.address !== undefined || hasKms(paths.kms)) await kmsOf(folder);
     await startMetrics(config, shown, life);
     const target = targetOf(paths);
     if (target === undefined) {
@@ -122,6 +125,18 @@ async function startMetrics(config: KeyServerConfig, shown: Shown, life: Lifecyc
   life.started('metrics', () => server.close());
 }
 
+/** The KMS of this process. @param driver where it may be missing yet: says whether one was there before */
+async function kmsOf(folder: Folder, driver?: SqlDriver): Promise<KmsLink> {
+  const { config, paths, keys, log, life } = folder;
+  if (folder.kms !== undefined) return folder.kms;
+  const sealed = async (): Promise<boolean> =>
+    driver === undefined || (await countDeks(driver)) > 0;
+  const kms = await linkKms(config, paths, keys.staticKeys, log, sealed);
+  life.started('kms', () => kms.close());
+  folder.kms = kms;
+  return kms;
+}
+
 /** Starts a server on an open database. @throws PairwireError */
 async function serve(
   folder: Folder,
@@ -131,9 +146,7 @@ async function serve(
 ): Promise<void> {
   const { config, paths, log, keys } = folder;
   const { operator, ...own } = keys;
-  const kms = folder.kms ?? (await linkKms(config, paths, driver, own.staticKeys, log));
-  if (folder.kms === undefined) folder.life.started('kms', () => kms.close());
-  folder.kms = kms;
+  const kms = await kmsOf(folder, driver);
   await kms.ready();
   const markFile = paths.sealMark;
   const ring = await unlock(driver, { service: kms.client, markFile, log });

@@ -229,9 +229,8 @@ class SqlReads implements StoreReads {
   }
 
   async nets(): Promise<readonly Net[]> {
-    return (await this.sql.all('SELECT * FROM nets ORDER BY serial', [])).map((row) =>
-      toNet(this.ring, row),
-    );
+    const rows = await this.sql.all('SELECT * FROM nets ORDER BY serial', []);
+    return this.ring.each(rows, (row) => toNet(this.ring, row));
   }
 
   async revocations({ after, upTo, limit }: ChangeWindow): Promise<readonly Revocation[]> {
