@@ -5,6 +5,7 @@ import { keyPairFromPrivate } from '../src/protocol/channel/keys.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
 import { asOperator, example, isoTime } from './command-tools.js';
+import { KEY_KIND, loadKeyServerConfig, pathsOf } from './config.js';
 import { checkKmsAudit } from './kms/audit-file.js';
 import { KMS_KEY_KIND, kmsPaths, loadKmsConfig, requireOwnSecret } from './kms/config.js';
 import { RootKeys } from './kms/root-keys.js';
@@ -52,10 +53,13 @@ function statusCommand(kms: Command): void {
       action(async (target, flags: { readonly dir: string }) => {
         await asOperator(flags.dir, async (client) => {
           const { generations, since, ...status } = await client.kmsStatus();
+          const paths = pathsOf(flags.dir, loadKeyServerConfig(flags.dir));
+          const own = keyPairFromPrivate(readKeyFile(paths.serverKey, KEY_KIND.server));
           printFields(target, {
             ...status,
             since: isoTime(since),
             rootKeys: generations.join(', '),
+            keyServer: own.publicKey.toString('base64url'),
           });
         });
       }),

@@ -15,7 +15,7 @@ import { KEY_SIZE } from '../../src/protocol/constants.js';
 import { idSchema } from '../../src/protocol/ids.js';
 import { PairwireError } from '../../src/runtime/errors.js';
 import { LOG_LEVELS } from '../../src/runtime/log.js';
-import { loadYaml } from '../../src/settings/load-yaml.js';
+import { jsonSchemaOf, loadYaml } from '../../src/settings/load-yaml.js';
 
 export const KMS_CONFIG_FILE = 'kms.yaml';
 /** Where a KMS listens that runs by itself. */
@@ -32,7 +32,7 @@ export const publicKeySchema = z
     'must be a public key of 32 bytes',
   );
 
-/** kms.yaml. */
+/** kms.yaml; every key is explained in config/kms.example.yaml. */
 export const kmsConfigSchema = z.strictObject({
   subnet: idSchema,
   listen: z
@@ -57,6 +57,11 @@ export const kmsConfigSchema = z.strictObject({
 });
 export type KmsConfigInput = z.input<typeof kmsConfigSchema>;
 export type KmsConfig = z.output<typeof kmsConfigSchema>;
+
+/** The JSON Schema that editors use: config/schema/kms.json. */
+export function kmsJsonSchema(): Record<string, unknown> {
+  return jsonSchemaOf(kmsConfigSchema, 'Pairwire kms.yaml');
+}
 
 /** The files of a KMS's folder; root keys beside them. */
 export interface KmsPaths {
