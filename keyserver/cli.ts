@@ -2,6 +2,7 @@
  * Commands of the key server: init, keyserver, token, settings, and the lists
  * members, keys, macs, audit and ip. Each takes --json and has an example in its --help.
  */
+import { join } from 'node:path';
 import { type Command, Option } from 'commander';
 import {
   action,
@@ -181,6 +182,7 @@ function initCommand(program: Command): void {
           config: paths.config,
           operatorKey: paths.operatorKey,
           operator: operator.toString('base64url'),
+          rootKey: join(paths.kms, 'root-1.key'),
           next: `pairwire keyserver --dir ${flags.dir}`,
         });
       }),

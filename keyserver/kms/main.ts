@@ -8,8 +8,6 @@ import { runKms } from './run.js';
 
 try {
   await runKms(process.argv[2] ?? '.', { child: true });
-  // What still waits (standard input, timers of connections) must not keep it alive.
-  process.exit(0);
 } catch (thrown) {
   const why = thrown instanceof PairwireError ? describe(thrown) : { message: messageOf(thrown) };
   process.stderr.write(

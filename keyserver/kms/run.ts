@@ -42,8 +42,7 @@ export async function runKms(
     if (options.child === true) {
       process.stdout.write(`${JSON.stringify({ port: addresses[0]?.port ?? 0 })}\n`);
     }
-    if (options.child === true) endWithParent();
-    await life.untilSignal();
+    await (options.child === true ? endWithParent() : life.untilSignal());
   } finally {
     await life.stop();
     auditKey.fill(0);
@@ -58,9 +57,16 @@ function requireAddress(text: string): readonly ListenAddress[] {
   return [address];
 }
 
-/** At once, for the parent's successor may start another KMS in this folder; what was answered is on the disk. */
-function endWithParent(): void {
+/**
+ * At once, for the parent's successor may start another KMS in this folder; what was answered is on the disk. A signal that goes to
+ * both (Ctrl-C, the end of a unit) is the parent's business: it stops us when it needs us no more.
+ */
+function endWithParent(): Promise<never> {
   const end = (): void => process.exit(0);
   process.stdin.on('end', end).on('error', end);
   process.stdin.resume();
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => {});
+  return new Promise(() => {
+    // It ends with its parent only.
+  });
 }

@@ -70,6 +70,10 @@ describe('the KMS of a key server', () => {
     if (alice === undefined) throw new Error('there is no alice');
     const before = await alice.keyByMac(mac('bob'));
 
+    // What a terminal or a service manager sends to both is for the server alone.
+    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.kill(kms, signal);
+    await sleep(200);
+    expect(childOf(server.pid)).toBe(kms);
     process.kill(kms, 'SIGKILL');
     // Stored keys and new ones: the DEK is in the server's memory.
     expect((await alice.keyByMac(mac('bob'))).key).toEqual(before.key);
