@@ -103,6 +103,12 @@ export class KeyVault {
    */
   async rotate(root: boolean): Promise<number> {
     const turn = this.#rotating.then(async () => {
+      // Whoever asked shall not wait for one that is away.
+      if (!this.#kms.connected) {
+        throw new PairwireError('KMS_FAILED', 'there is no channel to the KMS now', {
+          hint: 'see the log for why; it is looked for all the time',
+        });
+      }
       let { generation } = await this.#kms.status();
       if (root) generation = await this.#kms.rotateRoot(generation);
       const made = await this.#kms.make();

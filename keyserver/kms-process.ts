@@ -8,7 +8,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { chmodSync, chownSync, lstatSync, readdirSync, readFileSync, statSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { dirname, extname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
 import { PairwireError } from '../src/runtime/errors.js';
@@ -70,7 +70,7 @@ export class KmsProcess {
 
   #run(ready: () => void = () => {}): void {
     const since = Date.now();
-    const program = fileURLToPath(new URL(`./kms/main${OWN_ENDING}`, import.meta.url));
+    const program = join(dirname(OWN_FILE), `kms/main${extname(OWN_FILE)}`);
     const child = spawn(process.execPath, [...process.execArgv, program, this.#dir], {
       // Its log lines stand beside ours; each says that it is the KMS.
       stdio: ['pipe', 'pipe', 'inherit'],
@@ -134,8 +134,8 @@ export class KmsProcess {
   }
 }
 
-/** `.js`, or `.ts` where this file was not compiled. */
-const OWN_ENDING = import.meta.url.slice(import.meta.url.lastIndexOf('.'));
+/** Compiled or not: what it starts is as it is. */
+const OWN_FILE = fileURLToPath(import.meta.url);
 
 /** Its user, to whom the folder is given; undefined: ours. */
 function userFor(dir: string, name: string, log: Logger): User | undefined {
@@ -155,10 +155,21 @@ function userFor(dir: string, name: string, log: Logger): User | undefined {
     );
     return undefined;
   }
-  // It has to get through to its folder; the files of ours have mode 0600.
+  // It has to get through to its folder, to Node.js and to this program.
   const parent = dirname(dir);
+  const closed = [dirname(parent), dirname(process.execPath), dirname(OWN_FILE)]
+    .map((path) => closedTo(path, user))
+    .find((path) => path !== undefined);
+  if (closed !== undefined) {
+    log.warn(
+      { folder: closed },
+      `the KMS runs as the key server's own user: ${name} may not enter that folder`,
+    );
+    return undefined;
+  }
+  // The files of ours in there have mode 0600.
   const { mode } = statSync(parent);
-  if ((mode & 0o001) === 0) chmodSync(parent, (mode & 0o777) | 0o011);
+  if (closedTo(parent, user) !== undefined) chmodSync(parent, (mode & 0o777) | 0o011);
   // Given away once, by the folder last: in one that is its user's, names could be exchanged under our hands.
   if (lstatSync(dir).uid !== 0) return user;
   for (const file of readdirSync(dir)) {
@@ -168,6 +179,16 @@ function userFor(dir: string, name: string, log: Logger): User | undefined {
   }
   chownSync(dir, user.uid, user.gid);
   return user;
+}
+
+/** The first folder on the way that a user may not enter; undefined if there is none. */
+function closedTo(path: string, { uid, gid }: Pick<User, 'uid' | 'gid'>): string | undefined {
+  const above = dirname(path);
+  const closed = above === path ? undefined : closedTo(above, { uid, gid });
+  if (closed !== undefined) return closed;
+  const info = statSync(path);
+  const bit = info.uid === uid ? 0o100 : info.gid === gid ? 0o010 : 0o001;
+  return (info.mode & bit) === 0 ? path : undefined;
 }
 
 function findUser(name: string): User | undefined {

@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import {
   appendFileSync,
   chmodSync,
+  cpSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
@@ -248,13 +249,25 @@ describe('the KMS of a key server', () => {
         expect(statSync(join(server.paths.kms, name)).uid, name).toBe(uid);
       }
       expect(statSync(server.paths.kms).mode & 0o777).toBe(0o700);
-      for (const path of [server.paths.database, server.paths.serverKey, server.paths.sealMark]) {
+      for (const path of [server.paths.tokenKey, server.paths.serverKey, server.paths.sealMark]) {
         expect(statSync(path)).toMatchObject({ uid: 0, mode: 0o100600 });
       }
       await server.kill();
       // A second start finds the folder given away already.
       await server.start();
       expect(statSync(`/proc/${childOf(server.pid)}`).uid).toBe(uid);
+      await server.kill();
+      // Where that user can't get to, it runs as ours.
+      const closed = mkdtempSync(join(tmpdir(), 'pairwire-closed-'));
+      try {
+        cpSync(server.dir, join(closed, 'east'), { recursive: true });
+        const { log, kmsUid } = await startIn(join(closed, 'east'), others);
+        expect(log).toContain('nobody may not enter that folder');
+        expect(kmsUid).toBe(0);
+      } finally {
+        for (const child of others) child.kill('SIGKILL');
+        rmSync(closed, { recursive: true, force: true });
+      }
     },
   );
 });
@@ -324,6 +337,20 @@ async function fresh(member: TestMember): Promise<TestMember> {
   member.connect();
   await member.register();
   return member;
+}
+
+/** Runs the key server of a folder until it listens. */
+async function startIn(
+  dir: string,
+  started: ChildProcess[],
+): Promise<{ readonly log: string; readonly kmsUid: number }> {
+  const argv = ['--import', 'tsx', PROGRAM, 'keyserver', '--dir', dir];
+  const child = spawn(process.execPath, argv, { stdio: ['ignore', 'ignore', 'pipe'] });
+  started.push(child);
+  let log = '';
+  child.stderr.on('data', (chunk: Buffer) => (log += chunk.toString()));
+  await until(() => log.includes('key server listens'), 'the key server', 60_000);
+  return { log, kmsUid: statSync(`/proc/${childOf(child.pid)}`).uid };
 }
 
 async function startKms(dir: string, started: ChildProcess[]): Promise<void> {
