@@ -2,8 +2,7 @@
  * The audit log: who did what, and what was refused. Append-only; each entry carries an HMAC
  * over itself and the entry before, under a key of this server, so that an edited or removed
  * entry shows (M12). The newest entry is also noted in a file beside the database at least every 10 s,
- * so that a cut tail shows up to then; who has both files and the key rewrites everything, until
- * the KMS holds the key.
+ * so that a cut tail shows up to then; who has both files and the key rewrites everything.
  *
  * Refusals cost a peer nothing, so they must cost the log little: the first of a member and
  * kind is written at once, its repeats within a minute are one entry with their count, and

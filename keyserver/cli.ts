@@ -2,6 +2,7 @@
  * Commands of the key server: init, keyserver, token, settings, and the lists
  * members, keys, macs, audit and ip. Each takes --json and has an example in its --help.
  */
+import { join } from 'node:path';
 import { type Command, Option } from 'commander';
 import {
   action,
@@ -42,6 +43,7 @@ import {
   requireHostPort,
 } from './config.js';
 import { choose, DEFAULT_SERVER, initSubnet, type SettingsChoice } from './init.js';
+import { kmsCommands } from './kms-commands.js';
 import { peerCommands } from './peer-commands.js';
 import { policyCommands } from './policy-commands.js';
 import { runKeyServer } from './run.js';
@@ -56,6 +58,7 @@ export function keyserverCommands(program: Command): void {
   rekeyCommand(program);
   revokeCommand(program);
   restoreCommand(program);
+  kmsCommands(program);
   macCommand(program);
   ipCommand(program);
   peerCommands(program);
@@ -173,6 +176,7 @@ function initCommand(program: Command): void {
           config: paths.config,
           operatorKey: paths.operatorKey,
           operator: operator.toString('base64url'),
+          rootKey: join(paths.kms, 'root-1.key'),
           next: `pairwire keyserver --dir ${flags.dir}`,
         });
       }),

@@ -22,6 +22,7 @@ import { isLoopback } from '../src/runtime/metrics.js';
 import { jsonSchemaOf, loadYaml } from '../src/settings/load-yaml.js';
 import { MAX_MEMBERS_ELSEWHERE } from './cascade/intake.js';
 import { LOOKUP_BURST, LOOKUPS_PER_SECOND } from './keys/key-requests.js';
+import { publicKeySchema } from './kms/config.js';
 import { isPostgres, postgresUrlMistake } from './storage/postgres-target.js';
 
 /** Title of config/schema/keyserver.json. */
@@ -96,6 +97,24 @@ export const keyServerConfigSchema = z.strictObject({
   databasePasswordFile: fileSchema.optional(),
   /** Private operator key: signs grants and settings. May lie elsewhere, best off this machine. */
   operatorKey: fileSchema.default('operator.key'),
+  /** The KMS that opens the store's keys; without `address` one runs as a child, in the folder `kms`. */
+  kms: z
+    .strictObject({
+      /** Where it listens. */
+      address: channelAddressSchema.optional(),
+      /** Its public key, as its log and `pairwire kms status` show it. */
+      key: publicKeySchema.optional(),
+      /** Whom a child runs as, if the key server is root and there is such a user. */
+      user: z
+        .string()
+        .regex(/^[a-z_][a-z0-9_-]{0,31}$/, 'must be the name of a user')
+        .default('pairwire-kms'),
+    })
+    .refine(
+      ({ address, key }) => (address === undefined) === (key === undefined),
+      'address and key belong together',
+    )
+    .prefault({}),
   metrics: z
     .strictObject({
       /** Where /metrics answers (loopback); without it, nowhere. */
@@ -159,6 +178,10 @@ export interface KeyServerPaths {
   readonly auditKey: string;
   readonly auditHead: string;
   readonly adminKey: string;
+  /** Folder of the KMS, if it is a child. */
+  readonly kms: string;
+  /** Notes that the keys of the store are sealed. */
+  readonly sealMark: string;
 }
 
 /** Reads DIR/keyserver.yaml. @throws PairwireError CONFIG_NOT_FOUND, CONFIG_INVALID with file and line */
@@ -225,6 +248,8 @@ export function pathsOf(
     auditKey: at('audit.key'),
     auditHead: join(file === undefined ? at('.') : dirname(file), 'audit.head'),
     adminKey: at('admin.key'),
+    kms: at('kms'),
+    sealMark: at('store.sealed'),
   };
 }
 

@@ -44,10 +44,13 @@ import {
 } from './config.js';
 import { groupInterval, installSettings } from './current-settings.js';
 import { makeGroupKey } from './keys/group-key.js';
+import { makeKms } from './kms/folder.js';
+import { LocalDeks } from './kms/local-deks.js';
 import { openDatabase } from './storage/open.js';
 import { isPostgres } from './storage/postgres-target.js';
 import { initialiseStore, openStore } from './storage/sql-store.js';
 import type { StoreMeta, StoreTransaction } from './storage/store.js';
+import { unlock } from './storage/unlock.js';
 import { ADMIN_ID, adminGrant } from './tokens.js';
 
 export const DEFAULT_SERVER = 's1' as Id;
@@ -192,6 +195,7 @@ export async function makeFolder(
     paths.tokenKey,
     paths.auditKey,
     paths.adminKey,
+    paths.kms,
   ]) {
     if (existsSync(path)) {
       throw new PairwireError('FILE_EXISTS', 'there is a key server in this folder already', {
@@ -206,7 +210,11 @@ export async function makeFolder(
     // Last: a folder with a configuration is complete.
     writeFileAtomic(paths.config, configText(input), { exclusive: true });
   } catch (thrown) {
-    for (const name of readdirSync(folder)) if (!before.has(name)) rmSync(join(folder, name));
+    for (const name of readdirSync(folder)) {
+      if (!before.has(name)) {
+        rmSync(join(folder, name), { recursive: true });
+      }
+    }
     throw thrown;
   }
   return paths;
@@ -228,6 +236,7 @@ export interface NewKeys {
   readonly tokenKey: Buffer;
   readonly auditKey: Buffer;
   readonly adminPublic: Buffer;
+  readonly serverPublic: Buffer;
 }
 
 /**
@@ -251,7 +260,11 @@ export function writeServerKeys(
   const admin = generateRawKeyPair('x25519');
   writeKeyFile(paths.adminKey, KEY_KIND.admin, admin.privateKey);
   for (const secret of [server.privateKey, admin.privateKey]) secret.fill(0);
-  return { tokenKey, auditKey, adminPublic: admin.publicKey };
+  return {
+    ...{ tokenKey, auditKey },
+    adminPublic: admin.publicKey,
+    serverPublic: server.publicKey,
+  };
 }
 
 /** What a new store holds. */
@@ -265,16 +278,21 @@ export interface NewStore extends Omit<StoreMeta, 'epoch'> {
   fill(tx: StoreTransaction): Promise<void>;
 }
 
-/** Makes a server's store. @throws PairwireError RECORD_...: settings or grant are not the operator's */
+/** Makes a server's store, and the KMS whose root key seals its keys. @throws PairwireError RECORD_...: settings or grant are not the operator's */
 export async function makeStore(
   paths: KeyServerPaths,
-  { auditKey, adminPublic }: NewKeys,
+  { auditKey, adminPublic, serverPublic }: NewKeys,
   made: NewStore,
 ): Promise<void> {
   const { subnet, server, now } = made;
   const driver = await openDatabase(paths, { create: true });
   await initialiseStore(driver, { ...made, epoch: randomBytes(8) });
-  const store = await openStore(driver);
+  // Both are made here, so this once the root key is at hand; from the first start on only the KMS has it.
+  const roots = makeKms(paths.kms, { subnet, server, serverKey: serverPublic });
+  const service = new LocalDeks(roots, subnet);
+  const store = await openStore(driver, {
+    ring: await unlock(driver, { service, markFile: paths.sealMark }),
+  });
   const audit = new AuditLog({
     store,
     server,

@@ -17,6 +17,7 @@ import {
   pathsOf,
   requireChannelAddress,
 } from './config.js';
+import type { VaultStatus } from './key-vault.js';
 import { isPostgres } from './storage/postgres-target.js';
 
 const REQUEST_TIMEOUT_MS = 15_000;
@@ -187,6 +188,24 @@ export class OperatorClient {
       answerSchemas['restore.confirm'].parse(value),
     );
     return answer.revocation;
+  }
+
+  /** How the stored keys are sealed. */
+  async kmsStatus(): Promise<VaultStatus> {
+    const {
+      t: _t,
+      id: _id,
+      ...status
+    } = await this.#ask({ t: 'kms.status' }, (value) => answerSchemas['kms.status'].parse(value));
+    return status;
+  }
+
+  /** Has all stored keys sealed by another DEK. @returns the generation of the root key that seals it */
+  async kmsRotate(root: boolean): Promise<number> {
+    const { generation } = await this.#ask({ t: 'kms.rotate', root }, (value) =>
+      answerSchemas['kms.rotate'].parse(value),
+    );
+    return generation;
   }
 
   close(): void {

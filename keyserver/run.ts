@@ -20,6 +20,9 @@ import {
   pathsOf,
   requireHostPort,
 } from './config.js';
+import { KeyVault } from './key-vault.js';
+import { hasKms } from './kms/folder.js';
+import { type KmsLink, linkKms } from './kms-link.js';
 import { RelayProcess } from './relay.js';
 import { KeyServer } from './server.js';
 import { openDatabase, targetOf } from './storage/open.js';
@@ -27,6 +30,7 @@ import { PostgresDriver } from './storage/postgres.js';
 import type { PostgresTarget } from './storage/postgres-target.js';
 import type { SqlDriver } from './storage/sql.js';
 import { openStore } from './storage/sql-store.js';
+import { countDeks, unlock } from './storage/unlock.js';
 
 /** Before one that could not serve, or could not reach the database, tries again. */
 const RETRY_MS = 500;
@@ -37,12 +41,14 @@ export async function runKeyServer(dir: string): Promise<void> {
   const log = createLogger('keyserver', config.log);
   const life = new Lifecycle(log);
   const paths = pathsOf(dir, config);
-  const folder: Folder = { config, paths, log, keys: readKeys(paths) };
+  const folder: Folder = { config, paths, log, keys: readKeys(paths), life, kms: undefined };
   const shown = new Shown();
   let ended: Promise<void> = new Promise(() => {
     // It ends by a signal only.
   });
   try {
+    // Before the database, for its start takes as long as ours.
+    if (config.kms.address !== undefined || hasKms(paths.kms)) await kmsOf(folder);
     await startMetrics(config, shown, life);
     const target = targetOf(paths);
     if (target === undefined) {
@@ -70,6 +76,10 @@ interface Folder {
   readonly paths: KeyServerPaths;
   readonly log: Logger;
   readonly keys: ReturnType<typeof readKeys>;
+  /** Of the process, not of one turn of serving. */
+  readonly life: Lifecycle;
+  /** From the first turn on. */
+  kms: KmsLink | undefined;
 }
 
 function readKeys(paths: KeyServerPaths) {
@@ -115,15 +125,32 @@ async function startMetrics(config: KeyServerConfig, shown: Shown, life: Lifecyc
   life.started('metrics', () => server.close());
 }
 
+/** The KMS of this process. @param driver where it may be missing yet: says whether one was there before */
+async function kmsOf(folder: Folder, driver?: SqlDriver): Promise<KmsLink> {
+  const { config, paths, keys, log, life } = folder;
+  if (folder.kms !== undefined) return folder.kms;
+  const sealed = async (): Promise<boolean> =>
+    driver === undefined || (await countDeks(driver)) > 0;
+  const kms = await linkKms(config, paths, keys.staticKeys, log, sealed);
+  life.started('kms', () => kms.close());
+  folder.kms = kms;
+  return kms;
+}
+
 /** Starts a server on an open database. @throws PairwireError */
 async function serve(
-  { config, paths, log, keys }: Folder,
+  folder: Folder,
   driver: SqlDriver,
   shown: Shown,
   life: Lifecycle,
 ): Promise<void> {
+  const { config, paths, log, keys } = folder;
   const { operator, ...own } = keys;
-  const store = await openStore(driver, { onlyWriter: true });
+  const kms = await kmsOf(folder, driver);
+  await kms.ready();
+  const markFile = paths.sealMark;
+  const ring = await unlock(driver, { service: kms.client, markFile, log });
+  const store = await openStore(driver, { onlyWriter: true, ring });
   if (!store.meta.operator.equals(operator)) {
     throw new PairwireError('CONFIG_INVALID', 'the database belongs to another operator key', {
       where: paths.operatorPublic,
@@ -145,8 +172,15 @@ async function serve(
   metrics.gauge('store_evicted', 'Entries in memory that made room for others', [], (gauge) =>
     gauge.set(store.evicted),
   );
+  metrics.gauge('keyserver_kms_restarts', 'Restarts of the KMS beside this server', [], (gauge) =>
+    gauge.set(kms.restarts),
+  );
+  const vault = new KeyVault(driver, ring, kms.client, { log, metrics });
+  life.started('vault', () => vault.close());
+  vault.resume();
   const server = await KeyServer.start({
     store,
+    vault,
     listen: listenAddresses(config),
     ...own,
     net: ownNet(config),

@@ -28,6 +28,7 @@ import { RepeatedLines } from './cascade/repeated-lines.js';
 import { SubnetTime } from './cascade/subnet-time.js';
 import type { KeyServerConfig, OwnNet } from './config.js';
 import { CurrentSettings } from './current-settings.js';
+import type { KeyVault } from './key-vault.js';
 import { GroupRekey } from './keys/group-rekey.js';
 import { KeyRequests, requireOwn } from './keys/key-requests.js';
 import { PutBack } from './keys/put-back.js';
@@ -69,6 +70,8 @@ const REQUEST_TYPES: ReadonlySet<string> = new Set(
 
 export interface KeyServerOptions {
   readonly store: Store;
+  /** Its keys at rest; without it they can't be sealed anew. */
+  readonly vault?: KeyVault;
   /** Where it accepts channels; port 0 takes a free one. */
   readonly listen: readonly ListenAddress[];
   /** Static keys of the channel. */
@@ -143,6 +146,7 @@ export class KeyServer {
   readonly #netLinks: NetLinks;
   readonly #netReach: NetReach;
   readonly #cascade: Cascade;
+  readonly #vault: KeyVault | undefined;
   readonly #netAsks = new TokenBuckets(NET_ASK_BURST, NET_ASKS_PER_SECOND);
   readonly #putBack: PutBack;
   readonly #sweeper: NodeJS.Timeout;
@@ -151,6 +155,7 @@ export class KeyServer {
   private constructor(options: KeyServerOptions, settings: CurrentSettings, operator: KeyObject) {
     const { store, log, tuning, limits = {} } = options;
     this.metrics = options.metrics ?? new Metrics();
+    this.#vault = options.vault;
     const clock = options.clock ?? new SystemClock();
     const time = new SubnetTime(new ServerClock(clock));
     const now = (): number => time.now();
@@ -442,6 +447,10 @@ export class KeyServer {
         throw new RequestError(thrown.code, thrown.message.slice(0, 200));
       }
       result = 'unavailable';
+      // A broken seal was logged where it was found, once.
+      if (thrown instanceof PairwireError && thrown.code === 'SEAL_BROKEN') {
+        throw new RequestError('unavailable');
+      }
       if (thrown instanceof PairwireError && thrown.code === 'STORE_FAILED') {
         log.error({ err: thrown }, 'the store failed');
         throw new RequestError('unavailable');
@@ -515,6 +524,10 @@ export class KeyServer {
         return this.#revoke(memberOf(peer), request.member);
       case 'restore.confirm':
         return this.#confirmRestore(memberOf(peer));
+      case 'kms.status':
+        return { ...(await this.#vaultOf().status()) };
+      case 'kms.rotate':
+        return this.#rotateDek(memberOf(peer), request.root);
       case 'sync': {
         // Before the state is read: what changes from now on is pushed.
         peer.synced = true;
@@ -560,6 +573,28 @@ export class KeyServer {
         return { version };
       }
     }
+  }
+
+  #vaultOf(): KeyVault {
+    if (this.#vault === undefined) throw new RequestError('unsupported');
+    return this.#vault;
+  }
+
+  async #rotateDek(actor: Id, root: boolean): Promise<Answer> {
+    const { store, audit, log } = this.#services;
+    let generation: number;
+    try {
+      generation = await this.#vaultOf().rotate(root);
+    } catch (thrown) {
+      if (!(thrown instanceof PairwireError) || thrown.code !== 'KMS_FAILED') throw thrown;
+      log.error({ err: thrown }, 'the KMS made no DEK');
+      throw new RequestError('unavailable', 'the KMS does not make a DEK: see the log');
+    }
+    const detail = { root, generation };
+    await store.write((tx) =>
+      audit.append(tx, { actor, action: 'kms_rotate', outcome: 'done', detail }),
+    );
+    return { generation };
   }
 
   /** Both cursors are of one store. */

@@ -343,12 +343,51 @@ function relayVectors() {
   };
 }
 
+/** Sealed keys and DEKs, computed from docs/protocol.md section 11. */
+function envelopeVectors() {
+  const seal = (key: Buffer, header: Buffer, nonce: Buffer, data: Buffer, plain: Buffer) =>
+    hex(Buffer.concat([header, nonce, gcm(key, nonce, data).encrypt(plain)]));
+  const places = [
+    { table: 'pair_keys', column: 'key', ids: ['alice', 'bob'], pwId: 1 },
+    { table: 'pair_keys', column: 'next_key', ids: ['alice', 'bob'], pwId: 2 },
+    { table: 'group_keys', column: 'key', ids: ['all'], pwId: 4_294_967_296 },
+    { table: 'nets', column: 'key', ids: ['west'], pwId: Number.MAX_SAFE_INTEGER },
+  ];
+  const store = bytes('envelope store', 16);
+  const dekId = bytes('envelope dek id', 8);
+  const dek = bytes('envelope dek', 32);
+  const keys = places.map(({ table, column, ids, pwId }, i) => {
+    const key = bytes(`envelope ${i} key`, 32);
+    const nonce = bytes(`envelope ${i} nonce`, 12);
+    const header = Buffer.concat([Buffer.of(1), dekId]);
+    const label = 'pairwire/1 envelope';
+    const data = fields(label, header, store, table, column, ids.length, ...ids, pwId);
+    return {
+      ...{ store: hex(store), table, column, ids, pwId, dekId: hex(dekId), dek: hex(dek) },
+      ...{ key: hex(key), nonce: hex(nonce), sealed: seal(dek, header, nonce, data, key) },
+    };
+  });
+  const deks = [1, 70_000].map((generation) => {
+    const root = bytes(`envelope root ${generation}`, 32);
+    const nonce = bytes(`envelope root ${generation} nonce`, 12);
+    const header = Buffer.of(1, 0, 0, 0, 0);
+    header.writeUInt32BE(generation, 1);
+    const data = fields('pairwire/1 dek', header, 'store', 'lab', dekId);
+    return {
+      ...{ subnet: 'lab', generation, root: hex(root), dekId: hex(dekId), dek: hex(dek) },
+      ...{ nonce: hex(nonce), sealed: seal(root, header, nonce, data, dek) },
+    };
+  });
+  return { keys, deks };
+}
+
 const files = {
   'channel.json': { admission: admissionVector(), records: recordVectors() },
   'kdf.json': { pair: pairVectors(), net: netVectors(), group: groupVectors() },
   'frame.json': frameVectors(),
   'fragment.json': fragmentVectors(),
   'relay.json': relayVectors(),
+  'envelope.json': envelopeVectors(),
 };
 const check = process.argv.includes('--check');
 mkdirSync(DIRECTORY, { recursive: true });

@@ -1,7 +1,6 @@
 /**
  * Pair keys: made on the first request, exactly once, even if both ends ask in the same
- * millisecond (the store's primary key decides). Until there is a KMS, they lie in the
- * database in clear.
+ * millisecond (the store's primary key decides).
  */
 import { randomBytes } from 'node:crypto';
 import { KEY_SIZE } from '../../src/protocol/constants.js';

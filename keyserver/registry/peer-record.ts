@@ -3,8 +3,7 @@ import type { PeerRecord } from '../../src/protocol/messages.js';
 import type { Member } from '../storage/store.js';
 
 /**
- * The record as members get it. Until there is a KMS, the membership carries the identity
- * document in clear.
+ * The record as members get it; the membership carries the identity document in clear.
  */
 export function toPeerRecord(member: Member): PeerRecord {
   return {

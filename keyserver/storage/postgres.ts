@@ -18,7 +18,7 @@ import { hostname } from 'node:os';
 import { type Clock, SystemClock } from '../../src/runtime/clock.js';
 import { PairwireError } from '../../src/runtime/errors.js';
 import { GroupCommit, type Job } from './group-commit.js';
-import { MIGRATIONS, type MigrationTarget, migrate } from './migrations/index.js';
+import { type MigrationTarget, migrate, NEWEST } from './migrations/index.js';
 import {
   isLost,
   PATIENCE,
@@ -141,7 +141,7 @@ export class PostgresDriver implements SqlDriver {
   ): Promise<PostgresDriver> {
     const driver = await PostgresDriver.connect(target, options);
     try {
-      if ((await driver.#version()) !== MIGRATIONS.length) await driver.migrate();
+      if ((await driver.#version()) !== NEWEST) await driver.migrate();
     } catch (thrown) {
       await driver.close();
       throw thrown;
@@ -244,6 +244,11 @@ export class PostgresDriver implements SqlDriver {
     const lease = this.#lease;
     if (lease === undefined || this.#uncertain) return false;
     return this.#clock.bootMs() - lease.provenAt < LEASE_MS;
+  }
+
+  /** What a PostgreSQL server keeps of old rows, and in its log, is its own business (docs/operations.md). */
+  erase(): Promise<boolean> {
+    return Promise.resolve(false);
   }
 
   /** Finishes what was queued, and gives the lease back, so that another need not wait for it to run out. */

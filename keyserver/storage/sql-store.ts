@@ -2,10 +2,12 @@
  * The store in SQL that SQLite and PostgreSQL both run. Which
  * database it is, is the driver's business.
  */
+import { randomBytes } from 'node:crypto';
 import { encode } from '@msgpack/msgpack';
 import { z } from 'zod';
 import { decodeMessage } from '../../src/protocol/channel/codec.js';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
+import { STORE_ID_SIZE } from '../../src/protocol/envelope.js';
 import { type Id, idSchema, orderedPair } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
 import { type Endpoint, endpointSchema, netFarSchema } from '../../src/protocol/messages.js';
@@ -13,6 +15,7 @@ import { type Role, TALKER_ROLES } from '../../src/protocol/records.js';
 import { bytesSchema } from '../../src/protocol/signed.js';
 import { serverAddressSchema } from '../../src/protocol/token.js';
 import { PairwireError } from '../../src/runtime/errors.js';
+import { type KeyColumn, type KeyRing, LOCKED } from './key-ring.js';
 import { MemberCache, pairName, Touched } from './member-cache.js';
 import {
   blob,
@@ -87,6 +90,9 @@ export async function initialiseStore(driver: SqlDriver, meta: StoreMeta): Promi
       ['tag', Buffer.from([meta.tag])],
       ['operator', meta.operator],
       ['number', Buffer.from([meta.number])],
+      // Nothing was ever in clear in it (unlock.ts).
+      ['store_id', randomBytes(STORE_ID_SIZE)],
+      ['sealing', Buffer.from('clean')],
     ];
     for (const [name, value] of rows) {
       await connection.run('INSERT INTO meta (name, value) VALUES (?, ?)', [name, value]);
@@ -97,11 +103,12 @@ export async function initialiseStore(driver: SqlDriver, meta: StoreMeta): Promi
 /**
  * Opens the store of a database that `initialiseStore` has seen.
  * @param options.onlyWriter no other process changes members or keys, so they may be cached
+ * @param options.ring its DEKs, from `unlock`; without them it tells everything but keys
  * @throws PairwireError STORE_FAILED
  */
 export async function openStore(
   driver: SqlDriver,
-  options: { readonly onlyWriter?: boolean } = {},
+  options: { readonly onlyWriter?: boolean; readonly ring?: KeyRing } = {},
 ): Promise<Store> {
   const rows = await driver.reader.all('SELECT name, value FROM meta', []);
   const values = new Map(rows.map((row) => [text(row, 'name'), blob(row, 'value')]));
@@ -127,14 +134,17 @@ export async function openStore(
     // Stores from before there were several servers are of a first one.
     number: values.get('number')?.readUInt8(0) ?? 0,
   };
-  return new SqlStore(driver, meta, options.onlyWriter === true ? new MemberCache() : undefined);
+  const cache = options.onlyWriter === true ? new MemberCache() : undefined;
+  return new SqlStore(driver, meta, options.ring ?? LOCKED, cache);
 }
 
 class SqlReads implements StoreReads {
   protected readonly sql: SqlConnection;
+  protected readonly ring: KeyRing;
 
-  constructor(connection: SqlConnection) {
+  constructor(connection: SqlConnection, ring: KeyRing) {
     this.sql = connection;
+    this.ring = ring;
   }
 
   async counters(): Promise<Counters> {
@@ -201,7 +211,7 @@ class SqlReads implements StoreReads {
     const [low, high] = orderedPair(a, b);
     return optional(
       await this.sql.get('SELECT * FROM pair_keys WHERE a = ? AND b = ?', [low, high]),
-      toPair,
+      (row) => toPair(this.ring, row),
     );
   }
 
@@ -209,15 +219,18 @@ class SqlReads implements StoreReads {
     const rows = await this.sql.all('SELECT * FROM group_keys WHERE id = ?', [id]);
     const row = rows.find((one) => integer(one, 'in_force') === 1);
     const next = rows.find((one) => integer(one, 'in_force') === 0);
-    return row === undefined ? undefined : toGroup(row, next);
+    return row === undefined ? undefined : toGroup(this.ring, row, next);
   }
 
   async net(id: Id): Promise<Net | undefined> {
-    return optional(await this.sql.get('SELECT * FROM nets WHERE net = ?', [id]), toNet);
+    return optional(await this.sql.get('SELECT * FROM nets WHERE net = ?', [id]), (row) =>
+      toNet(this.ring, row),
+    );
   }
 
   async nets(): Promise<readonly Net[]> {
-    return (await this.sql.all('SELECT * FROM nets ORDER BY serial', [])).map(toNet);
+    const rows = await this.sql.all('SELECT * FROM nets ORDER BY serial', []);
+    return this.ring.each(rows, (row) => toNet(this.ring, row));
   }
 
   async revocations({ after, upTo, limit }: ChangeWindow): Promise<readonly Revocation[]> {
@@ -326,7 +339,7 @@ class SqlReads implements StoreReads {
        ORDER BY changed LIMIT ?`,
       [home, after, upTo, limit],
     );
-    return rows.map(toPair);
+    return rows.map((row) => toPair(this.ring, row));
   }
 
   async linksOnline(): Promise<readonly Id[]> {
@@ -404,13 +417,17 @@ class SqlReads implements StoreReads {
       `${half('a', 'b', 'asked_a')} UNION ALL ${half('b', 'a', 'asked_b')} ORDER BY seq LIMIT ?`,
       [id, after, upTo, id, after, upTo, limit],
     );
-    return rows.map((row) => ({
-      seq: integer(row, 'seq'),
-      peer: text(row, 'peer') as Id,
-      key: blob(row, 'key'),
-      pwId: integer(row, 'pw_id'),
-      next: nextOf(row),
-    }));
+    return rows.map((row) => {
+      const peer = text(row, 'peer') as Id;
+      const ends = orderedPair(id, peer);
+      return {
+        seq: integer(row, 'seq'),
+        peer,
+        key: openPair(this.ring, row, 'key', ends),
+        pwId: integer(row, 'pw_id'),
+        next: nextOf(this.ring, row, ends),
+      };
+    });
   }
 
   async pairsDue(now: number, limit: number): Promise<readonly PairKey[]> {
@@ -419,14 +436,14 @@ class SqlReads implements StoreReads {
        ORDER BY due_at LIMIT ?`,
       [now, limit],
     );
-    return rows.map(toPair);
+    return this.ring.each(rows, (row) => toPair(this.ring, row));
   }
 
   async pairsPrepared(limit: number): Promise<readonly PairKey[]> {
     const rows = await this.sql.all('SELECT * FROM pair_keys WHERE next_pw_id > 0 LIMIT ?', [
       limit,
     ]);
-    return rows.map(toPair);
+    return this.ring.each(rows, (row) => toPair(this.ring, row));
   }
 
   async pairsAfter(
@@ -438,7 +455,10 @@ class SqlReads implements StoreReads {
        WHERE serial > ? ORDER BY serial LIMIT ?`,
       [serial, limit],
     );
-    return rows.map((row) => ({ ...toKnownPair(row), serial: integer(row, 'serial') }));
+    return this.ring.each(rows, (row) => ({
+      ...toKnownPair(this.ring, row),
+      serial: integer(row, 'serial'),
+    }));
   }
 
   async pairsOf(id: Id): Promise<readonly PairKey[]> {
@@ -446,7 +466,7 @@ class SqlReads implements StoreReads {
       'SELECT * FROM pair_keys WHERE a = ? UNION ALL SELECT * FROM pair_keys WHERE b = ?',
       [id, id],
     );
-    return rows.map(toPair);
+    return this.ring.each(rows, (row) => toPair(this.ring, row));
   }
 
   async macsOf(id: Id): Promise<readonly MacEntry[]> {
@@ -912,7 +932,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
       [
         pair.a,
         pair.b,
-        pair.key,
+        this.#sealPair('key', pair, pair.pwId, pair.key),
         pair.pwId,
         pair.reason,
         pair.createdAt,
@@ -932,7 +952,13 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     changed: number,
   ): Promise<void> {
     this.touched.pairs.add(pairName(a, b));
-    const generation = [key, pwId, createdAt, next?.key ?? null, next?.pwId ?? 0];
+    const generation = [
+      this.#sealPair('key', { a, b }, pwId, key),
+      pwId,
+      createdAt,
+      next === undefined ? null : this.#sealPair('next_key', { a, b }, next.pwId, next.key),
+      next?.pwId ?? 0,
+    ];
     // What an end here has confirmed holds for the next generation that it was said of.
     const updated = await this.sql.run(
       `UPDATE pair_keys SET key = ?, pw_id = ?, created_at = ?, next_key = ?,
@@ -958,7 +984,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     await this.sql.run(
       `INSERT INTO group_keys (id, pw_id, key, reason, created_at, serial, changed, in_force)
        VALUES (?, ?, ?, ?, 0, ?, ?, 0)`,
-      [group.id, next.pwId, next.key, next.reason, serial, group.changed],
+      [group.id, next.pwId, this.#sealGroup(group.id, next), next.reason, serial, group.changed],
     );
   }
 
@@ -1031,7 +1057,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
       (await this.sql.run(
         `UPDATE pair_keys SET next_key = ?, next_pw_id = pw_id + 1, next_reason = ?, confirmed = 0, changed = ?
          WHERE a = ? AND b = ? AND pw_id = ? AND next_pw_id = 0 AND maker = ''`,
-        [next.key, next.reason, changed, a, b, pwId],
+        [this.#sealPair('next_key', pair, pwId + 1, next.key), next.reason, changed, a, b, pwId],
       )) === 1;
     let known = pair;
     if (!(await prepare(known))) {
@@ -1059,7 +1085,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
       askedB: integer(one, 'asked_b'),
       maker: serverOf(one, 'maker'),
       next: {
-        key: blob(one, 'next_key'),
+        key: this.ring.open('pair_keys', 'next_key', [a, b], pwId, blob(one, 'next_key')),
         pwId,
         reason: text(one, 'next_reason'),
         ...confirmedOf(one),
@@ -1074,11 +1100,20 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
   ): Promise<ToldPair | undefined> {
     this.touched.pairs.add(pairName(a, b));
     const committed = await this.sql.run(
-      `UPDATE pair_keys SET key = next_key, pw_id = next_pw_id, reason = next_reason,
+      `UPDATE pair_keys SET key = ?, pw_id = next_pw_id, reason = next_reason,
          created_at = ?, due_at = ?, changed = ?,
          next_key = NULL, next_pw_id = 0, next_reason = '', confirmed = 0
        WHERE a = ? AND b = ? AND next_pw_id = ?`,
-      [times.createdAt, times.dueAt, changed, a, b, next.pwId],
+      [
+        // Each column has a seal of its own, so the key is sealed anew.
+        this.#sealPair('key', { a, b }, next.pwId, next.key),
+        times.createdAt,
+        times.dueAt,
+        changed,
+        a,
+        b,
+        next.pwId,
+      ],
     );
     if (committed === 0) return undefined;
     const { key, pwId } = next;
@@ -1101,7 +1136,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
       `UPDATE pair_keys SET key = ?, pw_id = ?, reason = ?, created_at = ?, due_at = ?, changed = ?,
          next_key = NULL, next_pw_id = 0, next_reason = '', confirmed = 0
        WHERE a = ? AND b = ?`,
-      [key, pwId, reason, createdAt, dueAt, changed, a, b],
+      [this.#sealPair('key', { a, b }, pwId, key), pwId, reason, createdAt, dueAt, changed, a, b],
     );
   }
 
@@ -1161,7 +1196,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
       [
         key.id,
         key.pwId,
-        key.key,
+        this.#sealGroup(key.id, key),
         key.reason,
         key.createdAt,
         key.serial,
@@ -1180,7 +1215,7 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     await this.sql.run(
       `INSERT INTO group_keys (id, pw_id, key, reason, created_at, serial, changed, in_force)
        VALUES (?, ?, ?, ?, 0, ?, ?, 0)`,
-      [id, next.pwId, next.key, next.reason, next.serial, changed],
+      [id, next.pwId, this.#sealGroup(id, next), next.reason, next.serial, changed],
     );
     await this.sql.run('UPDATE group_keys SET changed = ? WHERE id = ? AND in_force = 1', [
       changed,
@@ -1219,13 +1254,17 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
         contact === undefined ? NOTHING : Buffer.from(encode(contact)),
         JSON.stringify(net.local),
         JSON.stringify(net.told),
-        net.key ?? NOTHING,
+        net.key === undefined
+          ? NOTHING
+          : this.ring.seal('nets', 'key', [net.net], net.pwId, net.key),
         net.pwId,
         net.oldest,
         net.reason,
         net.createdAt,
         net.dueAt,
-        next?.key ?? NOTHING,
+        next === undefined
+          ? NOTHING
+          : this.ring.seal('nets', 'next_key', [net.net], next.pwId, next.key),
         next?.pwId ?? 0,
         next?.reason ?? '',
         net.serial,
@@ -1376,6 +1415,14 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     );
   }
 
+  #sealPair(column: KeyColumn, { a, b }: PairEnds, pwId: number, key: Buffer): Buffer {
+    return this.ring.seal('pair_keys', column, [a, b], pwId, key);
+  }
+
+  #sealGroup(id: Id, { key, pwId }: { readonly key: Buffer; readonly pwId: number }): Buffer {
+    return this.ring.seal('group_keys', 'key', [id], pwId, key);
+  }
+
   async #count(name: 'change' | 'talkers' | 'revocation', by: number): Promise<number> {
     const row = await this.sql.get(
       'UPDATE counters SET value = value + ? WHERE name = ? RETURNING value',
@@ -1391,8 +1438,8 @@ class SqlStore extends SqlReads implements Store {
   readonly #driver: SqlDriver;
   readonly #kept: MemberCache | undefined;
 
-  constructor(driver: SqlDriver, meta: StoreMeta, cache: MemberCache | undefined) {
-    super(driver.reader);
+  constructor(driver: SqlDriver, meta: StoreMeta, ring: KeyRing, cache: MemberCache | undefined) {
+    super(driver.reader, ring);
     this.#driver = driver;
     this.#meta = meta;
     this.#kept = cache;
@@ -1443,7 +1490,7 @@ class SqlStore extends SqlReads implements Store {
     let result: T;
     try {
       result = await this.#driver.transaction((connection) => {
-        const tx = new SqlTransaction(connection);
+        const tx = new SqlTransaction(connection, this.ring);
         touched = tx.touched;
         return fn(tx);
       });
@@ -1563,26 +1610,39 @@ function toPeerServer(row: Row): PeerServer {
 const CONFIRMED_A = 1;
 const CONFIRMED_B = 2;
 
-function nextOf(row: Row): { readonly key: Buffer; readonly pwId: number } | undefined {
-  const pwId = integer(row, 'next_pw_id');
-  return pwId === 0 ? undefined : { key: blob(row, 'next_key'), pwId };
+/** A key of a pair, opened. */
+function openPair(ring: KeyRing, row: Row, column: KeyColumn, ends: readonly Id[]): Buffer {
+  const pwId = integer(row, column === 'key' ? 'pw_id' : 'next_pw_id');
+  return ring.open('pair_keys', column, ends, pwId, blob(row, column));
 }
 
-function toKnownPair(row: Row): KnownPair {
+function nextOf(
+  ring: KeyRing,
+  row: Row,
+  ends: readonly Id[],
+): { readonly key: Buffer; readonly pwId: number } | undefined {
+  const pwId = integer(row, 'next_pw_id');
+  return pwId === 0 ? undefined : { key: openPair(ring, row, 'next_key', ends), pwId };
+}
+
+function toKnownPair(ring: KeyRing, row: Row): KnownPair {
+  const a = text(row, 'a') as Id;
+  const b = text(row, 'b') as Id;
   return {
-    a: text(row, 'a') as Id,
-    b: text(row, 'b') as Id,
-    key: blob(row, 'key'),
+    a,
+    b,
+    key: openPair(ring, row, 'key', [a, b]),
     pwId: integer(row, 'pw_id'),
     askedA: integer(row, 'asked_a'),
     askedB: integer(row, 'asked_b'),
   };
 }
 
-function toPair(row: Row): PairKey {
-  const next = nextOf(row);
+function toPair(ring: KeyRing, row: Row): PairKey {
+  const known = toKnownPair(ring, row);
+  const next = nextOf(ring, row, [known.a, known.b]);
   return {
-    ...toKnownPair(row),
+    ...known,
     maker: serverOf(row, 'maker'),
     reason: text(row, 'reason'),
     createdAt: integer(row, 'created_at'),
@@ -1608,10 +1668,13 @@ function confirmedOf(row: Row): Pick<NextGeneration, 'confirmedA' | 'confirmedB'
   };
 }
 
-function toGroup(row: Row, next: Row | undefined): GroupKey {
+function toGroup(ring: KeyRing, row: Row, next: Row | undefined): GroupKey {
+  const id = text(row, 'id') as Id;
+  const key = (one: Row): Buffer =>
+    ring.open('group_keys', 'key', [id], integer(one, 'pw_id'), blob(one, 'key'));
   return {
-    id: text(row, 'id') as Id,
-    key: blob(row, 'key'),
+    id,
+    key: key(row),
     pwId: integer(row, 'pw_id'),
     reason: text(row, 'reason'),
     createdAt: integer(row, 'created_at'),
@@ -1622,7 +1685,7 @@ function toGroup(row: Row, next: Row | undefined): GroupKey {
     next:
       next === undefined
         ? undefined
-        : { key: blob(next, 'key'), pwId: integer(next, 'pw_id'), reason: text(next, 'reason') },
+        : { key: key(next), pwId: integer(next, 'pw_id'), reason: text(next, 'reason') },
   };
 }
 
@@ -1633,14 +1696,17 @@ const contactSchema: z.ZodType<NetContact> = z.object({
   operator: bytesSchema(KEY_SIZE),
 });
 
-function toNet(row: Row): Net {
+function toNet(ring: KeyRing, row: Row): Net {
+  const net = text(row, 'net') as Id;
   const member = text(row, 'member');
   const contact = blob(row, 'contact');
   const key = blob(row, 'key');
   const nextKey = blob(row, 'next_key');
+  const pwId = integer(row, 'pw_id');
+  const nextPwId = integer(row, 'next_pw_id');
   const list = (name: string) => column(name, ipsSchema, () => JSON.parse(text(row, name)));
   return {
-    net: text(row, 'net') as Id,
+    net,
     member: member === '' ? undefined : (member as Id),
     contact:
       contact.length === 0
@@ -1651,8 +1717,8 @@ function toNet(row: Row): Net {
     far: isNull(row, 'far')
       ? undefined
       : column('far', netFarSchema, () => decodeMessage(blob(row, 'far'))),
-    key: key.length === 0 ? undefined : key,
-    pwId: integer(row, 'pw_id'),
+    key: key.length === 0 ? undefined : ring.open('nets', 'key', [net], pwId, key),
+    pwId,
     oldest: integer(row, 'oldest'),
     reason: text(row, 'reason'),
     createdAt: integer(row, 'created_at'),
@@ -1660,7 +1726,11 @@ function toNet(row: Row): Net {
     next:
       nextKey.length === 0
         ? undefined
-        : { key: nextKey, pwId: integer(row, 'next_pw_id'), reason: text(row, 'next_reason') },
+        : {
+            key: ring.open('nets', 'next_key', [net], nextPwId, nextKey),
+            pwId: nextPwId,
+            reason: text(row, 'next_reason'),
+          },
     serial: integer(row, 'serial'),
     changed: integer(row, 'changed'),
   };

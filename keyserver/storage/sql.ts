@@ -32,6 +32,11 @@ export interface SqlDriver {
   transaction<T>(fn: (connection: SqlConnection) => Promise<T>): Promise<T>;
   /** True as long as nobody else can have written, so that what was read before still holds. */
   mayCache(): boolean;
+  /**
+   * Takes what was overwritten or deleted out of the database's files.
+   * @returns false if that could not be done, now or at all
+   */
+  erase(): Promise<boolean>;
   close(): Promise<void>;
 }
 

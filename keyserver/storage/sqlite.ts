@@ -50,6 +50,8 @@ class SqliteConnection implements SqlConnection {
       this.execute('PRAGMA journal_mode = WAL');
       this.execute('PRAGMA synchronous = FULL');
       this.execute('PRAGMA foreign_keys = ON');
+      // What is deleted or overwritten is zeroed in its page.
+      this.execute('PRAGMA secure_delete = ON');
     } catch (error) {
       throw storeError(error, file);
     }
@@ -172,6 +174,14 @@ export class SqliteDriver implements SqlDriver {
   /** The file has one writer, so what it wrote is what there is. */
   mayCache(): boolean {
     return true;
+  }
+
+  /** Rewrites the file without its free pages, and empties the write-ahead log. For when nobody writes. */
+  async erase(): Promise<boolean> {
+    if (!this.#writes.idle) return false;
+    this.#writer.execute('VACUUM');
+    const row = await this.#writer.get('PRAGMA wal_checkpoint(TRUNCATE)', []);
+    return row !== undefined && integer(row, 'busy') === 0;
   }
 
   async close(): Promise<void> {

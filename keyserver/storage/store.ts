@@ -6,8 +6,8 @@
  * settles only when the commit is on the disk; so whatever was answered after it survives
  * kill -9 and a power cut. `fn` may await nothing but its own transaction.
  *
- * Until there is a KMS, keys lie in the store in clear (file mode 0600) and identity
- * documents are served in clear.
+ * Keys are sealed where they are stored, and open here (key-ring.ts, docs/protocol.md section 11); identity documents are
+ * served in clear.
  */
 import type { Id } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';

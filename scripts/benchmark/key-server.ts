@@ -17,18 +17,20 @@ import { cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { AuditLog } from '../../keyserver/audit.js';
-import { KEY_KIND, pathsOf } from '../../keyserver/config.js';
+import { KEY_KIND, type KeyServerPaths, pathsOf } from '../../keyserver/config.js';
 import { CurrentSettings } from '../../keyserver/current-settings.js';
 import { initSubnet } from '../../keyserver/init.js';
 import { GroupRekey } from '../../keyserver/keys/group-rekey.js';
 import { KeyRequests } from '../../keyserver/keys/key-requests.js';
 import { Rekey } from '../../keyserver/keys/rekey.js';
+import { LocalDeks } from '../../keyserver/kms/local-deks.js';
 import { KeyServer } from '../../keyserver/server.js';
 import { keyServerMetrics } from '../../keyserver/server-metrics.js';
 import type { Services } from '../../keyserver/services.js';
 import { openStore } from '../../keyserver/storage/sql-store.js';
 import { SqliteDriver } from '../../keyserver/storage/sqlite.js';
 import type { Store, StoreTransaction } from '../../keyserver/storage/store.js';
+import { unlock } from '../../keyserver/storage/unlock.js';
 import { ChannelClient } from '../../src/net/channel-client.js';
 import { keyPairFromPrivate } from '../../src/protocol/channel/keys.js';
 import { type Id, orderedPair, parseId } from '../../src/protocol/ids.js';
@@ -84,6 +86,13 @@ async function main(): Promise<void> {
   process.stdout.write(`${JSON.stringify(result, undefined, 2)}\n`);
 }
 
+/** The store as its server opens it, with the root keys in its folder. */
+async function openSealed({ database, kms, sealMark }: KeyServerPaths): Promise<Store> {
+  const driver = await SqliteDriver.open(database);
+  const ring = await unlock(driver, { service: LocalDeks.load(kms), markFile: sealMark });
+  return openStore(driver, { onlyWriter: true, ring });
+}
+
 /** A key server's folder with members that were written straight into the store. */
 class Bench {
   readonly dir = mkdtempSync(join(tmpdir(), 'pairwire-bench-'));
@@ -100,9 +109,7 @@ class Bench {
       advertise: [],
       settings: {},
     });
-    bench.store = await openStore(await SqliteDriver.open(bench.paths.database), {
-      onlyWriter: true,
-    });
+    bench.store = await openSealed(bench.paths);
     for (let from = 0; from < members; from += 5_000) {
       await bench.store.write(async (tx) => {
         for (let at = from; at < Math.min(members, from + 5_000); at += 1) {
@@ -316,9 +323,7 @@ async function benchLarge(members: number, pairs: number): Promise<Record<string
   await bench.store.close();
   const starts = [await startTime(bench), await startTime(bench), await startTime(bench)];
   starts.sort((a, b) => a.ms - b.ms);
-  bench.store = await openStore(await SqliteDriver.open(bench.paths.database), {
-    onlyWriter: true,
-  });
+  bench.store = await openSealed(bench.paths);
   await bench.close();
   return {
     members,

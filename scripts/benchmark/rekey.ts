@@ -18,9 +18,11 @@ import { fileURLToPath } from 'node:url';
 import { type GatewayKeys, signMembership } from '../../gateway/identity.js';
 import { KEY_KIND, loadKeyServerConfig, pathsOf } from '../../keyserver/config.js';
 import { initSubnet } from '../../keyserver/init.js';
+import { LocalDeks } from '../../keyserver/kms/local-deks.js';
 import { OperatorClient } from '../../keyserver/operator-client.js';
 import { openStore } from '../../keyserver/storage/sql-store.js';
 import { SqliteDriver } from '../../keyserver/storage/sqlite.js';
+import { unlock } from '../../keyserver/storage/unlock.js';
 import { makeToken } from '../../keyserver/tokens.js';
 import { ChannelClient } from '../../src/net/channel-client.js';
 import { keyPairFromPrivate } from '../../src/protocol/channel/keys.js';
@@ -148,7 +150,11 @@ async function fill(
     readKeyFile(paths.operatorKey, KEY_KIND.operatorPrivate),
   );
   const server = keyPairFromPrivate(readKeyFile(paths.serverKey, KEY_KIND.server));
-  const store = await openStore(await SqliteDriver.open(paths.database));
+  const driver = await SqliteDriver.open(paths.database);
+  const service = LocalDeks.load(paths.kms);
+  const store = await openStore(driver, {
+    ring: await unlock(driver, { service, markFile: paths.sealMark }),
+  });
   const operatorPublic = importPublic('ed25519', store.meta.operator);
   const config = {
     subnet: SUBNET,

@@ -109,10 +109,14 @@ export function action<A extends unknown[]>(
  * wrong use does not end the process by itself.
  */
 export function createProgram(name: string, about: string): Command {
-  return new Command(name)
-    .description(about)
-    .exitOverride()
-    .showHelpAfterError('(add --help for what this command takes)');
+  return (
+    new Command(name)
+      .description(about)
+      // An option behind a command's name is that command's, also if one above has the same (`kms`, `kms status`).
+      .enablePositionalOptions()
+      .exitOverride()
+      .showHelpAfterError('(add --help for what this command takes)')
+  );
 }
 
 /** Runs a program. @returns the exit code: 2 for wrong use, else what the command set */

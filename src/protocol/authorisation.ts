@@ -34,6 +34,8 @@ export const MAY_SEND: Readonly<Record<Asker, readonly RequestType[]>> = {
     'rekey',
     'revoke',
     'restore.confirm',
+    'kms.status',
+    'kms.rotate',
     'peer.add',
     'peer.remove',
     'mac.pin',

@@ -58,6 +58,11 @@ export const LABEL = {
   probe: 'pairwire/1 loop probe',
   peering: 'pairwire/1 peering',
   netMark: 'pairwire/1 net mark',
+  envelope: 'pairwire/1 envelope',
+  dek: 'pairwire/1 dek',
+  ticket: 'pairwire/1 ticket',
+  kmsAudit: 'pairwire/1 kms audit',
+  kmsIdentity: 'pairwire/1 kms identity',
 } as const;
 
 /** What tells two net keys of one number apart, docs/protocol.md 9.2. */

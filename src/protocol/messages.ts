@@ -430,6 +430,10 @@ export const requestSchema = z.discriminatedUnion('t', [
   }),
   /** The operator knows that the database was put back and has revoked again whom it forgot. */
   z.strictObject({ t: z.literal('restore.confirm'), id: requestId }),
+  /** How the stored keys are sealed. */
+  z.strictObject({ t: z.literal('kms.status'), id: requestId }),
+  /** Seals all stored keys by another DEK; with `root`, that by another root key. */
+  z.strictObject({ t: z.literal('kms.rotate'), id: requestId, root: z.boolean() }),
   /** What changed since the cursor; also renews the lease. `epoch` and `run` are those of the cursors. */
   z.strictObject({
     t: z.literal('sync'),
@@ -590,6 +594,18 @@ export const answerSchemas = {
     server: idSchema.optional(),
   }),
   'restore.confirm': z.object({ t: z.literal('ok'), id: requestId, revocation }),
+  'kms.status': z.object({
+    t: z.literal('ok'),
+    id: requestId,
+    connected: z.boolean(),
+    generations: z.array(z.int().positive()).max(1_024),
+    deks: z.int().nonnegative(),
+    since: z.int().nonnegative(),
+    resealing: z.boolean(),
+    resealed: z.int().nonnegative(),
+    broken: z.int().nonnegative(),
+  }),
+  'kms.rotate': z.object({ t: z.literal('ok'), id: requestId, generation: z.int().positive() }),
   sync: z.object({
     t: z.literal('ok'),
     id: requestId,

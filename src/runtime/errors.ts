@@ -36,6 +36,8 @@ export const ERROR_CODES = [
   // key server
   'STORE_FAILED',
   'STORE_VERSION',
+  'SEAL_BROKEN',
+  'KMS_FAILED',
   'REFUSED',
   'NOT_FOUND',
   'LIMIT',

@@ -18,6 +18,7 @@ import { type Id, parseId } from '../../src/protocol/ids.js';
 import { defaultMac } from '../../src/protocol/mac.js';
 import type { Token } from '../../src/protocol/token.js';
 import { PostgresServer } from '../unit/keyserver/support/postgres.js';
+import { ringOf } from '../unit/keyserver/support/store.js';
 import { sleep, TestMember, until } from '../unit/keyserver/support/subnet.js';
 import { SUBNET, SubnetFolder } from '../unit/keyserver/support/subnet-folder.js';
 
@@ -248,7 +249,12 @@ it(`answers everything over ${KILLS} kills and a restart of PostgreSQL, and forg
   expect(answered).toBeGreaterThan(KILLS);
 
   const driver = await openDatabase({ database: url });
-  const store = await openStore(driver);
+  const store = await openStore(driver, {
+    ring: await ringOf(driver, {
+      kms: join(root, 'r0', 'kms'),
+      sealMark: join(root, 'r0', 'store.sealed'),
+    }),
+  });
   try {
     for (const id of enrolled) if ((await store.member(id)) === undefined) wrong.push(`lost ${id}`);
     for (const [name, key] of keys) {

@@ -10,6 +10,7 @@ import { nets } from './0007-nets.js';
 import { netPorts } from './0008-net-ports.js';
 import { cascade } from './0009-cascade.js';
 import { cascadeCare } from './0010-cascade-care.js';
+import { deks } from './0011-deks.js';
 import type { Migration } from './migration.js';
 
 export const MIGRATIONS: readonly Migration[] = [
@@ -23,7 +24,11 @@ export const MIGRATIONS: readonly Migration[] = [
   netPorts,
   cascade,
   cascadeCare,
+  deks,
 ];
+
+/** The version of a database that this program has brought up to date. */
+export const NEWEST = MIGRATIONS.at(-1)?.version ?? 0;
 
 /** What the runner needs of a database. `atomically` is one transaction. */
 export interface MigrationTarget {

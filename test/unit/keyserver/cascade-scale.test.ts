@@ -1,10 +1,11 @@
 /** What is asked of the database for each word of another key server is found by an index, however many pairs there are. */
+import { randomBytes } from 'node:crypto';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { homeState } from '../../../keyserver/cascade/home-state.js';
 import type { SqlValue } from '../../../keyserver/storage/sql.js';
 import { openStore } from '../../../keyserver/storage/sql-store.js';
 import { parseId } from '../../../src/protocol/ids.js';
-import { ON_POSTGRES } from './support/store.js';
+import { ON_POSTGRES, ringOf } from './support/store.js';
 import { TestSubnet } from './support/subnet.js';
 
 /** PAIRWIRE_SCALE=100: 100,000 members and 1,000,000 pairs. */
@@ -18,6 +19,7 @@ describe.skipIf(ON_POSTGRES)('many members and pairs', () => {
   beforeAll(async () => {
     one = await TestSubnet.start();
     await one.enrolled('m0');
+    const ring = await ringOf(one.driver, one.paths);
     await one.driver.transaction(async (connection) => {
       const count = (n: number): string =>
         `WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < ${n})`;
@@ -36,6 +38,12 @@ describe.skipIf(ON_POSTGRES)('many members and pairs', () => {
            CASE WHEN (1 + n % ${MEMBERS}) % 100 = 0 THEN 's2' ELSE '' END FROM c`,
         [],
       );
+      // Those that are read are sealed, as every key is.
+      for (const row of await connection.all("SELECT a, b FROM pair_keys WHERE far = 's2'", [])) {
+        const [a, b] = [String(row.a), String(row.b)];
+        const sealed = ring.seal('pair_keys', 'key', [a, b], 1, randomBytes(32));
+        await connection.run('UPDATE pair_keys SET key = ? WHERE a = ? AND b = ?', [sealed, a, b]);
+      }
       await connection.run(
         `UPDATE counters SET value = ${300_000 + PAIRS + MEMBERS} WHERE name = 'change'`,
         [],
@@ -47,18 +55,22 @@ describe.skipIf(ON_POSTGRES)('many members and pairs', () => {
   it('are told from their own change numbers on, without a look at other pairs', async () => {
     const asked: { readonly sql: string; readonly params: readonly SqlValue[] }[] = [];
     const { reader } = one.driver;
-    const store = await openStore({
-      ...{ counts: one.driver.counts, mayCache: () => false, close: async () => {} },
-      transaction: (work) => one.driver.transaction(work),
-      reader: {
-        get: (sql, params) => reader.get(sql, params),
-        run: (sql, params) => reader.run(sql, params),
-        all: (sql, params) => {
-          asked.push({ sql, params });
-          return reader.all(sql, params);
+    const store = await openStore(
+      {
+        ...{ counts: one.driver.counts, mayCache: () => false, close: async () => {} },
+        erase: () => Promise.resolve(true),
+        transaction: (work) => one.driver.transaction(work),
+        reader: {
+          get: (sql, params) => reader.get(sql, params),
+          run: (sql, params) => reader.run(sql, params),
+          all: (sql, params) => {
+            asked.push({ sql, params });
+            return reader.all(sql, params);
+          },
         },
       },
-    });
+      { ring: await ringOf(one.driver, one.paths) },
+    );
     const upTo = (await store.counters()).change;
     const before = performance.now();
     const pairs = await store.pairsWithChanged({ after: 0, upTo, limit: 500 }, parseId('s2'));

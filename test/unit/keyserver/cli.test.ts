@@ -68,6 +68,9 @@ describe('key server commands', () => {
       'audit.key',
       'admin.key',
       'keyserver.db',
+      'kms/root-1.key',
+      'kms/kms.key',
+      'kms/audit.key',
     ]) {
       expect(statSync(join(dir, name)).mode & 0o777, name).toBe(0o600);
     }
@@ -175,7 +178,7 @@ describe('key server commands', () => {
   it('every command has an example in its help', () => {
     const program = createProgram('pairwire', 'test');
     keyserverCommands(program);
-    expect(program.commands.length).toBe(15);
+    expect(program.commands.length).toBe(16);
     // A command with commands of its own (`restore confirm`) is described by those.
     const all = program.commands.flatMap((one) => (one.commands.length > 0 ? one.commands : [one]));
     for (const command of all) {

@@ -9,7 +9,7 @@ import { defaultMac } from '../../../src/protocol/mac.js';
 import type { Token } from '../../../src/protocol/token.js';
 import { readKeyFile } from '../../../src/runtime/files.js';
 import { ServerProcess } from './support/server-process.js';
-import { ON_POSTGRES } from './support/store.js';
+import { ON_POSTGRES, ringOf } from './support/store.js';
 import { SUBNET, sleep, TestMember, until } from './support/subnet.js';
 
 const KILLS = 20;
@@ -81,7 +81,7 @@ async function load(prefix: string, running: () => boolean): Promise<void> {
 async function verify(): Promise<void> {
   const { paths } = server;
   const driver = await openDatabase(paths);
-  const store = await openStore(driver);
+  const store = await openStore(driver, { ring: await ringOf(driver, paths) });
   try {
     if (!ON_POSTGRES) {
       expect(await driver.reader.get('PRAGMA integrity_check', [])).toMatchObject({

@@ -1,14 +1,13 @@
 /** Peering as operators do it, by commands on two folders whose servers are processes; and the servers killed with -9 while they change the key. */
 import { randomInt } from 'node:crypto';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { openDatabase } from '../../../keyserver/storage/open.js';
-import { openStore } from '../../../keyserver/storage/sql-store.js';
 import type { Net } from '../../../keyserver/storage/store.js';
 import type { ChannelClient } from '../../../src/net/channel-client.js';
 import { type Id, parseId } from '../../../src/protocol/ids.js';
 import { answerSchemas } from '../../../src/protocol/messages.js';
 import { type CommandResult, pairwire } from './support/commands.js';
 import { ServerProcess } from './support/server-process.js';
+import { openKeys } from './support/store.js';
 import { sleep, until } from './support/subnet.js';
 
 /** Kills in one run; more by hand. */
@@ -61,7 +60,7 @@ describe('two key servers', () => {
 
   /** The row in the database of a server that does not run. */
   async function stored(server: ServerProcess, net: string): Promise<Net | undefined> {
-    const store = await openStore(await openDatabase(server.paths));
+    const store = await openKeys(server.paths);
     try {
       return await store.net(net as Id);
     } finally {

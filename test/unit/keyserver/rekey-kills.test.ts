@@ -5,12 +5,11 @@
  * PAIRWIRE_REKEY_KILLS says how often (default 15).
  */
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { openDatabase } from '../../../keyserver/storage/open.js';
-import { openStore } from '../../../keyserver/storage/sql-store.js';
 import { GROUP_ID, type Id } from '../../../src/protocol/ids.js';
 import { defaultMac } from '../../../src/protocol/mac.js';
 import type { Change } from '../../../src/protocol/messages.js';
 import { ServerProcess } from './support/server-process.js';
+import { openKeys } from './support/store.js';
 import { SUBNET, sleep, TestMember, until } from './support/subnet.js';
 
 const KILLS = Number(process.env.PAIRWIRE_REKEY_KILLS ?? 15);
@@ -140,7 +139,7 @@ it(
     expect(reached.at(-1)).toBeGreaterThan(KILLS / 4);
 
     await server.kill();
-    const store = await openStore(await openDatabase(server.paths));
+    const store = await openKeys(server.paths);
     const [a = ids[0], b] = ids;
     const pair = a === undefined || b === undefined ? undefined : await store.pairKey(a, b);
     const group = await store.groupKey(GROUP_ID);

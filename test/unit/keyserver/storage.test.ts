@@ -6,7 +6,7 @@ import { encode } from '@msgpack/msgpack';
 import fc from 'fast-check';
 import Database from 'libsql';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { MIGRATIONS, migrate } from '../../../keyserver/storage/migrations/index.js';
+import { MIGRATIONS, migrate, NEWEST } from '../../../keyserver/storage/migrations/index.js';
 import type { SqlValue } from '../../../keyserver/storage/sql.js';
 import { openStore } from '../../../keyserver/storage/sql-store.js';
 import { SqliteDriver } from '../../../keyserver/storage/sqlite.js';
@@ -111,7 +111,7 @@ describe('SQLite driver', () => {
   it('refuses to open a database of a newer program, and leaves it as it is', async () => {
     await driver.transaction((sql) =>
       sql.run('INSERT INTO schema_version (version, name, applied_at) VALUES (?, ?, ?)', [
-        MIGRATIONS.length + 1,
+        NEWEST + 1,
         'future',
         0,
       ]),

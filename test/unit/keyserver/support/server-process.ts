@@ -15,6 +15,8 @@ const PROGRAM = new URL('program.ts', import.meta.url).pathname;
 
 export class ServerProcess extends SubnetFolder {
   #child: ChildProcess | undefined;
+  /** What the process has written since its start. */
+  log = '';
 
   private constructor(
     dir: string,
@@ -64,14 +66,19 @@ export class ServerProcess extends SubnetFolder {
     const argv = ['--import', 'tsx', PROGRAM, 'keyserver', '--dir', this.dir];
     const child = spawn(process.execPath, argv, { stdio: ['ignore', 'ignore', 'pipe'] });
     this.#child = child;
-    let log = '';
+    this.log = '';
     await new Promise<void>((resolve, reject) => {
       child.stderr.on('data', (chunk: Buffer) => {
-        log += chunk.toString();
-        if (log.includes('key server listens')) resolve();
+        this.log += chunk.toString();
+        if (this.log.includes('key server listens')) resolve();
       });
-      child.once('exit', () => reject(new Error(`the server ended: ${log}`)));
+      // What its KMS writes comes the same way: all of it is there when both have ended.
+      child.once('close', () => reject(new Error(`the server ended: ${this.log}`)));
     });
+  }
+
+  get pid(): number | undefined {
+    return this.#child?.pid;
   }
 
   /** kill -9. */

@@ -4,10 +4,16 @@
  */
 import { copyFileSync, existsSync, rmSync } from 'node:fs';
 import Database from 'libsql';
+import type { KeyServerPaths } from '../../../../keyserver/config.js';
+import { LocalDeks } from '../../../../keyserver/kms/local-deks.js';
+import type { KeyRing } from '../../../../keyserver/storage/key-ring.js';
 import { openDatabase } from '../../../../keyserver/storage/open.js';
 import { PostgresDriver } from '../../../../keyserver/storage/postgres.js';
 import { isPostgres } from '../../../../keyserver/storage/postgres-target.js';
 import type { SqlDriver } from '../../../../keyserver/storage/sql.js';
+import { openStore } from '../../../../keyserver/storage/sql-store.js';
+import type { Store } from '../../../../keyserver/storage/store.js';
+import { unlock } from '../../../../keyserver/storage/unlock.js';
 import { newDatabase, queryUrl, TEMPLATE } from './postgres.js';
 
 export const ON_POSTGRES = process.env.PAIRWIRE_TEST_STORE === 'postgres';
@@ -36,6 +42,20 @@ export async function openToServe(place: { readonly database: string }): Promise
   const driver = await openDatabase(place);
   if (driver instanceof PostgresDriver) await driver.waitForLease(AbortSignal.timeout(60_000));
   return driver;
+}
+
+/** The DEKs of a key server's database, opened with the root keys in its folder. */
+export function ringOf(
+  driver: SqlDriver,
+  { kms, sealMark }: Pick<KeyServerPaths, 'kms' | 'sealMark'>,
+): Promise<KeyRing> {
+  return unlock(driver, { service: LocalDeks.load(kms), markFile: sealMark });
+}
+
+/** A key server's store with its keys, for whoever looks into it beside the server. */
+export async function openKeys(paths: KeyServerPaths): Promise<Store> {
+  const driver = await openDatabase(paths);
+  return openStore(driver, { ring: await ringOf(driver, paths) });
 }
 
 /** Runs statements as somebody who has the database and asks no key server. */

@@ -24,7 +24,7 @@ import type { Token } from '../../../../src/protocol/token.js';
 import type { Clock } from '../../../../src/runtime/clock.js';
 import { readKeyFile } from '../../../../src/runtime/files.js';
 import { createLogger, type Logger } from '../../../../src/runtime/log.js';
-import { openToServe, removeDatabase, storeChoice } from './store.js';
+import { openToServe, removeDatabase, ringOf, storeChoice } from './store.js';
 import { HOUR, SUBNET, SubnetFolder } from './subnet-folder.js';
 
 export { HOUR, SUBNET };
@@ -90,7 +90,10 @@ export class TestSubnet extends SubnetFolder {
   async startServer(): Promise<void> {
     const { tuning, limits, log, clock } = this.#options;
     this.driver = await openToServe(this.paths);
-    this.store = await openStore(this.driver, { onlyWriter: true });
+    this.store = await openStore(this.driver, {
+      onlyWriter: true,
+      ring: await ringOf(this.driver, this.paths),
+    });
     this.server = await KeyServer.start({
       store: this.store,
       listen: [{ scheme: 'tcp', host: '127.0.0.1', port: this.#port }],

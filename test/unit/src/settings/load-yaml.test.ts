@@ -9,6 +9,7 @@ import {
   keyServerJsonSchema,
   loadKeyServerConfig,
 } from '../../../../keyserver/config.js';
+import { kmsConfigSchema, kmsJsonSchema } from '../../../../keyserver/kms/config.js';
 import { ConfigError, loadYaml, parseYaml } from '../../../../src/settings/load-yaml.js';
 
 const schema = z.strictObject({
@@ -93,6 +94,15 @@ describe('files', () => {
     for (const name of shape) expect(text).toMatch(new RegExp(`^${name}:`, 'm'));
     const schemaFile = readFileSync(join(root, 'config/schema/keyserver.json'), 'utf8');
     expect(JSON.parse(schemaFile)).toEqual(keyServerJsonSchema());
+  });
+
+  it('the KMS example loads and shows every setting', () => {
+    const root = new URL('../../../../', import.meta.url).pathname;
+    const text = readFileSync(join(root, 'config/kms.example.yaml'), 'utf8');
+    const config = parseYaml(text, kmsConfigSchema, 'kms.example.yaml');
+    expect(Object.keys(config).sort()).toEqual(Object.keys(kmsConfigSchema.shape).sort());
+    const schemaFile = readFileSync(join(root, 'config/schema/kms.json'), 'utf8');
+    expect(JSON.parse(schemaFile)).toEqual(kmsJsonSchema());
   });
 
   it('nesting that would use up the stack is refused where it begins to be too deep', () => {

@@ -1,0 +1,216 @@
+/**
+ * The keys of a store at rest, while its server runs: which DEKs there are, making the next one, and sealing what is stored by it in the
+ * background. All of it goes on after kill -9: as long as there are DEKs that are not active, keys are sealed anew.
+ */
+import { setTimeout as pause } from 'node:timers/promises';
+import { messageOf, PairwireError } from '../src/runtime/errors.js';
+import type { Logger } from '../src/runtime/log.js';
+import type { Metrics } from '../src/runtime/metrics.js';
+import type { KmsStatus } from './kms/client.js';
+import type { KeyRing } from './storage/key-ring.js';
+import { RESEAL_BEGIN, type ResealCursor, resealPage } from './storage/reseal.js';
+import { integer, type SqlDriver } from './storage/sql.js';
+import { type DekService, insertDek } from './storage/unlock.js';
+
+/** A DEK that is older than this, or has sealed so many keys, gets a successor; nonces are random (docs/protocol.md 11.1). */
+export const MAX_DEK_AGE_MS = 30 * 86_400_000;
+export const MAX_SEALS_PER_DEK = 2 ** 30;
+const LOOK_MS = 60_000;
+/** After a failure of store or KMS. */
+const RETRY_MS = 5_000;
+
+/** The KMS, as the vault needs it. */
+export interface KmsService extends DekService {
+  readonly connected: boolean;
+  status(): Promise<KmsStatus>;
+  rotateRoot(after: number): Promise<number>;
+}
+
+/** What `pairwire kms status` shows. */
+export interface VaultStatus {
+  readonly connected: boolean;
+  /** Root keys of the KMS; empty while it can't be asked. */
+  readonly generations: readonly number[];
+  /** DEKs in use; one unless keys are being sealed anew. */
+  readonly deks: number;
+  /** When the active one was made, ms since 1970. */
+  readonly since: number;
+  readonly resealing: boolean;
+  /** Keys sealed anew since this run of it began, rows looked at. */
+  readonly resealed: number;
+  /** Keys that were not what had been sealed in their place, since the start. */
+  readonly broken: number;
+}
+
+export class KeyVault {
+  readonly #driver: SqlDriver;
+  readonly #ring: KeyRing;
+  readonly #kms: KmsService;
+  readonly #log: Logger;
+  readonly #now: () => number;
+  readonly #looker: NodeJS.Timeout;
+  readonly #stop = new AbortController();
+  #working: Promise<void> | undefined;
+  #rotating: Promise<void> = Promise.resolve();
+  #resealed = 0;
+
+  constructor(
+    driver: SqlDriver,
+    ring: KeyRing,
+    kms: KmsService,
+    options: { readonly log: Logger; readonly metrics?: Metrics; readonly now?: () => number },
+  ) {
+    this.#driver = driver;
+    this.#ring = ring;
+    this.#kms = kms;
+    this.#log = options.log;
+    this.#now = options.now ?? Date.now;
+    this.#looker = setInterval(() => {
+      this.look().catch((err: unknown) => this.#log.warn({ err }, 'the DEK was not renewed'));
+    }, LOOK_MS);
+    this.#looker.unref();
+    options.metrics?.gauge(
+      'keyserver_kms_connected',
+      '1: there is a channel to the KMS',
+      [],
+      (one) => one.set(kms.connected ? 1 : 0),
+    );
+    options.metrics?.gauge('keyserver_deks', 'DEKs in use', [], (one) => one.set(ring.size));
+    options.metrics?.gauge(
+      'keyserver_broken_seals',
+      'Keys in the database that were not what had been sealed there, each time they were read',
+      [],
+      (one) => one.set(ring.broken),
+    );
+  }
+
+  /** Goes on with what was interrupted. */
+  resume(): void {
+    if (this.#ring.size > 1) this.#work();
+  }
+
+  /** Renews a DEK that is too old, or has sealed too much. @throws PairwireError KMS_FAILED, STORE_FAILED */
+  async look(): Promise<void> {
+    const age = this.#now() - (await this.#since());
+    if (age > MAX_DEK_AGE_MS || this.#ring.seals > MAX_SEALS_PER_DEK) await this.rotate(false);
+  }
+
+  /**
+   * Makes another DEK, and begins to seal all keys by it.
+   * @param root has the KMS make another root key first
+   * @returns the generation of the root key that seals
+   * @throws PairwireError KMS_FAILED, STORE_FAILED
+   */
+  async rotate(root: boolean): Promise<number> {
+    const turn = this.#rotating.then(async () => {
+      // Whoever asked shall not wait for one that is away.
+      if (!this.#kms.connected) {
+        throw new PairwireError('KMS_FAILED', 'there is no channel to the KMS now', {
+          hint: 'see the log for why; it is looked for all the time',
+        });
+      }
+      let { generation } = await this.#kms.status();
+      if (root) generation = await this.#kms.rotateRoot(generation);
+      const made = await this.#kms.make();
+      await this.#driver.transaction((sql) => insertDek(sql, made, this.#now()));
+      this.#ring.add(made.id, made.key, true);
+      this.#log.info({ dek: made.id.toString('hex'), generation }, 'another DEK seals from now on');
+      return generation;
+    });
+    this.#rotating = turn.then(
+      () => undefined,
+      () => undefined,
+    );
+    const generation = await turn;
+    this.#work();
+    return generation;
+  }
+
+  async status(): Promise<VaultStatus> {
+    let generations: readonly number[] = [];
+    try {
+      if (this.#kms.connected) ({ generations } = await this.#kms.status());
+    } catch (thrown) {
+      this.#log.warn({ reason: messageOf(thrown) }, 'the KMS was not asked');
+    }
+    return {
+      connected: this.#kms.connected,
+      generations,
+      deks: this.#ring.size,
+      since: await this.#since(),
+      resealing: this.#working !== undefined,
+      resealed: this.#resealed,
+      broken: this.#ring.broken,
+    };
+  }
+
+  /** Stops between two pages. */
+  async close(): Promise<void> {
+    clearInterval(this.#looker);
+    this.#stop.abort();
+    await this.#rotating;
+    await this.#working;
+  }
+
+  async #since(): Promise<number> {
+    const row = await this.#driver.reader.get('SELECT made_at FROM deks WHERE active = 1', []);
+    return row === undefined ? 0 : integer(row, 'made_at');
+  }
+
+  #work(): void {
+    this.#working ??= this.#sealAll()
+      .catch((err: unknown) => {
+        if (!this.#stop.signal.aborted) this.#log.error({ err }, 'keys were not sealed anew');
+      })
+      .finally(() => {
+        this.#working = undefined;
+      });
+  }
+
+  async #sealAll(): Promise<void> {
+    this.#resealed = 0;
+    while (this.#ring.size > 1 && !this.#stop.signal.aborted) {
+      const active = this.#ring.active;
+      try {
+        const broken = await this.#round();
+        if (broken === undefined || this.#ring.active !== active) continue;
+        if (broken > 0) {
+          this.#log.error(
+            { keys: broken },
+            'keys that are not what was sealed there stay as they are',
+          );
+        }
+        await this.#driver.transaction((sql) => sql.run('DELETE FROM deks WHERE active = 0', []));
+        this.#ring.forgetOld();
+        this.#log.info({ keys: this.#resealed }, 'all keys are sealed by the new DEK');
+      } catch (thrown) {
+        if (!(thrown instanceof PairwireError) || thrown.code !== 'STORE_FAILED') throw thrown;
+        this.#log.warn({ err: thrown }, 'sealing keys anew waits for the store');
+        await this.#pause(RETRY_MS);
+      }
+    }
+  }
+
+  /** Looks at every key once. @returns how many are broken; undefined if it was stopped */
+  async #round(): Promise<number | undefined> {
+    let broken = 0;
+    for (let at: ResealCursor | undefined = RESEAL_BEGIN; at !== undefined; ) {
+      if (this.#stop.signal.aborted) return undefined;
+      const cursor: ResealCursor = at;
+      const since = performance.now();
+      const page = await this.#driver.transaction((sql) =>
+        resealPage(sql, this.#ring, cursor, false),
+      );
+      this.#resealed += page.sealed;
+      broken += page.broken;
+      at = page.next;
+      // Members come first: it takes half of the time at most.
+      await this.#pause(performance.now() - since);
+    }
+    return broken;
+  }
+
+  async #pause(ms: number): Promise<void> {
+    await pause(ms, undefined, { signal: this.#stop.signal }).catch(() => undefined);
+  }
+}

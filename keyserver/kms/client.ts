@@ -1,0 +1,144 @@
+/** The key server's channel to its KMS: DEKs made and opened, and what the KMS says of itself. */
+import type { ChannelAddress } from '../../src/net/address.js';
+import { formatChannelAddress } from '../../src/net/address.js';
+import { type Message, RequestError } from '../../src/net/channel.js';
+import { ChannelClient } from '../../src/net/channel-client.js';
+import type { KeyPair } from '../../src/protocol/channel/keys.js';
+import { kmsAnswerSchemas, type StoredDek } from '../../src/protocol/kms-messages.js';
+import { PairwireError } from '../../src/runtime/errors.js';
+import type { Logger } from '../../src/runtime/log.js';
+import type { MadeDek } from './root-keys.js';
+
+const REQUEST_TIMEOUT_MS = 15_000;
+
+/** Where a KMS is, and its public key. */
+export interface KmsAddress extends ChannelAddress {
+  readonly publicKey: Uint8Array;
+}
+
+/** What a KMS says of itself. */
+export interface KmsStatus {
+  /** Of the root key that seals. */
+  readonly generation: number;
+  readonly generations: readonly number[];
+}
+
+/** One KMS, wherever it is; the channel comes back by itself. */
+export class KmsClient {
+  readonly #keys: KeyPair;
+  readonly #log: Logger;
+  #client: ChannelClient | undefined;
+  #where = '';
+  #closed = false;
+  /** Those who wait for the first address. */
+  #waiting: (() => void)[] = [];
+
+  constructor(keys: KeyPair, log: Logger) {
+    this.#keys = keys;
+    this.#log = log;
+  }
+
+  /** Where the KMS is from now on. */
+  setAddress(address: KmsAddress): void {
+    if (this.#closed) return;
+    const { publicKey, ...place } = address;
+    const before = this.#client;
+    this.#where = formatChannelAddress(place);
+    this.#client = new ChannelClient({
+      servers: [{ ...place, publicKey: Buffer.from(publicKey) }],
+      staticKeys: this.#keys,
+      onState: (state) => {
+        if (state.kind === 'open' && !state.renewed) this.#log.info('the KMS is there');
+        if (state.kind === 'down') {
+          this.#log.warn(
+            { err: state.error, retryInMs: Math.round(state.retryInMs) },
+            'no channel to the KMS; keys that are open stay in use',
+          );
+        }
+      },
+    });
+    this.#client.start();
+    before?.stop();
+    for (const go of this.#waiting.splice(0)) go();
+  }
+
+  /** True while there is a channel. */
+  get connected(): boolean {
+    return this.#client?.state.kind === 'open';
+  }
+
+  /** @throws PairwireError KMS_FAILED if it refuses or does not answer */
+  async make(): Promise<MadeDek> {
+    const { dek, key, sealed } = await this.#ask({ t: 'dek.make' }, (answer) =>
+      kmsAnswerSchemas['dek.make'].parse(answer),
+    );
+    return { id: Buffer.from(dek), key: Buffer.from(key), sealed: Buffer.from(sealed) };
+  }
+
+  /** @throws PairwireError KMS_FAILED, also for a DEK of another KMS or subnet */
+  async open(deks: readonly StoredDek[]): Promise<readonly Buffer[]> {
+    const { keys } = await this.#ask({ t: 'dek.open', deks }, (answer) =>
+      kmsAnswerSchemas['dek.open'].parse(answer),
+    );
+    if (keys.length !== deks.length) {
+      throw new PairwireError('KMS_FAILED', 'the KMS has opened other DEKs than were asked');
+    }
+    return keys.map((key) => Buffer.from(key));
+  }
+
+  /** @throws PairwireError KMS_FAILED */
+  status(): Promise<KmsStatus> {
+    return this.#ask({ t: 'kms.status' }, (answer) => kmsAnswerSchemas['kms.status'].parse(answer));
+  }
+
+  /** Has it make the root key after this one. @returns the generation that seals. @throws PairwireError KMS_FAILED */
+  async rotateRoot(after: number): Promise<number> {
+    const { generation } = await this.#ask({ t: 'root.rotate', after }, (answer) =>
+      kmsAnswerSchemas['root.rotate'].parse(answer),
+    );
+    return generation;
+  }
+
+  /** Ends the channel; what is asked fails. */
+  close(): void {
+    this.#closed = true;
+    this.#client?.stop();
+    for (const go of this.#waiting.splice(0)) go();
+  }
+
+  async #ask<T>(message: Message, parse: (answer: unknown) => T): Promise<T> {
+    try {
+      const client = await this.#ready();
+      return await client.request(message, { timeoutMs: REQUEST_TIMEOUT_MS, parse });
+    } catch (thrown) {
+      if (thrown instanceof RequestError) {
+        throw new PairwireError('KMS_FAILED', `the KMS refuses ${message.t}: ${thrown.message}`, {
+          where: this.#where,
+          hint: 'its own log and audit.log say why; its folder must be the one whose root key sealed these DEKs',
+          cause: thrown,
+        });
+      }
+      if (thrown instanceof PairwireError && thrown.code === 'KMS_FAILED') throw thrown;
+      throw new PairwireError('KMS_FAILED', 'the KMS does not answer', {
+        where: this.#where,
+        hint: 'see that it runs, and that kms.key and kms.address in keyserver.yaml are its own',
+        cause: thrown,
+      });
+    }
+  }
+
+  async #ready(): Promise<ChannelClient> {
+    if (this.#client === undefined && !this.#closed) {
+      let timer: NodeJS.Timeout | undefined;
+      await new Promise<void>((resolve) => {
+        this.#waiting.push(resolve);
+        timer = setTimeout(resolve, REQUEST_TIMEOUT_MS);
+      });
+      clearTimeout(timer);
+    }
+    if (this.#client === undefined || this.#closed) {
+      throw new PairwireError('KMS_FAILED', 'there is no KMS');
+    }
+    return this.#client;
+  }
+}

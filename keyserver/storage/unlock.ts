@@ -1,0 +1,154 @@
+/**
+ * Opens the DEKs of a store by the KMS. A store from before there was one gets its first DEK here, and its keys are sealed before
+ * anybody is served:
+ *
+ *   keys in clear --begun--> sealing, page by page --sealed--> their old bytes leave the files --clean-->
+ *
+ * The state stands in `meta`, so a start that was interrupted is taken up by the next one. That a store was sealed once is noted
+ * outside of it too: from then on a key in clear, which somebody put there who can write to the database, is refused.
+ */
+import { randomBytes } from 'node:crypto';
+import { existsSync, readFileSync } from 'node:fs';
+import { STORE_ID_SIZE } from '../../src/protocol/envelope.js';
+import { MAX_DEKS, type StoredDek } from '../../src/protocol/kms-messages.js';
+import { PairwireError } from '../../src/runtime/errors.js';
+import { writeFileAtomic } from '../../src/runtime/files.js';
+import type { Logger } from '../../src/runtime/log.js';
+import { KeyRing } from './key-ring.js';
+import { RESEAL_BEGIN, type ResealCursor, resealPage } from './reseal.js';
+import { blob, integer, type SqlConnection, type SqlDriver, text } from './sql.js';
+
+/** Whoever makes and opens DEKs: the KMS, or root keys at hand. */
+export interface DekService {
+  make(): Promise<{ readonly id: Buffer; readonly key: Buffer; readonly sealed: Buffer }>;
+  open(deks: readonly StoredDek[]): Promise<readonly Buffer[]>;
+}
+
+export interface UnlockOptions {
+  readonly service: DekService;
+  /** Where it is noted that this store was sealed. */
+  readonly markFile: string;
+  readonly log?: Logger;
+  readonly now?: () => number;
+}
+
+type Sealing = 'begun' | 'sealed' | 'clean';
+
+/** How many DEKs a store has: none if it was never sealed. */
+export async function countDeks(driver: SqlDriver): Promise<number> {
+  const row = await driver.reader.get('SELECT count(*) AS n FROM deks', []);
+  return row === undefined ? 0 : integer(row, 'n');
+}
+
+/**
+ * Opens the DEKs of a store; makes the first one, and seals what is in clear, if there is none.
+ * @throws PairwireError KMS_FAILED; SEAL_BROKEN if the store is not the one that was sealed here, or is no more as it was
+ */
+export async function unlock(driver: SqlDriver, options: UnlockOptions): Promise<KeyRing> {
+  const { service, markFile, log, now = Date.now } = options;
+  const mark = existsSync(markFile) ? readFileSync(markFile, 'latin1').trim() : undefined;
+  let { id, sealing } = await stateOf(driver);
+  const rows = await driver.reader.all(
+    'SELECT id, sealed, active FROM deks ORDER BY made_at, id',
+    [],
+  );
+  if (
+    mark !== undefined &&
+    (id?.toString('hex') !== mark || rows.length === 0 || sealing === 'begun')
+  ) {
+    throw new PairwireError('SEAL_BROKEN', 'this database is not the one whose keys were sealed', {
+      where: markFile,
+      hint: 'somebody took the seals away, or put back a database from before there were any: if that was you, remove this file, and renew all keys',
+    });
+  }
+  if (id === undefined) {
+    id = randomBytes(STORE_ID_SIZE);
+    sealing = 'begun';
+  }
+  const ring = new KeyRing(id);
+  ring.onBroken = (err) =>
+    log?.error({ err }, 'a key in the database is not what was sealed there');
+  const deks = rows.map((row) => ({ id: blob(row, 'id'), sealed: blob(row, 'sealed') }));
+  for (let at = 0; at < deks.length; at += MAX_DEKS) {
+    const opened = await service.open(deks.slice(at, at + MAX_DEKS));
+    for (const [place, key] of opened.entries()) {
+      const row = rows[at + place];
+      if (row !== undefined) ring.add(blob(row, 'id'), key, integer(row, 'active') === 1);
+    }
+  }
+  if (ring.active === undefined) {
+    const made = await service.make();
+    const store = id;
+    await driver.transaction(async (sql) => {
+      await putMeta(sql, 'store_id', store);
+      await putMeta(sql, 'sealing', Buffer.from(sealing));
+      await insertDek(sql, made, now());
+    });
+    ring.add(made.id, made.key, true);
+  }
+  if (sealing === 'begun') {
+    log?.warn('the keys of this database are in clear: sealing them');
+    const sealed = await sealAll(driver, ring);
+    await setSealing(driver, 'sealed');
+    log?.info({ sealed }, 'the keys of this database are sealed');
+    sealing = 'sealed';
+  }
+  if (sealing === 'sealed') {
+    if (await driver.erase()) await setSealing(driver, 'clean');
+    else {
+      log?.warn(
+        { hint: 'docs/operations.md says how to be rid of them, and of backups' },
+        'what was in clear may still be found in old pages of the database',
+      );
+    }
+  }
+  if (mark === undefined) writeFileAtomic(markFile, `${id.toString('hex')}\n`);
+  return ring;
+}
+
+/** Adds a DEK that seals from now on; those before it open what they sealed. */
+export async function insertDek(
+  sql: SqlConnection,
+  { id, sealed }: { readonly id: Buffer; readonly sealed: Buffer },
+  now: number,
+): Promise<void> {
+  await sql.run('UPDATE deks SET active = 0', []);
+  await sql.run('INSERT INTO deks (id, sealed, made_at, active) VALUES (?, ?, ?, 1)', [
+    id,
+    sealed,
+    now,
+  ]);
+}
+
+async function sealAll(driver: SqlDriver, ring: KeyRing): Promise<number> {
+  let sealed = 0;
+  for (let at: ResealCursor | undefined = RESEAL_BEGIN; at !== undefined; ) {
+    const cursor: ResealCursor = at;
+    const page = await driver.transaction((sql) => resealPage(sql, ring, cursor, true));
+    sealed += page.sealed;
+    at = page.next;
+  }
+  return sealed;
+}
+
+async function stateOf(driver: SqlDriver): Promise<{ id: Buffer | undefined; sealing: Sealing }> {
+  const rows = await driver.reader.all(
+    "SELECT name, value FROM meta WHERE name IN ('store_id', 'sealing')",
+    [],
+  );
+  const values = new Map(rows.map((row) => [text(row, 'name'), blob(row, 'value')]));
+  const found = values.get('sealing')?.toString();
+  const sealing = (['begun', 'sealed', 'clean'] as const).find((one) => one === found);
+  return { id: values.get('store_id'), sealing: sealing ?? 'begun' };
+}
+
+async function setSealing(driver: SqlDriver, state: Sealing): Promise<void> {
+  await driver.transaction((sql) => putMeta(sql, 'sealing', Buffer.from(state)));
+}
+
+async function putMeta(sql: SqlConnection, name: string, value: Buffer): Promise<void> {
+  await sql.run(
+    'INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value',
+    [name, value],
+  );
+}

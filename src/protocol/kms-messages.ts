@@ -1,0 +1,47 @@
+/**
+ * What is said to the KMS, docs/protocol.md 11.3: requests, answers and who may send which. The channel is that of section 6.
+ */
+import { z } from 'zod';
+import { KEY_SIZE } from './constants.js';
+import { DEK_ID_SIZE, SEALED_DEK_SIZE } from './envelope.js';
+import { bytesSchema } from './signed.js';
+
+/** DEKs in one message. */
+export const MAX_DEKS = 256;
+
+const requestId = z.int().nonnegative();
+const dekId = bytesSchema(DEK_ID_SIZE);
+const sealedDek = bytesSchema(SEALED_DEK_SIZE);
+const generation = z.int().min(1).max(0xffff_ffff);
+
+/** A DEK as the store has it. */
+export const storedDekSchema = z.strictObject({ id: dekId, sealed: sealedDek });
+export type StoredDek = z.infer<typeof storedDekSchema>;
+
+/** Requests to a KMS. */
+export const kmsRequestSchema = z.discriminatedUnion('t', [
+  z.strictObject({ t: z.literal('ping'), id: requestId }),
+  z.strictObject({ t: z.literal('kms.status'), id: requestId }),
+  z.strictObject({ t: z.literal('dek.make'), id: requestId }),
+  z.strictObject({
+    t: z.literal('dek.open'),
+    id: requestId,
+    deks: z.array(storedDekSchema).min(1).max(MAX_DEKS),
+  }),
+  /** Makes the next root key, unless one after `after` is there. */
+  z.strictObject({ t: z.literal('root.rotate'), id: requestId, after: generation }),
+]);
+export type KmsRequest = z.infer<typeof kmsRequestSchema>;
+export type KmsRequestType = KmsRequest['t'];
+
+/** Answers of a KMS. */
+export const kmsAnswerSchemas = {
+  'kms.status': z.object({
+    generation,
+    /** Generations of the root key that it has. */
+    generations: z.array(generation).max(1_024),
+  }),
+  'dek.make': z.object({ dek: dekId, key: bytesSchema(KEY_SIZE), sealed: sealedDek }),
+  'dek.open': z.object({ keys: z.array(bytesSchema(KEY_SIZE)).max(MAX_DEKS) }),
+  'root.rotate': z.object({ generation }),
+} as const;
