@@ -9,7 +9,7 @@ import type { Metrics } from '../src/runtime/metrics.js';
 import type { KmsStatus } from './kms/client.js';
 import type { KeyRing } from './storage/key-ring.js';
 import { RESEAL_BEGIN, type ResealCursor, resealPage } from './storage/reseal.js';
-import { integer, type SqlDriver } from './storage/sql.js';
+import { blob, integer, type SqlDriver } from './storage/sql.js';
 import { type DekService, insertDek } from './storage/unlock.js';
 
 /** A DEK that is older than this, or has sealed so many keys, gets a successor; nonces are random (docs/protocol.md 11.1). */
@@ -48,6 +48,7 @@ export class KeyVault {
   readonly #kms: KmsService;
   readonly #log: Logger;
   readonly #now: () => number;
+  readonly #copied: boolean;
   readonly #looker: NodeJS.Timeout;
   readonly #stop = new AbortController();
   #working: Promise<void> | undefined;
@@ -58,13 +59,20 @@ export class KeyVault {
     driver: SqlDriver,
     ring: KeyRing,
     kms: KmsService,
-    options: { readonly log: Logger; readonly metrics?: Metrics; readonly now?: () => number },
+    options: {
+      readonly log: Logger;
+      readonly metrics?: Metrics;
+      readonly now?: () => number;
+      /** Other machines open the same database with a copy of our KMS: a root key of ours alone would lock them out. */
+      readonly copied?: boolean;
+    },
   ) {
     this.#driver = driver;
     this.#ring = ring;
     this.#kms = kms;
     this.#log = options.log;
     this.#now = options.now ?? Date.now;
+    this.#copied = options.copied ?? false;
     this.#looker = setInterval(() => {
       this.look().catch((err: unknown) => this.#log.warn({ err }, 'the DEK was not renewed'));
     }, LOOK_MS);
@@ -102,7 +110,12 @@ export class KeyVault {
    * @throws PairwireError KMS_FAILED, STORE_FAILED
    */
   async rotate(root: boolean): Promise<number> {
-    const turn = this.#rotating.then(async () => {
+    const generation = await this.#exclusively(async () => {
+      if (root && this.#copied) {
+        throw new PairwireError('KMS_FAILED', 'each key server has its own copy of the root keys', {
+          hint: 'let all of them name one KMS under kms: in keyserver.yaml, and rotate there',
+        });
+      }
       // Whoever asked shall not wait for one that is away.
       if (!this.#kms.connected) {
         throw new PairwireError('KMS_FAILED', 'there is no channel to the KMS now', {
@@ -112,18 +125,66 @@ export class KeyVault {
       let { generation } = await this.#kms.status();
       if (root) generation = await this.#kms.rotateRoot(generation);
       const made = await this.#kms.make();
-      await this.#driver.transaction((sql) => insertDek(sql, made, this.#now()));
+      try {
+        await this.#driver.transaction((sql) => insertDek(sql, made, this.#now()));
+      } catch (thrown) {
+        // The database may have taken it all the same: what it has then counts.
+        await this.#reload().catch(() => undefined);
+        throw thrown;
+      }
       this.#ring.add(made.id, made.key, true);
       this.#log.info({ dek: made.id.toString('hex'), generation }, 'another DEK seals from now on');
       return generation;
     });
+    this.#work();
+    return generation;
+  }
+
+  /** One at a time: a DEK comes, or those that seal nothing any more go. */
+  #exclusively<T>(work: () => Promise<T>): Promise<T> {
+    const turn = this.#rotating.then(work);
     this.#rotating = turn.then(
       () => undefined,
       () => undefined,
     );
-    const generation = await turn;
-    this.#work();
-    return generation;
+    return turn;
+  }
+
+  /** Goes by the DEKs that the database has. @throws PairwireError KMS_FAILED, STORE_FAILED */
+  async #reload(): Promise<void> {
+    const rows = await this.#driver.reader.all('SELECT id, sealed, active FROM deks', []);
+    const missing = rows.filter((row) => !this.#ring.has(blob(row, 'id')));
+    const keys = await this.#kms.open(
+      missing.map((row) => ({ id: blob(row, 'id'), sealed: blob(row, 'sealed') })),
+    );
+    for (const [place, row] of missing.entries()) {
+      const key = keys[place];
+      if (key !== undefined) this.#ring.add(blob(row, 'id'), key, false);
+    }
+    const active = rows.find((row) => integer(row, 'active') === 1);
+    if (active !== undefined) this.#ring.activate(blob(active, 'id'));
+  }
+
+  /**
+   * Forgets DEKs that seal nothing any more, by their ids, and only if the one that seals is still the one
+   * that the round sealed by.
+   * @returns false if another has come meanwhile
+   */
+  #retire(active: Buffer, retired: readonly Buffer[]): Promise<boolean> {
+    return this.#exclusively(async () => {
+      if (this.#ring.active?.equals(active) !== true) return false;
+      const done = await this.#driver.transaction(async (sql) => {
+        const row = await sql.get('SELECT id FROM deks WHERE active = 1', []);
+        if (row === undefined || !blob(row, 'id').equals(active)) return false;
+        for (const id of retired) {
+          await sql.run('DELETE FROM deks WHERE id = ? AND active = 0', [id]);
+        }
+        return true;
+      });
+      if (done) this.#ring.forget(retired);
+      else await this.#reload();
+      return done;
+    });
   }
 
   async status(): Promise<VaultStatus> {
@@ -170,18 +231,18 @@ export class KeyVault {
   async #sealAll(): Promise<void> {
     this.#resealed = 0;
     while (this.#ring.size > 1 && !this.#stop.signal.aborted) {
-      const active = this.#ring.active;
+      const { active, retired } = this.#ring;
+      if (active === undefined) return;
       try {
         const broken = await this.#round();
-        if (broken === undefined || this.#ring.active !== active) continue;
+        if (broken === undefined) continue;
         if (broken > 0) {
           this.#log.error(
             { keys: broken },
             'keys that are not what was sealed there stay as they are',
           );
         }
-        await this.#driver.transaction((sql) => sql.run('DELETE FROM deks WHERE active = 0', []));
-        this.#ring.forgetOld();
+        if (!(await this.#retire(active, retired))) continue;
         this.#log.info({ keys: this.#resealed }, 'all keys are sealed by the new DEK');
       } catch (thrown) {
         if (!(thrown instanceof PairwireError) || thrown.code !== 'STORE_FAILED') throw thrown;

@@ -71,42 +71,61 @@ export class KmsProcess {
   #run(ready: () => void = () => {}): void {
     const since = Date.now();
     const program = join(dirname(OWN_FILE), `kms/main${extname(OWN_FILE)}`);
-    const child = spawn(process.execPath, [...process.execArgv, program, this.#dir], {
-      // Its log lines stand beside ours; each says that it is the KMS.
-      stdio: ['pipe', 'pipe', 'inherit'],
-      env: {},
-      ...(this.#user === undefined ? {} : { uid: this.#user.uid, gid: this.#user.gid }),
-    });
+    let child: ChildProcess;
+    try {
+      child = spawn(process.execPath, [...process.execArgv, program, this.#dir], {
+        // Its log lines stand beside ours; each says that it is the KMS.
+        stdio: ['pipe', 'pipe', 'inherit'],
+        env: {},
+        ...(this.#user === undefined ? {} : { uid: this.#user.uid, gid: this.#user.gid }),
+      });
+    } catch (err) {
+      // No memory, or no right to be that user: neither is a reason to end.
+      this.#log.error({ err }, 'the KMS could not be started');
+      this.#ended(since, null, null);
+      return;
+    }
     this.#child = child;
-    child.stdin.on('error', () => {}); // it ended, which `close` tells
-    eachLine(
-      child.stdout,
-      MAX_KMS_LINE,
-      (line) => this.#said(line, ready),
-      () => this.#log.warn({ from: 'kms' }, 'a line was too long'),
-    );
-    child.on('error', (err) => this.#log.error({ err }, 'the KMS could not be started'));
-    child.on('close', (code, signal) => {
-      this.#child = undefined;
-      if (this.#stopped) return;
-      if (!this.#everListened) {
-        const error = new PairwireError('KMS_FAILED', 'the KMS ended before it listened', {
-          where: this.#dir,
-          hint: 'its own log line, above, says why',
-        });
-        this.#failed(error);
-        return;
-      }
-      if (Date.now() - since > HEALTHY_MS) this.#restartMs = FIRST_RESTART_MS;
-      const retryInMs = this.#restartMs;
-      this.#restartMs = Math.min(LAST_RESTART_MS, 2 * retryInMs);
-      this.restarts += 1;
-      this.#log.error(
-        { code, signal, retryInMs },
-        'the KMS ended; starting it again, and going on with the keys that are open',
+    child.stdin?.on('error', () => {}); // it ended, which `close` tells
+    // Without descriptors for pipes there are none, and `close` follows.
+    if (child.stdout !== null && child.stdout !== undefined) {
+      eachLine(
+        child.stdout,
+        MAX_KMS_LINE,
+        (line) => this.#said(line, ready),
+        () => this.#log.warn({ from: 'kms' }, 'a line was too long'),
       );
-      this.#timer = setTimeout(() => this.#run(), retryInMs);
+    }
+    child.on('error', (err) => {
+      this.#log.error({ err }, 'the KMS could not be started');
+      // One that never was has no `close`.
+      if (child.pid === undefined && this.#child === child) this.#ended(since, null, null);
     });
+    child.on('close', (code, signal) => {
+      if (this.#child === child) this.#ended(since, code, signal);
+    });
+  }
+
+  #ended(since: number, code: number | null, signal: NodeJS.Signals | null): void {
+    this.#child = undefined;
+    if (this.#stopped) return;
+    if (!this.#everListened) {
+      const error = new PairwireError('KMS_FAILED', 'the KMS ended before it listened', {
+        where: this.#dir,
+        hint: 'its own log line, above, says why',
+      });
+      this.#failed(error);
+      return;
+    }
+    if (Date.now() - since > HEALTHY_MS) this.#restartMs = FIRST_RESTART_MS;
+    const retryInMs = this.#restartMs;
+    this.#restartMs = Math.min(LAST_RESTART_MS, 2 * retryInMs);
+    this.restarts += 1;
+    this.#log.error(
+      { code, signal, retryInMs },
+      'the KMS ended; starting it again, and going on with the keys that are open',
+    );
+    this.#timer = setTimeout(() => this.#run(), retryInMs);
   }
 
   /** Ends it. */
@@ -172,12 +191,20 @@ function userFor(dir: string, name: string, log: Logger): User | undefined {
   if (closedTo(parent, user) !== undefined) chmodSync(parent, (mode & 0o777) | 0o011);
   // Given away once, by the folder last: in one that is its user's, names could be exchanged under our hands.
   if (lstatSync(dir).uid !== 0) return user;
-  for (const file of readdirSync(dir)) {
-    const path = join(dir, file);
-    const info = lstatSync(path);
-    if (info.isFile() && info.nlink === 1) chownSync(path, user.uid, user.gid);
+  try {
+    for (const file of readdirSync(dir)) {
+      const path = join(dir, file);
+      const info = lstatSync(path);
+      if (info.isFile() && info.nlink === 1) chownSync(path, user.uid, user.gid);
+    }
+    chownSync(dir, user.uid, user.gid);
+  } catch (err) {
+    log.warn(
+      { err },
+      `the KMS runs as the key server's own user: its folder could not be given to ${name}`,
+    );
+    return undefined;
   }
-  chownSync(dir, user.uid, user.gid);
   return user;
 }
 

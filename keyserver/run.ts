@@ -7,6 +7,7 @@
 import { keyPairFromPrivate } from '../src/protocol/channel/keys.js';
 import { messageOf, PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
+import { lockFolder } from '../src/runtime/folder-lock.js';
 import { Lifecycle } from '../src/runtime/lifecycle.js';
 import { createLogger, type Logger } from '../src/runtime/log.js';
 import { type Health, Metrics, serveMetrics } from '../src/runtime/metrics.js';
@@ -32,6 +33,8 @@ import type { SqlDriver } from './storage/sql.js';
 import { openStore } from './storage/sql-store.js';
 import { countDeks, unlock } from './storage/unlock.js';
 
+/** One that ends takes so long at most to let go of its folder. */
+const LOCK_WAIT_MS = 2_000;
 /** Before one that could not serve, or could not reach the database, tries again. */
 const RETRY_MS = 500;
 
@@ -47,6 +50,9 @@ export async function runKeyServer(dir: string): Promise<void> {
     // It ends by a signal only.
   });
   try {
+    // Two on one database would each seal and renew behind the other's back.
+    const unlockFolder = lockFolder(dir, 'a key server', LOCK_WAIT_MS);
+    life.started('folder', async () => unlockFolder());
     // Before the database, for its start takes as long as ours.
     if (config.kms.address !== undefined || hasKms(paths.kms)) await kmsOf(folder);
     await startMetrics(config, shown, life);
@@ -175,7 +181,8 @@ async function serve(
   metrics.gauge('keyserver_kms_restarts', 'Restarts of the KMS beside this server', [], (gauge) =>
     gauge.set(kms.restarts),
   );
-  const vault = new KeyVault(driver, ring, kms.client, { log, metrics });
+  const copied = targetOf(paths) !== undefined && config.kms.address === undefined;
+  const vault = new KeyVault(driver, ring, kms.client, { log, metrics, copied });
   life.started('vault', () => vault.close());
   vault.resume();
   const server = await KeyServer.start({
@@ -270,7 +277,7 @@ async function oneTurn(
 
 /** True for what another try may find mended. */
 function passes(thrown: unknown): boolean {
-  return thrown instanceof PairwireError && thrown.code === 'STORE_FAILED';
+  return thrown instanceof PairwireError && ['STORE_FAILED', 'KMS_FAILED'].includes(thrown.code);
 }
 
 function pause(ms: number, signal: AbortSignal): Promise<void> {

@@ -83,16 +83,21 @@ export class KmsAudit {
     readSync(file, tail, 0, tail.length, size - tail.length);
     const end = tail.lastIndexOf(0x0a) + 1;
     const torn = tail.length - end;
+    // Only what follows a whole line is cut, and no more of it than a line can have.
+    if (torn > MAX_AUDIT_LINE) throw damaged(path, 'its last line is too long');
+    const line = tail.subarray(
+      end < 2 ? 0 : tail.lastIndexOf(0x0a, end - 2) + 1,
+      Math.max(0, end - 1),
+    );
+    const last = end === 0 ? undefined : parseLine(line.toString());
+    if (end > 0 && last === undefined) {
+      throw damaged(path, 'its last line is not one of an audit log');
+    }
     if (torn > 0) {
       ftruncateSync(file, size - torn);
       fsyncSync(file);
     }
-    if (end === 0) {
-      if (size > tail.length) throw damaged(path, 'its last line is too long');
-      return { audit: new KmsAudit(file, key, now, 0, GENESIS), torn };
-    }
-    const last = parseLine(tail.subarray(tail.lastIndexOf(0x0a, end - 2) + 1, end - 1).toString());
-    if (last === undefined) throw damaged(path, 'its last line is not one of an audit log');
+    if (last === undefined) return { audit: new KmsAudit(file, key, now, 0, GENESIS), torn };
     const mac = Buffer.from(last.mac, 'base64url');
     return { audit: new KmsAudit(file, key, now, last.seq, mac), torn };
   }

@@ -1,10 +1,10 @@
 /** Makes the folder of a KMS beside a key server that has none yet. */
 import { randomBytes } from 'node:crypto';
-import { existsSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, readdirSync, renameSync, rmdirSync, rmSync, statSync } from 'node:fs';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
 import type { Id } from '../../src/protocol/ids.js';
 import { generateRawKeyPair } from '../../src/protocol/public-keys.js';
-import { PairwireError } from '../../src/runtime/errors.js';
+import { messageOf, PairwireError } from '../../src/runtime/errors.js';
 import { makeSecretFolder, writeFileAtomic, writeKeyFile } from '../../src/runtime/files.js';
 import { KMS_KEY_KIND, kmsConfigText, kmsPaths } from './config.js';
 import { RootKeys } from './root-keys.js';
@@ -17,33 +17,61 @@ export interface NewKms {
   readonly serverKey: Uint8Array;
 }
 
-/** True if there is a KMS in a folder. */
+/**
+ * True if there is a KMS in a folder.
+ * @throws PairwireError FILE_UNREADABLE where that can't be seen: it must not be taken for none
+ */
 export function hasKms(dir: string): boolean {
-  return existsSync(kmsPaths(dir).config);
+  const { config } = kmsPaths(dir);
+  try {
+    statSync(config);
+    return true;
+  } catch (cause) {
+    const code = cause instanceof Error && 'code' in cause ? cause.code : undefined;
+    if (code === 'ENOENT') return false;
+    throw new PairwireError(
+      'FILE_UNREADABLE',
+      `the KMS can not be looked for: ${messageOf(cause)}`,
+      {
+        where: config,
+        hint: 'its folder may belong to another user: run as before, or give it to the user that the KMS runs as',
+        cause,
+      },
+    );
+  }
 }
 
 /**
- * Makes root key, channel key, audit key and kms.yaml. The last one comes last: a folder with it is complete, and what an
- * attempt before it left is made anew, for nothing can be sealed by it.
+ * Makes root key, channel key, audit key and kms.yaml, in a folder that gets its name when it is whole. What is in a folder
+ * of that name already is never touched.
  * @returns the root key, for the first DEK
  * @throws PairwireError FILE_EXISTS
  */
 export function makeKms(dir: string, { subnet, server, serverKey }: NewKms): RootKeys {
-  const paths = kmsPaths(dir);
   if (hasKms(dir)) {
     throw new PairwireError('FILE_EXISTS', 'there is a KMS in this folder already', { where: dir });
   }
+  if (existsSync(dir) && readdirSync(dir).length > 0) {
+    throw new PairwireError('FILE_EXISTS', 'there are files in this folder, and no kms.yaml', {
+      where: dir,
+      hint: 'a KMS is put back as a whole folder: kms.yaml, kms.key, audit.key and every root-*.key',
+    });
+  }
+  const making = `${dir}.making`;
+  rmSync(making, { recursive: true, force: true });
+  const paths = kmsPaths(making);
   makeSecretFolder(paths.dir);
-  for (const name of readdirSync(paths.dir)) rmSync(`${paths.dir}/${name}`);
   const channel = generateRawKeyPair('x25519');
   writeKeyFile(paths.key, KMS_KEY_KIND.channel, channel.privateKey);
   const auditKey = randomBytes(KEY_SIZE);
   writeKeyFile(paths.auditKey, KMS_KEY_KIND.audit, auditKey);
   for (const secret of [channel.privateKey, auditKey]) secret.fill(0);
-  const roots = RootKeys.make(paths.dir);
+  RootKeys.make(paths.dir);
   const key = Buffer.from(serverKey).toString('base64url');
   writeFileAtomic(paths.config, kmsConfigText({ subnet, keyServers: [{ server, key }] }), {
     exclusive: true,
   });
-  return roots;
+  if (existsSync(dir)) rmdirSync(dir);
+  renameSync(making, dir);
+  return RootKeys.load(dir);
 }

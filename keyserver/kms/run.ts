@@ -8,6 +8,7 @@ import type { ListenAddress } from '../../src/net/channel.js';
 import { keyPairFromPrivate } from '../../src/protocol/channel/keys.js';
 import { PairwireError } from '../../src/runtime/errors.js';
 import { readKeyFile } from '../../src/runtime/files.js';
+import { lockFolder } from '../../src/runtime/folder-lock.js';
 import { Lifecycle } from '../../src/runtime/lifecycle.js';
 import { createLogger } from '../../src/runtime/log.js';
 import { KmsAudit } from './audit-file.js';
@@ -24,6 +25,8 @@ export async function runKms(
   const paths = kmsPaths(dir);
   const log = createLogger('kms', config.log);
   const life = new Lifecycle(log);
+  // The one before may have been a child of a key server that was killed, and see that only now.
+  const unlock = lockFolder(paths.dir, 'a KMS', LOCK_WAIT_MS);
   for (const file of [paths.key, paths.auditKey]) requireOwnSecret(file);
   const staticKeys = keyPairFromPrivate(readKeyFile(paths.key, KMS_KEY_KIND.channel));
   const roots = RootKeys.load(paths.dir);
@@ -46,8 +49,11 @@ export async function runKms(
   } finally {
     await life.stop();
     auditKey.fill(0);
+    unlock();
   }
 }
+
+const LOCK_WAIT_MS = 10_000;
 
 const LOOPBACK: readonly ListenAddress[] = [{ scheme: 'tcp', host: '127.0.0.1', port: 0 }];
 

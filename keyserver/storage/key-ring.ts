@@ -59,9 +59,29 @@ export class KeyRing {
     this.#seals = 0;
   }
 
-  /** Forgets all but the active one. */
-  forgetOld(): void {
-    for (const [name, dek] of this.#deks) if (dek !== this.#active) this.#deks.delete(name);
+  /** The DEKs that open, and seal no more. */
+  get retired(): readonly Buffer[] {
+    return [...this.#deks.values()].filter((dek) => dek !== this.#active).map(({ id }) => id);
+  }
+
+  has(id: Buffer): boolean {
+    return this.#deks.has(id.toString('hex'));
+  }
+
+  /** Seals by a DEK that is there already. */
+  activate(id: Buffer): void {
+    const dek = this.#deks.get(id.toString('hex'));
+    if (dek === undefined || dek === this.#active) return;
+    this.#active = dek;
+    this.#seals = 0;
+  }
+
+  /** Forgets DEKs; never the active one. */
+  forget(ids: readonly Buffer[]): void {
+    for (const id of ids) {
+      const name = id.toString('hex');
+      if (this.#deks.get(name) !== this.#active) this.#deks.delete(name);
+    }
   }
 
   /** @throws PairwireError STORE_FAILED if no DEK is open */

@@ -94,7 +94,12 @@ export async function unlock(driver: SqlDriver, options: UnlockOptions): Promise
     sealing = 'sealed';
   }
   if (sealing === 'sealed') {
-    if (await driver.erase()) await setSealing(driver, 'clean');
+    // What is sealed is served, also where there is no room to rewrite the file now: the next start tries again.
+    const erased = await driver.erase().catch((err: unknown) => {
+      log?.warn({ err }, 'the database could not be rewritten');
+      return false;
+    });
+    if (erased) await setSealing(driver, 'clean');
     else {
       log?.warn(
         { hint: 'docs/operations.md says how to be rid of them, and of backups' },

@@ -26,6 +26,7 @@ import {
   serverToken,
 } from './support/cascade.js';
 import { servicesOf } from './support/services.js';
+import { ringOf } from './support/store.js';
 import { type TestMember, TestSubnet, until } from './support/subnet.js';
 
 const FAR = 900_000;
@@ -175,11 +176,15 @@ describe('key servers of one subnet, of which somebody says what is not so', () 
       await until(async () => (await two.store.groupKey(GROUP_ID))?.pwId === 3, 'the group key');
       await one.stopServer();
       await one.startServer();
+      const ring = await ringOf(one.driver, one.paths);
       await one.driver.transaction(async (connection) => {
         const forget = 'pw_id = 1, key = ?, created_at = created_at - 60000';
-        for (const table of ['pair_keys', 'group_keys']) {
+        for (const [table, ids] of [
+          ['pair_keys', ['alice', 'bob']],
+          ['group_keys', [GROUP_ID]],
+        ] as const) {
           await connection.run(`UPDATE ${table} SET ${forget}, changed = changed + 100`, [
-            Buffer.alloc(32, 3),
+            ring.seal(table, 'key', ids, 1, Buffer.alloc(32, 3)),
           ]);
         }
         await connection.run("UPDATE counters SET value = value + 100 WHERE name = 'change'", []);
