@@ -289,7 +289,7 @@ export async function makeStore(
   await initialiseStore(driver, { ...made, epoch: randomBytes(8) });
   // Both are made here, so this once the root key is at hand; from the first start on only the KMS has it.
   const roots = makeKms(paths.kms, { subnet, server, serverKey: serverPublic });
-  const service = new LocalDeks(roots, subnet);
+  const service = new LocalDeks(roots, { subnet, server });
   const store = await openStore(driver, {
     ring: await unlock(driver, { service, markFile: paths.sealMark }),
   });

@@ -372,9 +372,16 @@ function envelopeVectors() {
     const nonce = bytes(`envelope root ${generation} nonce`, 12);
     const header = Buffer.of(1, 0, 0, 0, 0);
     header.writeUInt32BE(generation, 1);
-    const data = fields('pairwire/1 dek', header, 'store', 'lab', dekId);
+    const data = fields('pairwire/1 dek', header, 'store', 'lab', 's1', dekId);
     return {
-      ...{ subnet: 'lab', generation, root: hex(root), dekId: hex(dekId), dek: hex(dek) },
+      ...{
+        subnet: 'lab',
+        server: 's1',
+        generation,
+        root: hex(root),
+        dekId: hex(dekId),
+        dek: hex(dek),
+      },
       ...{ nonce: hex(nonce), sealed: seal(root, header, nonce, data, dek) },
     };
   });

@@ -1,29 +1,31 @@
 /** DEKs by root keys at hand: for whoever makes a KMS, and seals the first keys of a new store. */
 import type { StoredDek } from '../../src/protocol/kms-messages.js';
 import { loadKmsConfig } from './config.js';
-import { type MadeDek, RootKeys } from './root-keys.js';
+import { type MadeDek, type Owner, RootKeys } from './root-keys.js';
 
 export class LocalDeks {
   readonly #roots: RootKeys;
-  readonly #subnet: string;
+  readonly #owner: Owner;
 
-  constructor(roots: RootKeys, subnet: string) {
+  constructor(roots: RootKeys, owner: Owner) {
     this.#roots = roots;
-    this.#subnet = subnet;
+    this.#owner = owner;
   }
 
-  /** Those of a KMS's folder. @throws PairwireError as `loadKmsConfig` and `RootKeys.load` */
+  /** Those of the first key server that a KMS's folder names. @throws PairwireError as `loadKmsConfig` and `RootKeys.load` */
   static load(dir: string): LocalDeks {
-    return new LocalDeks(RootKeys.load(dir), loadKmsConfig(dir).subnet);
+    const { subnet, keyServers } = loadKmsConfig(dir);
+    const server = keyServers[0]?.server ?? '';
+    return new LocalDeks(RootKeys.load(dir), { subnet, server });
   }
 
   /** Makes one. */
   async make(): Promise<MadeDek> {
-    return this.#roots.makeDek(this.#subnet);
+    return this.#roots.makeDek(this.#owner);
   }
 
   /** @throws PairwireError SEAL_BROKEN, KMS_FAILED */
   async open(deks: readonly StoredDek[]): Promise<readonly Buffer[]> {
-    return deks.map((dek) => this.#roots.openDek(this.#subnet, dek));
+    return deks.map((dek) => this.#roots.openDek(this.#owner, dek));
   }
 }

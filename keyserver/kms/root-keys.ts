@@ -30,9 +30,15 @@ export interface MadeDek {
   readonly sealed: Buffer;
 }
 
-/** What DEKs of a key server's store belong to. */
-function storeOwner(subnet: string, id: Uint8Array): readonly FieldValue[] {
-  return ['store', subnet, id];
+/** What DEKs of a key server's store belong to: another key server of the subnet that has a copy can't have them opened. */
+function storeOwner({ subnet, server }: Owner, id: Uint8Array): readonly FieldValue[] {
+  return ['store', subnet, server, id];
+}
+
+/** A key server. */
+export interface Owner {
+  readonly subnet: string;
+  readonly server: string;
 }
 
 /** Root keys in memory. */
@@ -93,21 +99,21 @@ export class RootKeys {
   }
 
   /** Makes a DEK for the store of a subnet's key server. */
-  makeDek(subnet: string): MadeDek {
+  makeDek(owner: Owner): MadeDek {
     const id = randomBytes(DEK_ID_SIZE);
     const key = randomBytes(KEY_SIZE);
     const { generation } = this;
     const root = { generation, key: this.#root(generation) };
-    return { id, key, sealed: sealDek(root, storeOwner(subnet, id), key) };
+    return { id, key, sealed: sealDek(root, storeOwner(owner, id), key) };
   }
 
   /** @throws PairwireError SEAL_BROKEN, KMS_FAILED if the root key that sealed it is not here */
-  openDek(subnet: string, { id, sealed }: StoredDek): Buffer {
+  openDek(owner: Owner, { id, sealed }: StoredDek): Buffer {
     const generation = generationOf(sealed);
     if (generation === undefined) {
       throw new PairwireError('SEAL_BROKEN', `a sealed DEK has ${SEALED_DEK_SIZE} bytes`);
     }
-    return openDek(this.#root(generation), storeOwner(subnet, id), sealed);
+    return openDek(this.#root(generation), storeOwner(owner, id), sealed);
   }
 
   #root(generation: number): KeyObject {

@@ -109,6 +109,7 @@ export class Kms {
 
   #handle(server: string, request: KmsRequest): Answer {
     const { roots, audit, config } = this.#options;
+    const owner = { subnet: config.subnet, server };
     const done = (detail: Record<string, string | number>): void =>
       audit.note({ actor: server, action: request.t, outcome: 'done', detail });
     switch (request.t) {
@@ -117,12 +118,12 @@ export class Kms {
       case 'kms.status':
         return { generation: roots.generation, generations: roots.generations };
       case 'dek.make': {
-        const { id, key, sealed } = roots.makeDek(config.subnet);
+        const { id, key, sealed } = roots.makeDek(owner);
         done({ dek: id.toString('hex'), generation: roots.generation });
         return { dek: id, key, sealed };
       }
       case 'dek.open': {
-        const keys = request.deks.map((dek) => roots.openDek(config.subnet, dek));
+        const keys = request.deks.map((dek) => roots.openDek(owner, dek));
         done({
           deks: request.deks.length,
           last: Buffer.from(request.deks.at(-1)?.id ?? []).toString('hex'),

@@ -120,7 +120,7 @@ function nextNonce(): Buffer {
 
 /**
  * Seals a DEK by a root key.
- * @param owner whose it is: the subnet and the DEK's id, docs/protocol.md 11.2
+ * @param owner whose it is: the subnet, the key server and the DEK's id, docs/protocol.md 11.2
  * @param nonce chosen by vectors only
  */
 export function sealDek(

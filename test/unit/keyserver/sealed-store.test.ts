@@ -57,7 +57,10 @@ describe.skipIf(ON_POSTGRES)('the files of a database', () => {
     // As `unlock` does, up to its second page.
     const driver = await openDatabase(subnet.paths);
     const store = randomBytes(16);
-    const made = RootKeys.load(subnet.paths.kms).makeDek(SUBNET);
+    const made = RootKeys.load(subnet.paths.kms).makeDek({
+      subnet: SUBNET,
+      server: subnet.serverId,
+    });
     await driver.transaction(async (sql) => {
       await sql.run("INSERT INTO meta (name, value) VALUES ('store_id', ?)", [store]);
       await sql.run("INSERT INTO meta (name, value) VALUES ('sealing', ?)", [Buffer.from('begun')]);
@@ -192,9 +195,16 @@ describe('who writes to the database', () => {
       const sealed = await read('SELECT sealed AS v FROM deks');
       const id = await read('SELECT id AS v FROM deks');
       const roots = RootKeys.load(subnet.paths.kms);
-      expect(roots.openDek(SUBNET, { id, sealed })).toHaveLength(32);
-      expect(() => roots.openDek('west', { id, sealed })).toThrow(/not what was sealed/);
-      expect(() => RootKeys.load(other.paths.kms).openDek(SUBNET, { id, sealed })).toThrow(
+      const owner = { subnet: SUBNET, server: subnet.serverId };
+      expect(roots.openDek(owner, { id, sealed })).toHaveLength(32);
+      expect(() => roots.openDek({ ...owner, subnet: 'west' }, { id, sealed })).toThrow(
+        /not what was sealed/,
+      );
+      // Nor for another key server of the subnet, in the same KMS.
+      expect(() => roots.openDek({ ...owner, server: 's2' }, { id, sealed })).toThrow(
+        /not what was sealed/,
+      );
+      expect(() => RootKeys.load(other.paths.kms).openDek(owner, { id, sealed })).toThrow(
         /not what was sealed/,
       );
     } finally {

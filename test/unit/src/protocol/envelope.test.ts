@@ -112,7 +112,7 @@ it('the vectors hold', () => {
   }
   for (const one of deks) {
     const root = createSecretKey(hex(one.root));
-    const owner = ['store', one.subnet ?? '', hex(one.dekId)];
+    const owner = ['store', one.subnet ?? '', one.server ?? '', hex(one.dekId)];
     const generation = one.generation ?? 0;
     expect(sealDek({ generation, key: root }, owner, hex(one.dek), hex(one.nonce))).toEqual(
       hex(one.sealed),
