@@ -96,18 +96,22 @@ describe('who writes to the database', () => {
   const pair = (b: string, column = 'key'): string =>
     `SELECT ${column} AS v FROM pair_keys WHERE a = 'alice' AND b = '${b}'`;
 
-  it('can exchange the keys of two pairs, and neither is handed out', async () => {
+  it('can exchange the keys of two pairs, and neither is handed out: who asks gets another one', async () => {
     subnet = await TestSubnet.start();
-    await fill(subnet);
+    const known = await fill(subnet);
     const bob = await read(pair('bob'));
     const carol = await read(pair('carol'));
     const set = "UPDATE pair_keys SET key = ? WHERE a = 'alice' AND b = ";
     await meddling([`${set}'bob'`, carol], [`${set}'carol'`, bob]);
     await subnet.startServer();
     const alice = await online(subnet, 'alice');
-    for (const peer of ['bob', 'carol']) {
-      await expect(alice.keyByMac(mac(peer))).rejects.toMatchObject({ code: 'unavailable' });
-    }
+    for (const peer of ['bob', 'carol']) await expectAnother(alice, peer, known);
+    const mended = (await subnet.audit()).filter(({ action }) => action === 'pair_mended');
+    expect(mended.map(({ actor, detail }) => [actor, detail])).toEqual([
+      // Of bob the next generation has a number, too.
+      ['alice', { pairs: 1, members: ['alice', 'bob'], pwId: 3 }],
+      ['alice', { pairs: 1, members: ['alice', 'carol'], pwId: 2 }],
+    ]);
     // The rest of the store works as before.
     expect((await alice.keyByMac(mac('dave'))).key).toHaveLength(32);
     expect((await alice.keyByMac(GROUP_MAC)).key).toHaveLength(32);
@@ -115,7 +119,7 @@ describe('who writes to the database', () => {
 
   it('can put a known key in clear, an old generation, or the next one in the place of a key, in vain', async () => {
     subnet = await TestSubnet.start();
-    await fill(subnet);
+    const known = await fill(subnet);
     const before = await read(pair('carol'));
     const admin = subnet.admin();
     await admin.request({ t: 'rekey', a: 'alice', b: 'carol', force: true });
@@ -131,9 +135,7 @@ describe('who writes to the database', () => {
     );
     await subnet.startServer();
     const alice = await online(subnet, 'alice');
-    for (const peer of ['bob', 'carol', 'dave']) {
-      await expect(alice.keyByMac(mac(peer)), peer).rejects.toMatchObject({ code: 'unavailable' });
-    }
+    for (const peer of ['bob', 'carol', 'dave']) await expectAnother(alice, peer, known);
   });
 
   it('can exchange what is stored of groups and nets, in vain', async () => {
@@ -218,6 +220,20 @@ async function online(subnet: TestSubnet, id: string): Promise<TestMember> {
   await member.registerAgain();
   expect(subnet.server.online).toBeGreaterThan(0);
   return member;
+}
+
+/** The key of a pair is one that nobody had before, and above what they had. */
+async function expectAnother(
+  asker: TestMember,
+  peer: string,
+  known: readonly Buffer[],
+): Promise<void> {
+  const { key, pwId } = await asker.keyByMac(mac(peer));
+  expect(
+    known.some((one) => one.equals(key)),
+    peer,
+  ).toBe(false);
+  expect(pwId, peer).toBeGreaterThan(1);
 }
 
 async function keyOf(subnet: TestSubnet, id: string, peer: string): Promise<Buffer> {
