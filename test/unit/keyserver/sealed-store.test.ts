@@ -138,6 +138,30 @@ describe('who writes to the database', () => {
     for (const peer of ['bob', 'carol', 'dave']) await expectAnother(alice, peer, known);
   });
 
+  it('can put an old key back together with its number: it is handed out until a member says that it holds a newer one', async () => {
+    subnet = await TestSubnet.start();
+    const known = await fill(subnet);
+    const old = await keyOf(subnet, 'alice', 'carol');
+    const row = await read(pair('carol'));
+    await subnet.admin().request({ t: 'rekey', a: 'alice', b: 'carol', force: true });
+    const newer = await keyOf(subnet, 'alice', 'carol');
+    await meddling([
+      "UPDATE pair_keys SET key = ?, pw_id = 1 WHERE a = 'alice' AND b = 'carol'",
+      row,
+    ]);
+    await subnet.startServer();
+    const alice = await online(subnet, 'alice');
+    await online(subnet, 'carol');
+    // The seal binds a key to its number, and says nothing of which number is the last one.
+    const answer = await alice.keyByMac(mac('carol'));
+    expect([answer.pwId, Buffer.compare(answer.key, old)]).toEqual([1, 0]);
+    // As a gateway does that holds the second one, and takes none below it.
+    await alice.client.request({ t: 'key.held', pairs: [{ peer: 'carol', pwId: 2 }] });
+    await expectAnother(alice, 'carol', [...known, old, newer]);
+    expect((await alice.keyByMac(mac('carol'))).pwId).toBe(3);
+    expect((await subnet.audit()).map(({ action }) => action)).toContain('generations_held');
+  });
+
   it('can exchange what is stored of groups and nets, in vain', async () => {
     subnet = await TestSubnet.start();
     await fill(subnet);
