@@ -650,7 +650,7 @@ export class KeyServer {
     const pairs = await this.#rekey.named(a, b);
     if (pairs.length === 0) throw new NotFound();
     if (a !== undefined && b !== undefined) {
-      const maker = (await store.pairKey(a, b))?.maker;
+      const maker = (await store.anyPair(a, b))?.maker;
       if (maker !== undefined) {
         const why = `the key of that pair is made by ${maker}: renew it there`;
         throw new Refusal('refused', 'cascade_home', why, { server: maker });

@@ -261,7 +261,9 @@ export class Cascade {
   async ensurePair(asker: Id, peer: Member, make: boolean): Promise<boolean> {
     const { store } = this.#services;
     if (peer.home === undefined || asker < peer.id) return false;
-    const has = async (): Promise<boolean> => (await store.pairKey(asker, peer.id)) !== undefined;
+    // With a broken seal it is to be told again.
+    const has = async (): Promise<boolean> =>
+      (await store.anyPair(asker, peer.id))?.key !== undefined;
     const other = this.#others.get(peer.home);
     if (await has()) {
       if (other !== undefined) await this.#alsoAsks(other, asker, peer.id, make);
@@ -285,7 +287,7 @@ export class Cascade {
   async #alsoAsks(other: Other, asker: Id, peer: Id, make: boolean): Promise<void> {
     const { store, settings } = this.#services;
     if (settings.settings.hold > 0) return;
-    const hasAsked = ((await store.pairKey(asker, peer))?.askedB ?? 0) > 0;
+    const hasAsked = ((await store.anyPair(asker, peer))?.askedB ?? 0) > 0;
     if (!hasAsked) this.#add(other, other.wants, `${asker} ${peer}${ASKS}`, { asker, peer, make });
   }
 
@@ -689,9 +691,9 @@ export class Cascade {
       const [own, foreign] = [await store.member(a), await store.member(b)];
       if (a >= b || !isTalker(own) || own?.home !== undefined) continue;
       if (!isTalker(foreign) || foreign?.home !== server) continue;
-      if (isAbove((await store.pairKey(a, b))?.pwId ?? 0, pwId)) pairs.push({ a, b, pwId });
+      if (isAbove((await store.anyPair(a, b))?.pwId ?? 0, pwId)) pairs.push({ a, b, pwId });
     }
-    const group = (await store.groupKey(GROUP_ID))?.pwId ?? 0;
+    const group = (await store.anyGroup(GROUP_ID))?.pwId ?? 0;
     const isGroup = this.isFirst && heldGroup !== undefined && isAbove(group, heldGroup);
     if (pairs.length === 0 && !isGroup) return;
     await this.#deps.held(server, pairs, isGroup ? heldGroup : undefined);
@@ -769,14 +771,14 @@ export class Cascade {
       return;
     }
     if (foreign.state !== 'active' || own.state !== 'active') return;
-    const isNew = (await store.pairKey(asker, peer)) === undefined;
+    const isNew = (await store.anyPair(asker, peer)) === undefined;
     // It is asked for again with the next word.
     if (isNew && other.budget.debtMs > 0) return;
     other.budget.spend(isNew && make ? COST.taken : COST.same);
     await this.#deps.wanted(foreign, own, make, worn);
     if (worn !== undefined) return;
     // It was told of this key, and has it not: for it to be told once more, it needs another number.
-    const pair = await store.pairKey(asker, peer);
+    const pair = await store.anyPair(asker, peer);
     const wasTold = pair !== undefined && pair.changed <= (other.has ?? 0);
     if (!wasTold || !this.#renumbered.take(`${asker} ${peer}`, performance.now())) return;
     await store.write(async (tx) => tx.renumberPair(pair, await tx.nextChange()));

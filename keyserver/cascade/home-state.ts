@@ -63,6 +63,8 @@ export async function homeState(
     rows.push({ seq, bytes: 64, change: { kind: 'revoked', id } });
   }
   for (const pair of pairs) {
+    // With a broken seal; once it is mended it has another number.
+    if (pair.key === undefined) continue;
     const maker = await store.member(pair.a);
     const row = { seq: pair.changed, bytes: 256, change: pairOf(pair) };
     // The other server takes a key only of a member that it knows: if that one is new to it, or changed and so told
@@ -71,8 +73,8 @@ export async function homeState(
       rows.push({ ...row, bytes: row.bytes + peerRecordSize(maker), before: maker });
     } else rows.push(row);
   }
-  const group = isFirst ? await store.groupKey(GROUP_ID) : undefined;
-  if (group !== undefined && group.changed > after && group.changed <= upTo) {
+  const group = isFirst ? await store.anyGroup(GROUP_ID) : undefined;
+  if (group?.key !== undefined && group.changed > after && group.changed <= upTo) {
     rows.push({ seq: group.changed, bytes: 192, change: groupOf(group) });
   }
   return cut(rows, upTo, horizon, maxRows);

@@ -299,7 +299,12 @@ export class Intake {
         throw wrong('the key of that pair is not made there');
       }
       if (maker.state !== 'active' || other.state !== 'active') return undefined;
-      const before = await tx.pairKey(a, b);
+      const stored = await tx.anyPair(a, b);
+      if (stored?.key === undefined && stored !== undefined && stored.maker !== server) {
+        throw wrong('the key of that pair is made here');
+      }
+      // With a broken seal nothing is known of it: its maker's word holds.
+      const before = stored?.key === undefined ? undefined : stored;
       const next = nextOf(change);
       if (before !== undefined) {
         if (before.maker !== server) throw wrong('the key of that pair is made here');
@@ -331,7 +336,8 @@ export class Intake {
     if (server !== first) throw wrong('the group key is not made there');
     const learned = await store.write(async (tx) => {
       if ((await tx.peerServer(server)) === undefined) return undefined;
-      const before = await tx.groupKey(GROUP_ID);
+      const stored = await tx.anyGroup(GROUP_ID);
+      const before = stored?.key === undefined ? undefined : stored;
       const next = nextOf(change);
       if (before !== undefined) {
         if (!follows(before, change) || oldest > pwId || oldest < before.oldest) {

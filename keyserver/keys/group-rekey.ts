@@ -5,24 +5,33 @@
  *                                   \------------- force, or patience ends ------------/
  *   revocation: in force: n (and perhaps next: n+1) --> in force: a new key, and nothing older is heard
  *
+ * Renewing and revoking go by numbers and need no key that was there before. So where one in the database is not what was sealed
+ * there (docs/protocol.md 11.1), or is gone, a revocation works all the same, and whatever else renews the key puts another
+ * one in force at once: nobody can be prepared for it, since nobody is told of a broken one.
+ *
  * A member that is told late catches up by itself: by its sync, by the first group frame that it hears
  * under the new generation, or by asking for a kid that it does not know.
  */
 import { randomBytes } from 'node:crypto';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
-import { GROUP_ID, type Id } from '../../src/protocol/ids.js';
-import { PairwireError } from '../../src/runtime/errors.js';
+import { GROUP_ID, type Id, typedId } from '../../src/protocol/ids.js';
 import { groupInterval } from '../current-settings.js';
 import { Refusal } from '../refusal.js';
 import type { Services } from '../services.js';
-import type { GroupKey, StoreTransaction } from '../storage/store.js';
-import { AGAIN, dueAfter, MIN_AGE, noteCase1, Rounds } from './renewal.js';
+import type { BrokenGroup, GroupKey, StoreReads, StoreTransaction } from '../storage/store.js';
+import { AGAIN, dueAfter, MIN_AGE, noteCase1, numberAbove, Rounds } from './renewal.js';
 
 /** One member that never confirms must not keep an old key in force for everybody, ms. */
 const PATIENCE = 60_000;
 
 /** Why a generation was made, as the `keys` list shows it. */
-export type GroupRekeyReason = 'age' | 'limit' | 'operator' | 'revocation' | 'restored';
+export type GroupRekeyReason = 'age' | 'limit' | 'operator' | 'revocation' | 'restored' | 'broken';
+
+/** What there is to know of a group key that is not in the database at all. */
+const GONE: BrokenGroup = {
+  ...{ id: GROUP_ID, key: undefined, pwId: 0, createdAt: 0, oldest: 0, dueAt: 0, changed: 0 },
+  next: undefined,
+};
 
 /** The group key where there are several key servers: one makes it. */
 export interface GroupElsewhere {
@@ -70,6 +79,8 @@ export class GroupRekey {
   readonly #elapsed: () => number;
   readonly #rounds: Rounds;
   #waiting: Waiting | undefined;
+  /** It was said that the key is broken. */
+  #told = false;
 
   constructor(services: Services, deps: GroupRekeyDeps) {
     this.#services = services;
@@ -84,8 +95,9 @@ export class GroupRekey {
 
   /** Takes up what was prepared before a restart; who had confirmed is asked once more. */
   async resume(): Promise<void> {
-    const { next } = await this.#key(this.#services.store);
-    if (next !== undefined) this.#wait(next.pwId, true);
+    const group = await this.#group(this.#services.store);
+    if (group.key === undefined) await this.#tellBroken(group);
+    else if (group.next !== undefined) this.#wait(group.next.pwId, true);
   }
 
   close(): void {
@@ -98,29 +110,45 @@ export class GroupRekey {
   }
 
   /**
-   * Prepares the next generation, unless there is one already.
+   * Prepares the next generation, unless there is one already. In place of a broken one another is in force at once.
    * @param force puts it in force without waiting for anybody
    * @returns its number
    */
   async renew(reason: GroupRekeyReason, force: boolean): Promise<number> {
-    const { store, metrics } = this.#services;
+    const { store, metrics, audit, log } = this.#services;
     const maker = this.#maker;
     if (maker !== undefined) {
       const why = `the group key is made by ${maker}: renew it there`;
       throw new Refusal('refused', 'cascade_home', why, { server: maker });
     }
-    const pwId = await store.write(async (tx) => {
-      const { pwId: number, next } = await this.#key(tx);
+    const { pwId, mended } = await store.write(async (tx) => {
+      const group = await this.#group(tx);
+      if (group.key === undefined) {
+        const above = aboveAll(group);
+        // Who holds what was in force before is heard for the grace period.
+        const oldest = Math.max(1, Math.min(group.pwId, above));
+        await this.#replace(tx, above, 'broken', oldest);
+        const actor = typedId('server', this.#services.server);
+        const detail = { group: GROUP_ID, pwId: above };
+        await audit.append(tx, { actor, action: 'group_mended', outcome: 'done', detail });
+        return { pwId: above, mended: true };
+      }
+      const { pwId: number, next } = group;
       if (next === undefined) {
         const change = await tx.nextChange();
         const made = { key: randomBytes(KEY_SIZE), pwId: number + 1, reason, serial: change };
         await tx.prepareGroup(GROUP_ID, made, change);
       }
       if (force) await this.#commit(tx);
-      return number + 1;
+      return { pwId: number + 1, mended: false };
     });
-    metrics.groupRekeys.inc({ reason, step: force ? 'forced' : 'prepared' });
-    if (force) this.#waiting = undefined;
+    if (mended) log.warn({ pwId }, 'there is another group key in place of the broken one');
+    const forced = force || mended;
+    metrics.groupRekeys.inc({
+      reason: mended ? 'broken' : reason,
+      step: forced ? 'forced' : 'prepared',
+    });
+    if (forced) this.#waiting = undefined;
     else if (this.#waiting?.pwId !== pwId) this.#wait(pwId);
     this.#deps.tellAll();
     return pwId;
@@ -128,7 +156,7 @@ export class GroupRekey {
 
   /** A member finds the group key nearly used up. */
   async wornOut(held: number | undefined): Promise<void> {
-    const { pwId, createdAt, next } = await this.#key(this.#services.store);
+    const { pwId, createdAt, next } = await this.#group(this.#services.store);
     if (this.#maker !== undefined) {
       if (held === pwId) this.#deps.elsewhere?.worn(pwId);
       return;
@@ -143,8 +171,7 @@ export class GroupRekey {
    */
   async revokeIn(tx: StoreTransaction): Promise<void> {
     if (!this.#renewsOnRevocation()) return;
-    const before = await this.#key(tx);
-    const pwId = (before.next ?? before).pwId + 1;
+    const pwId = aboveAll(await this.#group(tx));
     await this.#replace(tx, pwId, 'revocation', pwId);
   }
 
@@ -164,10 +191,10 @@ export class GroupRekey {
     const { store, metrics, now } = this.#services;
     if (this.#maker !== undefined) return false;
     const done = await store.write(async (tx) => {
-      const { pwId, createdAt, next } = await this.#key(tx);
+      const { pwId, createdAt, next } = await this.#group(tx);
       if (pwId > held || now() - createdAt < MIN_AGE) return false;
       // Who holds what the server forgot is heard for the grace period.
-      await this.#replace(tx, Math.max(held, next?.pwId ?? 0) + 1, 'restored', held);
+      await this.#replace(tx, numberAbove(held, next?.pwId ?? 0), 'restored', held);
       return true;
     });
     if (!done) return false;
@@ -218,14 +245,36 @@ export class GroupRekey {
 
   async #round(): Promise<void> {
     const { store, now } = this.#services;
-    const { dueAt, next } = await this.#key(store);
-    if (next !== undefined) {
+    const group = await this.#group(store);
+    const { dueAt, next } = group;
+    if (group.key === undefined) {
+      this.#waiting = undefined;
+      await this.#tellBroken(group);
+    } else this.#told = false;
+    if (group.key !== undefined && next !== undefined) {
       await this.#lookAfter(next.pwId);
       return;
     }
     this.#waiting = undefined;
     if (this.#maker !== undefined) return;
-    if (dueAt > 0 && dueAt <= now()) await this.renew('age', false);
+    // A renewal that had begun goes on with another key, if the one that was prepared is broken.
+    if (next !== undefined || (dueAt > 0 && dueAt <= now())) await this.renew('age', false);
+  }
+
+  /** Once, until it is whole again: nobody gets it meanwhile, so a member that starts hears and sends no broadcasts. */
+  async #tellBroken({ pwId }: BrokenGroup): Promise<void> {
+    if (this.#told) return;
+    this.#told = true;
+    const { store, audit, log, server } = this.#services;
+    log.error(
+      { group: GROUP_ID, pwId, hint: 'pairwire rekey --group --force makes another one' },
+      'the group key in the database is not what was sealed there: it is handed to nobody',
+    );
+    const detail = { group: GROUP_ID, pwId };
+    const actor = typedId('server', server);
+    await store.write((tx) =>
+      audit.append(tx, { actor, action: 'group_broken', outcome: 'done', detail }),
+    );
   }
 
   async #lookAfter(pwId: number): Promise<void> {
@@ -259,10 +308,10 @@ export class GroupRekey {
         log.warn({ members: missing.slice(0, 20), pwId }, 'not waited for with the group key');
       }
       const reason = await store.write(async (tx) => {
-        const { next } = await this.#key(tx);
-        if (next?.pwId !== pwId) return undefined;
+        const group = await this.#group(tx);
+        if (group.key === undefined || group.next?.pwId !== pwId) return undefined;
         await this.#commit(tx);
-        return next.reason;
+        return group.next.reason;
       });
       if (this.#waiting === waiting) this.#waiting = undefined;
       if (reason === undefined) return;
@@ -308,7 +357,7 @@ export class GroupRekey {
 
   async #commit(tx: StoreTransaction): Promise<void> {
     // The former generation may be heard for the grace period that its holders count.
-    const { pwId } = await this.#key(tx);
+    const { pwId } = await this.#group(tx);
     const times = { createdAt: this.#services.now(), dueAt: this.#dueAt(), oldest: pwId };
     await tx.commitGroup(GROUP_ID, times, await tx.nextChange());
   }
@@ -319,9 +368,12 @@ export class GroupRekey {
     return dueAfter(groupInterval(settings.settings.group.rekey), now(), this.#random);
   }
 
-  async #key(from: Pick<StoreTransaction, 'groupKey'>): Promise<GroupKey> {
-    const key = await from.groupKey(GROUP_ID);
-    if (key === undefined) throw new PairwireError('STORE_FAILED', 'there is no group key');
-    return key;
+  async #group(from: Pick<StoreReads, 'anyGroup'>): Promise<GroupKey | BrokenGroup> {
+    return (await from.anyGroup(GROUP_ID)) ?? GONE;
   }
+}
+
+/** A number above all that were given to a group key; also to one that was only prepared. */
+function aboveAll({ pwId, next }: Pick<BrokenGroup, 'pwId' | 'next'>): number {
+  return numberAbove(pwId, next?.pwId ?? 0);
 }

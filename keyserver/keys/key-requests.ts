@@ -107,8 +107,7 @@ export class KeyRequests {
     worn: number | undefined,
   ): Promise<void> {
     if (!mayPair(this.#services.settings.settings.policy, asker, peer)) return;
-    const dueAt = (now: number): number => this.#rekey.dueAt(now);
-    const pair = await pairKeyFor(this.#services, asker.id, peer.id, make, dueAt);
+    const pair = await this.#pair(asker.id, peer.id, make);
     if (pair === undefined) return;
     if (worn === pair.pwId) await this.#rekey.wornOut(pair);
     if (make && this.#services.settings.settings.hold > 0) {
@@ -124,11 +123,10 @@ export class KeyRequests {
     worn: boolean,
     behind?: Behind,
   ): Promise<Record<string, unknown>> {
-    const dueAt = (now: number): number => this.#rekey.dueAt(now);
     if (!(await this.#allowed(asker, peer))) throw this.#notFound(by, 'denied');
     const foreign = await this.#elsewhere?.ensurePair(asker, peer, by === 'mac');
     const make = by === 'mac' && foreign !== true;
-    const pair = await pairKeyFor(this.#services, asker, peer.id, make, dueAt);
+    const pair = await this.#pair(asker, peer.id, make);
     if (pair === undefined) throw this.#notFound(by);
     this.#rekey.askedWith(asker, pair, held);
     if (worn && held === pair.pwId) await this.#rekey.wornOut(pair);
@@ -139,6 +137,12 @@ export class KeyRequests {
     const answer = behind === undefined ? 'pair' : 'behind';
     this.#services.metrics.keyRequests.inc({ by, answer });
     return { kind: 'pair', peer: toPeerRecord(peer), key: pair.key, pwId: pair.pwId };
+  }
+
+  async #pair(asker: Id, peer: Id, make: boolean): Promise<PairKey | undefined> {
+    const dueAt = (now: number): number => this.#rekey.dueAt(now);
+    const pair = await pairKeyFor(this.#services, asker, peer, make, dueAt);
+    return pair === undefined || pair.key !== undefined ? pair : this.#rekey.mend(asker, peer);
   }
 
   async #group(asker: Id, held: number | undefined, worn: boolean): Promise<GroupKey> {

@@ -6,12 +6,12 @@ import { randomBytes } from 'node:crypto';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
 import { type Id, orderedPair } from '../../src/protocol/ids.js';
 import type { Services } from '../services.js';
-import type { PairKey } from '../storage/store.js';
+import type { BrokenPair, PairKey } from '../storage/store.js';
 
 /**
  * The pair key of `requester` and `peer`; made if there is none and `make` is set.
  * @param dueAt when a key made now gets too old
- * @returns undefined if there is none and none was to be made
+ * @returns undefined if there is none and none was to be made; one with a broken seal is to be mended (rekey.ts)
  */
 export async function pairKeyFor(
   services: Services,
@@ -19,10 +19,11 @@ export async function pairKeyFor(
   peer: Id,
   make: boolean,
   dueAt: (now: number) => number,
-): Promise<PairKey | undefined> {
+): Promise<PairKey | BrokenPair | undefined> {
   const { store, settings, metrics, now } = services;
-  const present = await store.pairKey(requester, peer);
+  const present = await store.anyPair(requester, peer);
   if (present === undefined && !make) return undefined;
+  if (present !== undefined && present.key === undefined) return present;
   if (present !== undefined && (settings.settings.hold > 0 || hasAsked(present, requester))) {
     return present;
   }
@@ -55,7 +56,7 @@ export async function pairKeyFor(
       });
     }
     if (!inserted) await tx.markPairAsked(a, b, requester, number);
-    return { pair: await tx.pairKey(a, b), made: inserted };
+    return { pair: await tx.anyPair(a, b), made: inserted };
   });
   if (made) metrics.pairKeysMade.inc();
   return pair;

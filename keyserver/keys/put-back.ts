@@ -24,14 +24,13 @@ import type { PairEnds, Run } from '../storage/store.js';
 import type { Position } from '../sync/collect.js';
 import type { GroupRekey } from './group-rekey.js';
 import type { Rekey } from './rekey.js';
+import { MAX_HELD } from './renewal.js';
 
 /** Starts of a server that are noted; a member that was away for more has to ask for everything anew, with all others. */
 export const MAX_RUNS = 1_024;
 /** Reports of a member, of up to MAX_ROWS generations each: so many at once, then so many a second. */
 const REPORT_BURST = 40;
 const REPORTS_PER_SECOND = 0.2;
-/** Nobody holds a higher one honestly: two renewals a second for a million years. */
-export const MAX_HELD = 2 ** 46;
 
 /** So many have to say that the database was put back before other key servers get no more keys. */
 export const CERTAIN_CLAIMS = 2;

@@ -13,15 +13,26 @@
  *   case 2   it sends under n; the other end tells of it: (ID_1, MAC_2 or index, PW_ID_NEW)
  *
  * A generation that was stored is never replaced by another one with its number.
+ *
+ * A key in the database that is not what was sealed there is told to nobody, so no end can be prepared for another one: such a
+ * pair is *mended*. A new key, above all numbers that the row names, is in force at once, as when one is forced.
  */
 import { randomBytes } from 'node:crypto';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
-import { type Id, orderedPair } from '../../src/protocol/ids.js';
+import { type Id, orderedPair, typedId } from '../../src/protocol/ids.js';
 import { mayPairIds } from '../registry/policy.js';
 import { TokenBuckets } from '../registry/token-bucket.js';
 import type { Services } from '../services.js';
-import type { ConfirmedPair, KnownPair, PairEnds, PairKey, ToldPair } from '../storage/store.js';
-import { AGAIN, dueAfter, MIN_AGE, noteCase1, Rounds } from './renewal.js';
+import type {
+  BrokenPair,
+  ConfirmedPair,
+  KnownPair,
+  PairEnds,
+  PairKey,
+  StoreTransaction,
+  ToldPair,
+} from '../storage/store.js';
+import { AGAIN, dueAfter, MIN_AGE, noteCase1, numberAbove, Rounds } from './renewal.js';
 
 /** Implementation constants, ms unless stated. */
 /** A pair of which an end is away is looked at again after this. */
@@ -37,7 +48,7 @@ const NOTICE_BURST = 20;
 const NOTICES_PER_SECOND = 2;
 
 /** Why a generation was made, as the `keys` list shows it. */
-export type RekeyReason = 'age' | 'limit' | 'operator' | 'restored';
+export type RekeyReason = 'age' | 'limit' | 'operator' | 'restored' | 'broken';
 
 /** Pairs with an end at home at another key server. */
 export interface PairsElsewhere {
@@ -88,7 +99,8 @@ export class Rekey {
   async resume(): Promise<void> {
     const prepared = await this.#services.store.pairsPrepared(MAX_WAITING);
     for (const pair of prepared) {
-      this.#wait(pair, Number.NEGATIVE_INFINITY, pair.next?.reason ?? '');
+      const reason = pair.key === undefined ? 'broken' : (pair.next?.reason ?? '');
+      this.#wait(pair, Number.NEGATIVE_INFINITY, reason);
     }
   }
 
@@ -108,10 +120,15 @@ export class Rekey {
 
   /**
    * Renews the key of pairs. One that has a next generation already gets no other.
+   * One with a broken seal is mended, unless another server makes it.
    * @param force puts it in force without waiting for the ends
    * @returns how many were prepared, or put in force
    */
-  async renew(pairs: readonly KnownPair[], reason: RekeyReason, force: boolean): Promise<number> {
+  async renew(
+    pairs: readonly (KnownPair | BrokenPair)[],
+    reason: RekeyReason,
+    force: boolean,
+  ): Promise<number> {
     const { store, metrics } = this.#services;
     let renewed = 0;
     let untold: ToldPair[] = [];
@@ -123,25 +140,33 @@ export class Rekey {
       const batch = pairs.slice(at, at + BATCH);
       const done = await store.write(async (tx) => {
         const changed: ToldPair[] = [];
+        const mended: ToldPair[] = [];
         let number = await tx.nextChanges(2 * batch.length);
         // One draw: a call for each key costs as much as storing it.
         const drawn = randomBytes(KEY_SIZE * batch.length);
         for (const [at, pair] of batch.entries()) {
           const next = { key: drawn.subarray(at * KEY_SIZE, (at + 1) * KEY_SIZE), reason };
-          const prepared = await tx.prepareNext(pair, next, number++);
-          const after =
-            force && prepared !== undefined
-              ? await tx.commitNext(prepared, this.#times(), number++)
-              : prepared;
+          const prepared =
+            pair.key === undefined ? undefined : await tx.prepareNext(pair, next, number++);
+          if (prepared === undefined) {
+            // Also one whose seal was broken since it was read.
+            const whole = await this.#mendIn(tx, pair, next.key, number++);
+            if (whole !== undefined) mended.push(whole);
+            continue;
+          }
+          const after = force ? await tx.commitNext(prepared, this.#times(), number++) : prepared;
           if (after !== undefined) changed.push(after);
         }
-        return changed;
+        await this.#noteMended(tx, this.#self, mended);
+        return { changed, mended };
       });
-      metrics.rekeys.inc({ reason, step: force ? 'forced' : 'prepared' }, done.length);
-      for (const pair of done) if (!force) this.#wait(pair, this.#elapsed(), reason);
-      renewed += done.length;
+      const { changed, mended } = done;
+      metrics.rekeys.inc({ reason, step: force ? 'forced' : 'prepared' }, changed.length);
+      for (const pair of changed) if (!force) this.#wait(pair, this.#elapsed(), reason);
+      this.#countMended(mended);
+      renewed += changed.length + mended.length;
       // A member of many pairs is told of them, and confirms them, together.
-      untold.push(...done);
+      untold.push(...changed, ...mended);
       if (force || untold.length >= TOLD_TOGETHER) tell();
     }
     tell();
@@ -149,15 +174,15 @@ export class Rekey {
   }
 
   /** The pair of two members, all pairs of one, or all there are. */
-  async named(a: Id | undefined, b: Id | undefined): Promise<readonly KnownPair[]> {
+  async named(a: Id | undefined, b: Id | undefined): Promise<readonly (KnownPair | BrokenPair)[]> {
     const { store } = this.#services;
     if (a !== undefined && b !== undefined) {
-      const pair = await store.pairKey(a, b);
+      const pair = await store.anyPair(a, b);
       return pair === undefined ? [] : [pair];
     }
     const one = a ?? b;
     if (one !== undefined) return store.pairsOf(one);
-    const all: KnownPair[] = [];
+    const all: (KnownPair | BrokenPair)[] = [];
     for (let after = 0; ; ) {
       const page = await store.pairsAfter(after, BATCH);
       all.push(...page);
@@ -165,6 +190,30 @@ export class Rekey {
       if (last === undefined) return all;
       after = last.serial;
     }
+  }
+
+  /**
+   * An end of a pair wants its key, and that has a broken seal: they get another one.
+   * @returns undefined if that is not to be: an end was revoked, other settings have come, or another server makes the key
+   */
+  async mend(asker: Id, peer: Id): Promise<PairKey | undefined> {
+    const { store, settings } = this.#services;
+    const [a, b] = orderedPair(asker, peer);
+    const done = await store.write(async (tx) => {
+      for (const end of [a, b]) if ((await tx.member(end))?.state !== 'active') return undefined;
+      if ((await tx.settings())?.version !== settings.settings.version) return undefined;
+      const number = await tx.nextChange();
+      const mended = await this.#mendIn(tx, { a, b }, randomBytes(KEY_SIZE), number);
+      if (mended !== undefined) await this.#noteMended(tx, asker, [mended]);
+      await tx.markPairAsked(a, b, asker, number);
+      const pair = await tx.anyPair(a, b);
+      return { mended, pair: pair?.key === undefined ? undefined : pair };
+    });
+    if (done?.mended !== undefined) {
+      this.#countMended([done.mended]);
+      this.#tell(done.mended);
+    }
+    return done?.pair;
   }
 
   /** An end of a pair finds its key nearly used up. */
@@ -239,10 +288,11 @@ export class Rekey {
         // The server that makes it goes above what its own end holds.
         if (other.home !== undefined && peer < asker) continue;
         const [a, b] = orderedPair(asker, peer);
-        const before = await tx.pairKey(a, b);
-        if (before !== undefined && before.pwId > pwId) continue;
+        const before = await tx.anyPair(a, b);
+        if (before?.key !== undefined && before.pwId > pwId) continue;
         // Nor is the number of one that is prepared used again: somebody may have it.
-        const above = Math.max(pwId, before?.next?.pwId ?? 0) + 1;
+        const stored = before?.key === undefined ? before?.pwId : before.next?.pwId;
+        const above = numberAbove(pwId, stored ?? 0);
         const change = await tx.nextChange();
         const made = {
           ...{ key: randomBytes(KEY_SIZE), pwId: above, reason },
@@ -294,8 +344,8 @@ export class Rekey {
     const { store, now } = this.#services;
     const due = await store.pairsDue(now(), BATCH);
     if (due.length === 0) return;
-    const both: PairKey[] = [];
-    const away: PairKey[] = [];
+    const both: (PairKey | BrokenPair)[] = [];
+    const away: PairEnds[] = [];
     for (const pair of due) {
       const there = (await this.#isThere(pair.a)) && (await this.#isThere(pair.b));
       (there ? both : away).push(pair);
@@ -311,13 +361,22 @@ export class Rekey {
   }
 
   async #tellAgain(): Promise<void> {
+    const broken: BrokenPair[] = [];
+    await this.#tellWaiting(broken);
+    await this.renew(broken, 'broken', true);
+  }
+
+  /** @param broken gets those that have a broken seal */
+  async #tellWaiting(broken: BrokenPair[]): Promise<void> {
     const { store } = this.#services;
     let told = 0;
     for (const [name, waiting] of this.#waiting) {
       if (this.#elapsed() - waiting.toldAt < AGAIN) continue;
-      const pair = await store.pairKey(waiting.pair.a, waiting.pair.b);
-      if (pair?.next === undefined) {
+      const pair = await store.anyPair(waiting.pair.a, waiting.pair.b);
+      if (pair?.key === undefined || pair.next === undefined) {
         this.#waiting.delete(name);
+        // Of a generation with a broken seal no end can be told.
+        if (pair !== undefined && pair.key === undefined) broken.push(pair);
         continue;
       }
       waiting.toldAt = this.#elapsed();
@@ -332,6 +391,51 @@ export class Rekey {
       told += 1;
       if (told >= BATCH) return;
     }
+  }
+
+  /** Puts another key in force if a seal of the pair is broken and its key is made here. @returns the pair if it did */
+  async #mendIn(
+    tx: StoreTransaction,
+    { a, b }: PairEnds,
+    key: Buffer,
+    changed: number,
+  ): Promise<ToldPair | undefined> {
+    const broken = await tx.anyPair(a, b);
+    if (broken === undefined || broken.key !== undefined || broken.maker !== undefined) {
+      return undefined;
+    }
+    const pwId = numberAbove(broken.pwId);
+    await tx.replacePair({ a, b }, { key, pwId, reason: 'broken', ...this.#times() }, changed);
+    const { askedA, askedB } = broken;
+    return { a, b, key, pwId, askedA, askedB, changed, next: undefined };
+  }
+
+  async #noteMended(
+    tx: StoreTransaction,
+    actor: string,
+    pairs: readonly ToldPair[],
+  ): Promise<void> {
+    const [first] = pairs;
+    if (first === undefined) return;
+    const { audit } = this.#services;
+    const detail = { pairs: pairs.length, members: [first.a, first.b], pwId: first.pwId };
+    await audit.append(tx, { actor, action: 'pair_mended', outcome: 'done', detail });
+  }
+
+  #countMended(pairs: readonly ToldPair[]): void {
+    const [first] = pairs;
+    if (first === undefined) return;
+    const { metrics, log } = this.#services;
+    metrics.rekeys.inc({ reason: 'broken', step: 'forced' }, pairs.length);
+    log.warn(
+      { pairs: pairs.length, members: [first.a, first.b], pwId: first.pwId },
+      'pairs whose key in the database was not what was sealed there have another one',
+    );
+    for (const pair of pairs) this.#waiting.delete(nameOf(pair));
+  }
+
+  get #self(): string {
+    return typedId('server', this.#services.server);
   }
 
   /** Another server makes this key, and has told of it. */

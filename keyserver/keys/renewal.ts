@@ -7,6 +7,8 @@ export const AGAIN = 5_000;
 /** A key younger than this is not renewed for a member's asking, ms. */
 export const MIN_AGE = 10_000;
 const TICK = 1_000;
+/** Nobody holds a higher one honestly: two renewals a second for a million years. */
+export const MAX_HELD = 2 ** 46;
 
 /** Does `work` every second, never twice at once; what it throws is logged. */
 export class Rounds {
@@ -45,6 +47,14 @@ export class Rounds {
 /** When a key made now gets too old: after the interval (ms), give or take a tenth; 0: never. */
 export function dueAfter(interval: number, now: number, random: () => number): number {
   return interval === 0 ? 0 : Math.floor(now + interval * (0.9 + 0.2 * random()));
+}
+
+/**
+ * The number of a generation that is to be above all of these. One that nobody can hold was written into the database by
+ * somebody else, and does not count.
+ */
+export function numberAbove(...held: readonly number[]): number {
+  return Math.max(0, ...held.filter((pwId) => pwId <= MAX_HELD)) + 1;
 }
 
 /** Case 1: a member asks with a generation that is not in force any more. `whom` is the peer, or `group`. */

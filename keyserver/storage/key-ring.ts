@@ -120,7 +120,7 @@ export class KeyRing {
       throw this.#noteBroken(
         new PairwireError(thrown.code, thrown.message, {
           where: `${table}.${column} of ${ids.join(', ')}, generation ${pwId}`,
-          hint: 'somebody has changed the database: stop the server, put it back from a backup, and look for who did',
+          hint: 'somebody has changed the database: look for who did; `pairwire rekey --force` makes another key',
         }),
       );
     }
@@ -128,15 +128,22 @@ export class KeyRing {
 
   /** Opens what can be opened of many: one that was tampered with must not stop the work on all others. */
   each<Row, T>(rows: readonly Row[], convert: (row: Row) => T): T[] {
-    const whole: T[] = [];
-    for (const row of rows) {
-      try {
-        whole.push(convert(row));
-      } catch (thrown) {
-        if (!(thrown instanceof PairwireError) || thrown.code !== 'SEAL_BROKEN') throw thrown;
-      }
+    return rows.flatMap((row) =>
+      this.try(
+        () => [convert(row)],
+        () => [],
+      ),
+    );
+  }
+
+  /** What `open` gives, or `otherwise` if a key in it was tampered with. */
+  try<T, U>(open: () => T, otherwise: () => U): T | U {
+    try {
+      return open();
+    } catch (thrown) {
+      if (!(thrown instanceof PairwireError) || thrown.code !== 'SEAL_BROKEN') throw thrown;
+      return otherwise();
     }
-    return whole;
   }
 
   #noteBroken(error: PairwireError): PairwireError {

@@ -32,6 +32,9 @@ import type {
   Binding,
   BindingKind,
   Boot,
+  BrokenGroup,
+  BrokenPair,
+  BrokenSeenPair,
   ChangeWindow,
   ConfirmedPair,
   Counters,
@@ -208,18 +211,38 @@ class SqlReads implements StoreReads {
   }
 
   async pairKey(a: Id, b: Id): Promise<PairKey | undefined> {
-    const [low, high] = orderedPair(a, b);
-    return optional(
-      await this.sql.get('SELECT * FROM pair_keys WHERE a = ? AND b = ?', [low, high]),
-      (row) => toPair(this.ring, row),
-    );
+    return optional(await this.#pairRow(a, b), (row) => toPair(this.ring, row));
+  }
+
+  async anyPair(a: Id, b: Id): Promise<PairKey | BrokenPair | undefined> {
+    return optional(await this.#pairRow(a, b), (row) => toAnyPair(this.ring, row));
+  }
+
+  #pairRow(a: Id, b: Id): Promise<Row | undefined> {
+    return this.sql.get('SELECT * FROM pair_keys WHERE a = ? AND b = ?', [...orderedPair(a, b)]);
   }
 
   async groupKey(id: Id): Promise<GroupKey | undefined> {
+    const { row, next } = await this.#groupRows(id);
+    return optional(row, (one) => toGroup(this.ring, one, next));
+  }
+
+  async anyGroup(id: Id): Promise<GroupKey | BrokenGroup | undefined> {
+    const { row, next } = await this.#groupRows(id);
+    return optional(row, (one) =>
+      this.ring.try(
+        () => toGroup(this.ring, one, next),
+        () => toBrokenGroup(one, next),
+      ),
+    );
+  }
+
+  async #groupRows(id: Id): Promise<{ row: Row | undefined; next: Row | undefined }> {
     const rows = await this.sql.all('SELECT * FROM group_keys WHERE id = ?', [id]);
-    const row = rows.find((one) => integer(one, 'in_force') === 1);
-    const next = rows.find((one) => integer(one, 'in_force') === 0);
-    return row === undefined ? undefined : toGroup(this.ring, row, next);
+    return {
+      row: rows.find((one) => integer(one, 'in_force') === 1),
+      next: rows.find((one) => integer(one, 'in_force') === 0),
+    };
   }
 
   async net(id: Id): Promise<Net | undefined> {
@@ -331,7 +354,7 @@ class SqlReads implements StoreReads {
   async pairsWithChanged(
     { after, upTo, limit }: ChangeWindow,
     home: Id,
-  ): Promise<readonly PairKey[]> {
+  ): Promise<readonly (PairKey | BrokenPair)[]> {
     // We make the keys of pairs whose smaller id is at home here. The index has no other pairs, and is used only if that is said.
     const rows = await this.sql.all(
       `SELECT * FROM pair_keys
@@ -339,7 +362,7 @@ class SqlReads implements StoreReads {
        ORDER BY changed LIMIT ?`,
       [home, after, upTo, limit],
     );
-    return rows.map((row) => toPair(this.ring, row));
+    return rows.map((row) => toAnyPair(this.ring, row));
   }
 
   async linksOnline(): Promise<readonly Id[]> {
@@ -402,7 +425,7 @@ class SqlReads implements StoreReads {
     window: ChangeWindow,
     id: Id,
     askedOnly: boolean,
-  ): Promise<readonly SeenPair[]> {
+  ): Promise<readonly (SeenPair | BrokenSeenPair)[]> {
     const { after, upTo, limit } = window;
     // An end that must ask has a key from the later of its change and its own first request.
     const seen = (asked: string): string =>
@@ -420,53 +443,58 @@ class SqlReads implements StoreReads {
     return rows.map((row) => {
       const peer = text(row, 'peer') as Id;
       const ends = orderedPair(id, peer);
-      return {
-        seq: integer(row, 'seq'),
-        peer,
-        key: openPair(this.ring, row, 'key', ends),
-        pwId: integer(row, 'pw_id'),
-        next: nextOf(this.ring, row, ends),
-      };
+      const seen = { seq: integer(row, 'seq'), peer };
+      return this.ring.try(
+        () => ({
+          ...seen,
+          key: openPair(this.ring, row, 'key', ends),
+          pwId: integer(row, 'pw_id'),
+          next: nextOf(this.ring, row, ends),
+        }),
+        () => ({ ...seen, key: undefined }),
+      );
     });
   }
 
-  async pairsDue(now: number, limit: number): Promise<readonly PairKey[]> {
+  async pairsDue(now: number, limit: number): Promise<readonly (PairKey | BrokenPair)[]> {
     const rows = await this.sql.all(
       `SELECT * FROM pair_keys WHERE due_at > 0 AND due_at <= ? AND next_pw_id = 0 AND maker = ''
        ORDER BY due_at LIMIT ?`,
       [now, limit],
     );
-    return this.ring.each(rows, (row) => toPair(this.ring, row));
+    return rows.map((row) => toAnyPair(this.ring, row));
   }
 
-  async pairsPrepared(limit: number): Promise<readonly PairKey[]> {
+  async pairsPrepared(limit: number): Promise<readonly (PairKey | BrokenPair)[]> {
     const rows = await this.sql.all('SELECT * FROM pair_keys WHERE next_pw_id > 0 LIMIT ?', [
       limit,
     ]);
-    return this.ring.each(rows, (row) => toPair(this.ring, row));
+    return rows.map((row) => toAnyPair(this.ring, row));
   }
 
   async pairsAfter(
     serial: number,
     limit: number,
-  ): Promise<readonly (KnownPair & { readonly serial: number })[]> {
+  ): Promise<readonly ((KnownPair & { readonly serial: number }) | BrokenPair)[]> {
     const rows = await this.sql.all(
-      `SELECT a, b, key, pw_id, asked_a, asked_b, serial FROM pair_keys
+      `SELECT a, b, key, pw_id, next_pw_id, asked_a, asked_b, serial, changed, maker FROM pair_keys
        WHERE serial > ? ORDER BY serial LIMIT ?`,
       [serial, limit],
     );
-    return this.ring.each(rows, (row) => ({
-      ...toKnownPair(this.ring, row),
-      serial: integer(row, 'serial'),
-    }));
+    return rows.map((row) =>
+      this.ring.try(
+        () => ({ ...toKnownPair(this.ring, row), serial: integer(row, 'serial') }),
+        () => toBrokenPair(row),
+      ),
+    );
   }
 
-  async pairsOf(id: Id): Promise<readonly PairKey[]> {
+  async pairsOf(id: Id): Promise<readonly (PairKey | BrokenPair)[]> {
     const rows = await this.sql.all(
       'SELECT * FROM pair_keys WHERE a = ? UNION ALL SELECT * FROM pair_keys WHERE b = ?',
       [id, id],
     );
-    return this.ring.each(rows, (row) => toPair(this.ring, row));
+    return rows.map((row) => toAnyPair(this.ring, row));
   }
 
   async macsOf(id: Id): Promise<readonly MacEntry[]> {
@@ -1061,8 +1089,9 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
       )) === 1;
     let known = pair;
     if (!(await prepare(known))) {
-      const now = await this.pairKey(a, b);
-      if (now === undefined || now.pwId === pair.pwId || !(await prepare(now))) return undefined;
+      const now = await this.anyPair(a, b);
+      if (now?.key === undefined || now.pwId === pair.pwId) return undefined;
+      if (!(await prepare(now))) return undefined;
       known = now;
     }
     const { key, pwId, askedA, askedB } = known;
@@ -1078,19 +1107,24 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
        RETURNING confirmed, asked_a, asked_b, next_key, next_reason, maker`,
       [bit, a, b, pwId],
     );
-    return optional(row, (one) => ({
-      a,
-      b,
-      askedA: integer(one, 'asked_a'),
-      askedB: integer(one, 'asked_b'),
-      maker: serverOf(one, 'maker'),
-      next: {
-        key: this.ring.open('pair_keys', 'next_key', [a, b], pwId, blob(one, 'next_key')),
-        pwId,
-        reason: text(one, 'next_reason'),
-        ...confirmedOf(one),
-      },
-    }));
+    return optional(row, (one) =>
+      this.ring.try(
+        () => ({
+          a,
+          b,
+          askedA: integer(one, 'asked_a'),
+          askedB: integer(one, 'asked_b'),
+          maker: serverOf(one, 'maker'),
+          next: {
+            key: this.ring.open('pair_keys', 'next_key', [a, b], pwId, sealedIn(one, 'next_key')),
+            pwId,
+            reason: text(one, 'next_reason'),
+            ...confirmedOf(one),
+          },
+        }),
+        () => undefined,
+      ),
+    );
   }
 
   async commitNext(
@@ -1485,6 +1519,15 @@ class SqlStore extends SqlReads implements Store {
     return pair;
   }
 
+  override async anyPair(a: Id, b: Id): Promise<PairKey | BrokenPair | undefined> {
+    const known = this.#cache?.pair(a, b);
+    if (known !== undefined) return known;
+    const generation = this.#cache?.generation ?? 0;
+    const pair = await super.anyPair(a, b);
+    this.#cache?.keepPair(generation, pair?.key === undefined ? undefined : pair);
+    return pair;
+  }
+
   async write<T>(fn: (tx: StoreTransaction) => Promise<T>): Promise<T> {
     let touched: Touched | undefined;
     let result: T;
@@ -1610,10 +1653,22 @@ function toPeerServer(row: Row): PeerServer {
 const CONFIRMED_A = 1;
 const CONFIRMED_B = 2;
 
+/** What a column with a key holds: nothing if it is not even bytes, which no seal is. */
+function sealedIn(row: Row, name: string): Buffer {
+  const value = row[name];
+  return Buffer.isBuffer(value) || value instanceof ArrayBuffer ? blob(row, name) : NOTHING;
+}
+
+/** The number of a key; 0, for which none is ever sealed, if the column holds no number that one can have. */
+function generationIn(row: Row, name: string): number {
+  const number = Number(row[name]);
+  return Number.isSafeInteger(number) && number > 0 ? number : 0;
+}
+
 /** A key of a pair, opened. */
 function openPair(ring: KeyRing, row: Row, column: KeyColumn, ends: readonly Id[]): Buffer {
-  const pwId = integer(row, column === 'key' ? 'pw_id' : 'next_pw_id');
-  return ring.open('pair_keys', column, ends, pwId, blob(row, column));
+  const pwId = generationIn(row, column === 'key' ? 'pw_id' : 'next_pw_id');
+  return ring.open('pair_keys', column, ends, pwId, sealedIn(row, column));
 }
 
 function nextOf(
@@ -1621,8 +1676,29 @@ function nextOf(
   row: Row,
   ends: readonly Id[],
 ): { readonly key: Buffer; readonly pwId: number } | undefined {
-  const pwId = integer(row, 'next_pw_id');
-  return pwId === 0 ? undefined : { key: openPair(ring, row, 'next_key', ends), pwId };
+  if (Number(row.next_pw_id) === 0) return undefined;
+  return { key: openPair(ring, row, 'next_key', ends), pwId: generationIn(row, 'next_pw_id') };
+}
+
+function toAnyPair(ring: KeyRing, row: Row): PairKey | BrokenPair {
+  return ring.try(
+    () => toPair(ring, row),
+    () => toBrokenPair(row),
+  );
+}
+
+function toBrokenPair(row: Row): BrokenPair {
+  return {
+    a: text(row, 'a') as Id,
+    b: text(row, 'b') as Id,
+    key: undefined,
+    pwId: Math.max(generationIn(row, 'pw_id'), generationIn(row, 'next_pw_id')),
+    askedA: integer(row, 'asked_a'),
+    askedB: integer(row, 'asked_b'),
+    serial: integer(row, 'serial'),
+    changed: integer(row, 'changed'),
+    maker: serverOf(row, 'maker'),
+  };
 }
 
 function toKnownPair(ring: KeyRing, row: Row): KnownPair {
@@ -1671,7 +1747,7 @@ function confirmedOf(row: Row): Pick<NextGeneration, 'confirmedA' | 'confirmedB'
 function toGroup(ring: KeyRing, row: Row, next: Row | undefined): GroupKey {
   const id = text(row, 'id') as Id;
   const key = (one: Row): Buffer =>
-    ring.open('group_keys', 'key', [id], integer(one, 'pw_id'), blob(one, 'key'));
+    ring.open('group_keys', 'key', [id], generationIn(one, 'pw_id'), sealedIn(one, 'key'));
   return {
     id,
     key: key(row),
@@ -1686,6 +1762,19 @@ function toGroup(ring: KeyRing, row: Row, next: Row | undefined): GroupKey {
       next === undefined
         ? undefined
         : { key: key(next), pwId: integer(next, 'pw_id'), reason: text(next, 'reason') },
+  };
+}
+
+function toBrokenGroup(row: Row, next: Row | undefined): BrokenGroup {
+  return {
+    id: text(row, 'id') as Id,
+    key: undefined,
+    pwId: generationIn(row, 'pw_id'),
+    createdAt: integer(row, 'created_at'),
+    oldest: integer(row, 'oldest'),
+    dueAt: integer(row, 'due_at'),
+    changed: integer(row, 'changed'),
+    next: next === undefined ? undefined : { pwId: generationIn(next, 'pw_id') },
   };
 }
 

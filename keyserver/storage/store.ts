@@ -159,6 +159,14 @@ export type PairEnds = Pick<PairKey, 'a' | 'b'>;
 /** A pair as it is read in order to renew its key: of all pairs, so no more than that takes. */
 export type KnownPair = Pick<PairKey, 'a' | 'b' | 'key' | 'pwId' | 'askedA' | 'askedB'>;
 
+/** A pair of which a key is not what was sealed there (docs/protocol.md 11.1): what its row says beside that. */
+export interface BrokenPair
+  extends Pick<PairKey, 'a' | 'b' | 'askedA' | 'askedB' | 'serial' | 'changed' | 'maker'> {
+  readonly key: undefined;
+  /** The highest number that the row gives to a key; who broke the key may have changed it, too. */
+  readonly pwId: number;
+}
+
 /** A pair as its ends are told of it. */
 export interface ToldPair extends KnownPair {
   readonly changed: number;
@@ -186,6 +194,13 @@ export interface GroupKey {
   /** When it gets too old, key-server time; 0: never. */
   readonly dueAt: number;
   readonly next: NextGroup | undefined;
+}
+
+/** A group of which a key is not what was sealed there: what its rows say beside that. */
+export interface BrokenGroup
+  extends Pick<GroupKey, 'id' | 'pwId' | 'createdAt' | 'oldest' | 'dueAt' | 'changed'> {
+  readonly key: undefined;
+  readonly next: Pick<NextGroup, 'pwId'> | undefined;
 }
 
 /** A generation that all holders are to have before anybody sends with it. */
@@ -314,6 +329,11 @@ export interface SeenPair {
   readonly next: { readonly key: Buffer; readonly pwId: number } | undefined;
 }
 
+/** One of which a key is not what was sealed there. */
+export interface BrokenSeenPair extends Pick<SeenPair, 'seq' | 'peer'> {
+  readonly key: undefined;
+}
+
 /** A window of change numbers: after < seq <= upTo, at most `limit` rows by rising seq. */
 export interface ChangeWindow {
   readonly after: number;
@@ -353,20 +373,25 @@ export interface StoreReads {
   memberByMac(mac: MacAddress): Promise<Member | undefined>;
   /** The member whose newest boot record has this sender index. */
   memberByIndex(index: number): Promise<Member | undefined>;
+  /** @throws PairwireError SEAL_BROKEN */
   pairKey(a: Id, b: Id): Promise<PairKey | undefined>;
+  /** The same, also of a pair with a broken seal. */
+  anyPair(a: Id, b: Id): Promise<PairKey | BrokenPair | undefined>;
   /** Pairs whose key is too old and that have no next generation yet, the oldest first. */
-  pairsDue(now: number, limit: number): Promise<readonly PairKey[]>;
+  pairsDue(now: number, limit: number): Promise<readonly (PairKey | BrokenPair)[]>;
   /** Pairs with a next generation that is not in force. */
-  pairsPrepared(limit: number): Promise<readonly PairKey[]>;
+  pairsPrepared(limit: number): Promise<readonly (PairKey | BrokenPair)[]>;
   /** All pairs by rising serial number. */
   pairsAfter(
     serial: number,
     limit: number,
-  ): Promise<readonly (KnownPair & { readonly serial: number })[]>;
+  ): Promise<readonly ((KnownPair & { readonly serial: number }) | BrokenPair)[]>;
   /** All pair keys of a member. */
-  pairsOf(id: Id): Promise<readonly PairKey[]>;
-  /** What is in force and what is prepared. */
+  pairsOf(id: Id): Promise<readonly (PairKey | BrokenPair)[]>;
+  /** What is in force and what is prepared. @throws PairwireError SEAL_BROKEN */
   groupKey(id: Id): Promise<GroupKey | undefined>;
+  /** The same, also of a group with a broken seal. */
+  anyGroup(id: Id): Promise<GroupKey | BrokenGroup | undefined>;
   /** One linked subnet; also one whose link has ended. */
   net(id: Id): Promise<Net | undefined>;
   /** All of them, by serial number. */
@@ -397,7 +422,7 @@ export interface StoreReads {
   /** Changed members that are at home here and take part in traffic. */
   ownMembersChanged(window: ChangeWindow): Promise<readonly Member[]>;
   /** Changed pair keys that are made here, with members at home at another server. */
-  pairsWithChanged(window: ChangeWindow, home: Id): Promise<readonly PairKey[]>;
+  pairsWithChanged(window: ChangeWindow, home: Id): Promise<readonly (PairKey | BrokenPair)[]>;
   /** Members at home here that were marked online. */
   membersOnline(): Promise<readonly Id[]>;
   /**
@@ -410,7 +435,11 @@ export interface StoreReads {
     askedOnly: boolean,
   ): Promise<readonly { readonly member: Member; readonly pairChanged: number }[]>;
   /** Changed pair keys of a member; with `askedOnly`, those that it asked for itself. */
-  pairsChanged(window: ChangeWindow, id: Id, askedOnly: boolean): Promise<readonly SeenPair[]>;
+  pairsChanged(
+    window: ChangeWindow,
+    id: Id,
+    askedOnly: boolean,
+  ): Promise<readonly (SeenPair | BrokenSeenPair)[]>;
   macsOf(id: Id): Promise<readonly MacEntry[]>;
   /** All that is known of an address as somebody's own. */
   macEntries(mac: MacAddress): Promise<readonly MacEntry[]>;
@@ -514,14 +543,17 @@ export interface StoreTransaction extends StoreReads {
   /**
    * Stores the next generation of a pair that has none.
    * @param pair as it was last read; it is read again if another generation is in force by now
-   * @returns the pair, or undefined: there is none, or it has a next generation
+   * @returns the pair, or undefined: there is none, it has a next generation, or a broken seal
    */
   prepareNext(
     pair: KnownPair,
     next: { readonly key: Buffer; readonly reason: string },
     changed: number,
   ): Promise<(ToldPair & Pick<ConfirmedPair, 'next'>) | undefined>;
-  /** Notes that `id`, an end of the pair, has this next generation. @returns the pair, or undefined: it is not the pair's next one */
+  /**
+   * Notes that `id`, an end of the pair, has this next generation. @returns the pair, or undefined: it is not the pair's
+   * next one, or its seal is broken
+   */
   confirmNext(pair: PairEnds, id: Id, pwId: number): Promise<ConfirmedPair | undefined>;
   /** Puts this next generation in force. @returns the pair, or undefined: it is not the pair's next one */
   commitNext(

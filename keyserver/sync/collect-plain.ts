@@ -65,7 +65,7 @@ async function dealsWithPlain(store: StoreReads, id: Id): Promise<boolean> {
   const self = await store.member(id);
   if (self?.state !== 'active') return false;
   for (const { id: plain } of await store.plainMembers()) {
-    if (plain === id || (await store.pairKey(id, plain)) !== undefined) return true;
+    if (plain === id || (await store.anyPair(id, plain)) !== undefined) return true;
   }
   return false;
 }

@@ -87,9 +87,9 @@ export async function collect(
       changes: [{ kind: 'settings', seq: changed, settings: record }],
     });
   }
-  const group = await store.groupKey(GROUP_ID);
+  const group = await store.anyGroup(GROUP_ID);
   const groupSeq = Math.max(group?.changed ?? 0, asksItself ? self.groupAsked : 0);
-  if (group !== undefined && groupSeq > after && (!asksItself || self.groupAsked > 0)) {
+  if (group?.key !== undefined && groupSeq > after && (!asksItself || self.groupAsked > 0)) {
     groups.push({
       seq: groupSeq,
       bytes: 128,
@@ -123,7 +123,8 @@ export async function collect(
   const shown = new Set(members.map(({ member }) => member.id));
   for (const pair of pairs) {
     const { seq, peer } = pair;
-    const changes: Change[] = [seenPairChange(pair)];
+    // A key with a broken seal is left out; the record of who has it comes here all the same, since it comes only here.
+    const changes: Change[] = pair.key === undefined ? [] : [seenPairChange(pair)];
     let bytes = 128;
     const member = await store.member(peer);
     if (member !== undefined && !mayPair(policy, self, member)) continue;
@@ -134,7 +135,7 @@ export async function collect(
       changes.unshift(memberChange(member, seq));
       bytes += peerRecordSize(member);
     }
-    groups.push({ seq, bytes, changes });
+    if (changes.length > 0) groups.push({ seq, bytes, changes });
   }
   // Read last: who was revoked meanwhile gets nothing.
   if ((await store.member(id))?.state !== 'active') {

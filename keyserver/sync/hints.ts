@@ -203,8 +203,10 @@ export class Hints {
       const entry = await store.binding(ip);
       if (entry !== undefined) common.push({ change: bindingChange(entry), bytes: BINDING_BYTES });
     }
-    const group =
-      groupTo === undefined || groupTo.size > 0 ? await store.groupKey(GROUP_ID) : undefined;
+    const found =
+      groupTo === undefined || groupTo.size > 0 ? await store.anyGroup(GROUP_ID) : undefined;
+    // One with a broken seal is told to nobody, and must not keep the rest from anybody.
+    const group = found?.key === undefined ? undefined : found;
     const { talkers } = await store.counters();
     const all = settings.showsAll(talkers);
     const own = new Map<string, Sized[]>();

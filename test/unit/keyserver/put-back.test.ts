@@ -1,7 +1,8 @@
 /** A database that was put back from a backup: it shows by what members say, and no number gets a second key in force. */
 import { randomBytes } from 'node:crypto';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { MAX_HELD, MAX_RUNS } from '../../../keyserver/keys/put-back.js';
+import { MAX_RUNS } from '../../../keyserver/keys/put-back.js';
+import { MAX_HELD } from '../../../keyserver/keys/renewal.js';
 import { GROUP_ID } from '../../../src/protocol/ids.js';
 import { defaultMac, type MacAddress } from '../../../src/protocol/mac.js';
 import * as store from './support/store.js';

@@ -99,18 +99,22 @@ describe('who writes to the database', () => {
   const pair = (b: string, column = 'key'): string =>
     `SELECT ${column} AS v FROM pair_keys WHERE a = 'alice' AND b = '${b}'`;
 
-  it('can exchange the keys of two pairs, and neither is handed out', async () => {
+  it('can exchange the keys of two pairs, and neither is handed out: who asks gets another one', async () => {
     subnet = await TestSubnet.start();
-    await fill(subnet);
+    const known = await fill(subnet);
     const bob = await read(pair('bob'));
     const carol = await read(pair('carol'));
     const set = "UPDATE pair_keys SET key = ? WHERE a = 'alice' AND b = ";
     await meddling([`${set}'bob'`, carol], [`${set}'carol'`, bob]);
     await subnet.startServer();
     const alice = await online(subnet, 'alice');
-    for (const peer of ['bob', 'carol']) {
-      await expect(alice.keyByMac(mac(peer))).rejects.toMatchObject({ code: 'unavailable' });
-    }
+    for (const peer of ['bob', 'carol']) await expectAnother(alice, peer, known);
+    const mended = (await subnet.audit()).filter(({ action }) => action === 'pair_mended');
+    expect(mended.map(({ actor, detail }) => [actor, detail])).toEqual([
+      // Of bob the next generation has a number, too.
+      ['alice', { pairs: 1, members: ['alice', 'bob'], pwId: 3 }],
+      ['alice', { pairs: 1, members: ['alice', 'carol'], pwId: 2 }],
+    ]);
     // The rest of the store works as before.
     expect((await alice.keyByMac(mac('dave'))).key).toHaveLength(32);
     expect((await alice.keyByMac(GROUP_MAC)).key).toHaveLength(32);
@@ -118,7 +122,7 @@ describe('who writes to the database', () => {
 
   it('can put a known key in clear, an old generation, or the next one in the place of a key, in vain', async () => {
     subnet = await TestSubnet.start();
-    await fill(subnet);
+    const known = await fill(subnet);
     const before = await read(pair('carol'));
     const admin = subnet.admin();
     await admin.request({ t: 'rekey', a: 'alice', b: 'carol', force: true });
@@ -134,9 +138,31 @@ describe('who writes to the database', () => {
     );
     await subnet.startServer();
     const alice = await online(subnet, 'alice');
-    for (const peer of ['bob', 'carol', 'dave']) {
-      await expect(alice.keyByMac(mac(peer)), peer).rejects.toMatchObject({ code: 'unavailable' });
-    }
+    for (const peer of ['bob', 'carol', 'dave']) await expectAnother(alice, peer, known);
+  });
+
+  it('can put an old key back together with its number: it is handed out until a member says that it holds a newer one', async () => {
+    subnet = await TestSubnet.start();
+    const known = await fill(subnet);
+    const old = await keyOf(subnet, 'alice', 'carol');
+    const row = await read(pair('carol'));
+    await subnet.admin().request({ t: 'rekey', a: 'alice', b: 'carol', force: true });
+    const newer = await keyOf(subnet, 'alice', 'carol');
+    await meddling([
+      "UPDATE pair_keys SET key = ?, pw_id = 1 WHERE a = 'alice' AND b = 'carol'",
+      row,
+    ]);
+    await subnet.startServer();
+    const alice = await online(subnet, 'alice');
+    await online(subnet, 'carol');
+    // The seal binds a key to its number, and says nothing of which number is the last one.
+    const answer = await alice.keyByMac(mac('carol'));
+    expect([answer.pwId, Buffer.compare(answer.key, old)]).toEqual([1, 0]);
+    // As a gateway does that holds the second one, and takes none below it.
+    await alice.client.request({ t: 'key.held', pairs: [{ peer: 'carol', pwId: 2 }] });
+    await expectAnother(alice, 'carol', [...known, old, newer]);
+    expect((await alice.keyByMac(mac('carol'))).pwId).toBe(3);
+    expect((await subnet.audit()).map(({ action }) => action)).toContain('generations_held');
   });
 
   it('can exchange what is stored of groups and nets, in vain', async () => {
@@ -228,6 +254,20 @@ async function online(subnet: TestSubnet, id: string): Promise<TestMember> {
   await member.registerAgain();
   expect(subnet.server.online).toBeGreaterThan(0);
   return member;
+}
+
+/** The key of a pair is one that nobody had before, and above what they had. */
+async function expectAnother(
+  asker: TestMember,
+  peer: string,
+  known: readonly Buffer[],
+): Promise<void> {
+  const { key, pwId } = await asker.keyByMac(mac(peer));
+  expect(
+    known.some((one) => one.equals(key)),
+    peer,
+  ).toBe(false);
+  expect(pwId, peer).toBeGreaterThan(1);
 }
 
 async function keyOf(subnet: TestSubnet, id: string, peer: string): Promise<Buffer> {
