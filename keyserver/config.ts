@@ -157,7 +157,11 @@ export interface KeyServerPaths {
   readonly serverKey: string;
   readonly tokenKey: string;
   readonly auditKey: string;
+  /** Signs the heads of the audit log. */
+  readonly auditSignKey: string;
   readonly auditHead: string;
+  /** Who has seen entries that the log does not have. */
+  readonly auditWitnesses: string;
   readonly adminKey: string;
 }
 
@@ -223,7 +227,9 @@ export function pathsOf(
     serverKey: at('server.key'),
     tokenKey: at('token.key'),
     auditKey: at('audit.key'),
+    auditSignKey: at('audit-sign.key'),
     auditHead: join(file === undefined ? at('.') : dirname(file), 'audit.head'),
+    auditWitnesses: join(file === undefined ? at('.') : dirname(file), 'audit.witnesses'),
     adminKey: at('admin.key'),
   };
 }
@@ -235,6 +241,7 @@ export const KEY_KIND = {
   server: 'keyserver-private',
   token: 'token-key',
   audit: 'audit-key',
+  auditSign: 'audit-sign-private',
   admin: 'admin-private',
 } as const;
 

@@ -10,6 +10,7 @@ import { readKeyFile } from '../src/runtime/files.js';
 import { Lifecycle } from '../src/runtime/lifecycle.js';
 import { createLogger, type Logger } from '../src/runtime/log.js';
 import { type Health, Metrics, serveMetrics } from '../src/runtime/metrics.js';
+import { auditSignKey } from './audit-key.js';
 import {
   KEY_KIND,
   type KeyServerConfig,
@@ -77,6 +78,7 @@ function readKeys(paths: KeyServerPaths) {
     staticKeys: keyPairFromPrivate(readKeyFile(paths.serverKey, KEY_KIND.server)),
     tokenKey: readKeyFile(paths.tokenKey, KEY_KIND.token),
     auditKey: readKeyFile(paths.auditKey, KEY_KIND.audit),
+    auditSignKey: auditSignKey(paths),
     operator: readKeyFile(paths.operatorPublic, KEY_KIND.operatorPublic, { public: true }),
   };
 }
@@ -152,6 +154,7 @@ async function serve(
     net: ownNet(config),
     ...(config.relay === undefined ? {} : { relay: config.relay }),
     auditHeadFile: paths.auditHead,
+    auditWitnessFile: paths.auditWitnesses,
     log,
     metrics,
     limits: config.limits,
