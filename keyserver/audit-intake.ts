@@ -30,19 +30,25 @@ export class AuditIntake {
     this.#signPublic = signPublic;
   }
 
-  /** @throws Refusal for what is no head of this server, or too many of them */
-  async look(id: Id, record: Signed): Promise<void> {
+  /**
+   * @returns for a head that is not in the log, one that shows it: the log's own entry there, or its newest head if it is shorter
+   * @throws Refusal for what is no head of this server, or too many of them
+   */
+  async look(id: Id, record: Signed): Promise<Signed | undefined> {
     const { store, server, audit, now, elapsed = now } = this.#services;
-    if (isSame(record, audit.head)) return;
+    if (isSame(record, audit.head)) return undefined;
     if (!this.#rate.take(id, elapsed())) {
       throw new Refusal('limit', 'audit_head', 'too many heads of the audit log; wait');
     }
     const head = this.#open(record);
     const why = await whyNotInLog(store, server, head.seq, head.mac);
-    if (why === undefined || head.time <= (this.#witnesses.settledAt ?? -1)) return;
+    if (why === undefined || head.time <= (this.#witnesses.settledAt ?? -1)) return undefined;
     const { seq } = head;
     const mac = Buffer.from(head.mac).toString('base64url');
     audit.contradicted({ witness: id, seq, mac, at: now(), record: storedHead(record) }, why);
+    const [entry] = await store.listAudit(server, seq - 1, 1);
+    if (entry?.seq === seq) return audit.headAt(entry);
+    return entry === undefined ? audit.head : undefined;
   }
 
   #open(record: Signed): AuditHead {

@@ -265,6 +265,12 @@ export class AuditLog {
     if (signed !== undefined) onHead?.();
   }
 
+  /** A head that ends with an entry of the log; undefined without a key to sign it. */
+  headAt(entry: AuditEntry): Signed | undefined {
+    const { signKey } = this.#options;
+    return signKey === undefined ? undefined : this.#sign(entry, signKey);
+  }
+
   #sign({ server, seq, mac }: AuditEntry, key: KeyObject): Signed {
     const { store, now, witnesses } = this.#options;
     const confirmed = witnesses?.settledAt;

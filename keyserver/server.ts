@@ -967,7 +967,7 @@ export class KeyServer {
       nonce: Buffer.from(request.nonce),
     };
     await this.#waitForTurn(peer, id, instance);
-    if (request.audit !== undefined) await this.#lookAtHead(id, request.audit);
+    const shown = request.audit === undefined ? {} : await this.#lookAtHead(id, request.audit);
     await this.#notRestored(id, request.revocation ?? 0);
     const member = await store.member(id);
     if (member?.state !== 'active') throw new Refusal('refused', 'unknown_member', 'not a member');
@@ -990,16 +990,18 @@ export class KeyServer {
       log.info({ member: id, index, address: peer.session.remoteAddress }, 'a member registered');
       this.#memberChanged(id);
     }
-    return { index, tag: store.meta.tag, settings: settings.inForce.record };
+    return { index, tag: store.meta.tag, settings: settings.inForce.record, ...shown };
   }
 
   /** Whatever is wrong with it, the member is served: its traffic must not hang on the log. */
-  async #lookAtHead(id: Id, record: Signed): Promise<void> {
+  async #lookAtHead(id: Id, record: Signed): Promise<{ readonly audit?: Signed }> {
     try {
-      await this.#auditIntake.look(id, record);
+      const audit = await this.#auditIntake.look(id, record);
+      return audit === undefined ? {} : { audit };
     } catch (thrown) {
       if (thrown instanceof Refusal) this.#note(id, thrown);
       else this.#services.log.warn({ err: thrown }, 'a head of the audit log was not looked at');
+      return {};
     }
   }
 

@@ -96,7 +96,7 @@ export interface SessionDeps {
   readonly outside: Outside;
   readonly bindings: Bindings;
   readonly verifier: Pick<Verifier, 'settings' | 'revocation'>;
-  readonly auditHeads: Pick<AuditHeads, 'head' | 'evidence' | 'take'>;
+  readonly auditHeads: Pick<AuditHeads, 'head' | 'alarm' | 'evidence' | 'take'>;
   readonly handlers: SessionHandlers;
   readonly random?: () => number;
 }
@@ -508,6 +508,11 @@ export class Session {
       },
       { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas.register.parse(value) },
     );
+    // Nothing is pushed before the first sync, so what is known is what was named; an alarm was told before.
+    const { head, alarm } = this.#deps.auditHeads;
+    if (answer.audit !== undefined && head !== undefined && alarm === undefined) {
+      this.#takeHead(answer.audit, head.seq);
+    }
     // A new boot key came meanwhile: the loop registers that one.
     if (this.#boot !== boot) return;
     this.status.registrations += 1;

@@ -511,6 +511,8 @@ export const answerSchemas = {
     /** Subnet tag of the `ethernet` transport. */
     tag: z.int().min(0).max(63),
     settings: signedSchema,
+    /** The log has not the head that was named: what it has in its place. */
+    audit: signedSchema.optional(),
   }),
   endpoints: z.object({
     t: z.literal('ok'),

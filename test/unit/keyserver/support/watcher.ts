@@ -20,7 +20,9 @@ export class Watcher {
 
   /** Registers with the head that is known, or another one, and synchronises. */
   async come(head: Signed | undefined = this.heads.evidence): Promise<void> {
-    await registerWith(this.#member, head);
+    const { seq = 0 } = this.heads.head ?? {};
+    const shown = await registerWith(this.#member, head);
+    if (shown !== undefined && this.heads.alarm === undefined) this.heads.take(shown, seq);
     await this.ask();
   }
 
@@ -31,16 +33,17 @@ export class Watcher {
   }
 }
 
-/** Registers the present boot key, naming a head. */
+/** Registers the present boot key, naming a head. @returns what the log has in its place */
 export async function registerWith(
   member: TestMember,
   audit: Signed | undefined,
   boot: Signed = member.bootRecord(),
-): Promise<void> {
+): Promise<Signed | undefined> {
   const { machine, nonce } = member;
   const named = audit === undefined ? {} : { audit };
-  await member.client.request(
+  const answer = await member.client.request(
     { t: 'register', boot, machine, nonce, ...named },
-    { parse: (answer) => answerSchemas.register.parse(answer) },
+    { parse: (value) => answerSchemas.register.parse(value) },
   );
+  return answer.audit;
 }
