@@ -41,6 +41,7 @@ import {
   type PortConfig,
   splitHostPort,
 } from './config.js';
+import { AuditHeads, alarmText } from './control/audit-heads.js';
 import { Misses } from './control/misses.js';
 import { machineDigest, type Registration, Session } from './control/session.js';
 import { DataPlaneLink } from './dataplane/link.js';
@@ -149,6 +150,7 @@ export class Agent extends EventEmitter<AgentEvents> {
   readonly #time: ServerTime;
   readonly #channel: ChannelClient;
   readonly #session: Session;
+  readonly #auditHeads: AuditHeads;
   readonly #control: ControlSocket;
   readonly #rates = new Rates();
   readonly #refusals: Record<string, number> = {};
@@ -318,6 +320,19 @@ export class Agent extends EventEmitter<AgentEvents> {
       onPush: (message) => this.#session.onPush(message),
       onState: (state) => this.#onChannelState(state),
     });
+    this.#auditHeads = new AuditHeads({
+      path: paths.auditHeads,
+      subnet: config.subnet,
+      server: this.#identity.member.grant.home,
+      onAlarm: (alarm) => {
+        this.#count('AUDIT_CONTRADICTED');
+        this.#log.error({ kind: alarm.kind }, alarmText(alarm));
+      },
+      onConfirmed: ({ server }) =>
+        this.#log.warn({ server }, 'the operator has confirmed that the database was put back'),
+      onFileError: (thrown) =>
+        this.#log.error({ reason: messageOf(thrown) }, 'heads of the audit log can not be kept'),
+    });
     this.#session = new Session({
       subnet: config.subnet,
       member: this.#identity.member,
@@ -331,6 +346,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       outside: this.#outside,
       bindings: this.#bindings,
       verifier: this.#verifier,
+      auditHeads: this.#auditHeads,
       handlers: {
         registered: (registration) => this.#registered(registration),
         relay: (offer) => this.#setRelay(offer),
@@ -385,6 +401,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     this.#table.wipe();
     this.#nets?.wipe();
     this.#flushPins();
+    this.#auditHeads.flush();
     await this.#control.close();
   }
 
@@ -988,6 +1005,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       bindings: this.#bindings.size,
       claims: this.#claims.status,
       guardedTold: this.#guarded.told,
+      auditHeads: this.#auditHeads,
       stats,
       rates: this.#rates,
     });

@@ -16,6 +16,8 @@ export interface GatewayPaths {
   readonly state: string;
   /** What was seen once and must not change: docs/protocol.md section 5. */
   readonly pins: string;
+  /** The highest head of the key server's audit log: gateway/control/audit-heads.ts. */
+  readonly auditHeads: string;
   /** The newest settings document that held, so that a start needs no key server to know the suite. */
   readonly settings: string;
 }
@@ -30,6 +32,7 @@ export function gatewayPaths(dir: string): GatewayPaths {
     membership: join(dir, 'membership'),
     state: join(dir, 'state.json'),
     pins: join(dir, 'pins.json'),
+    auditHeads: join(dir, 'audit-heads.json'),
     settings: join(dir, 'settings'),
   };
 }

@@ -20,9 +20,9 @@ import { tagSchema } from '../src/protocol/policy.js';
 import { RIGHTS, type Right, ROLES, type Role, type Settings } from '../src/protocol/records.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
-import { readAuditHead, verifyAudit } from './audit.js';
+import { auditCommands } from './audit-commands.js';
 import { joinCascade } from './cascade/join.js';
-import { changeSettings, settingsInForce, withStore } from './change-settings.js';
+import { changeSettings, settingsInForce } from './change-settings.js';
 import {
   asOperator,
   columns,
@@ -36,7 +36,6 @@ import {
 import {
   DEFAULT_PORT,
   KEY_KIND,
-  type KeyServerPaths,
   loadKeyServerConfig,
   pathsOf,
   requireChannelAddress,
@@ -63,6 +62,7 @@ export function keyserverCommands(program: Command): void {
   ipCommand(program);
   peerCommands(program);
   listCommands(program);
+  auditCommands(program);
 }
 
 // ------------------------------------------------------------------------------ init
@@ -590,19 +590,10 @@ const LIST_COMMANDS: readonly ListCommand[] = [
     about: 'list MAC addresses: whose they are, or which plain port they are behind',
     columns: columns('mac', 'vlan', 'member', 'kind', 'shared', 'since', 'seenAt', 'frozenUntil'),
   },
-  {
-    name: 'audit',
-    about: 'list the audit log',
-    columns: columns('seq', 'at', 'actor', 'action', 'outcome', 'count', 'detail'),
-  },
 ];
 
 function listCommands(program: Command): void {
-  for (const list of LIST_COMMANDS) {
-    const command = listCommand(program, list, list.name);
-    if (list.name !== 'audit') continue;
-    command.option('--verify', 'check the chain of the log in the database (without the server)');
-  }
+  for (const list of LIST_COMMANDS) listCommand(program, list, list.name);
 }
 
 /** Adds a command that prints a list. */
@@ -621,29 +612,10 @@ function listCommand(
     .option('--json', 'print JSON')
     .addHelpText('after', example(`pairwire ${path} --dir /etc/pairwire/east`))
     .action(
-      action(async (target, flags: { dir: string; limit?: string; verify?: true }) => {
-        if (flags.verify === true) {
-          await checkAudit(target, pathsOf(flags.dir, loadKeyServerConfig(flags.dir)));
-          return;
-        }
+      action(async (target, flags: { dir: string; limit?: string }) => {
         await printList(target, flags.dir, list, flags.limit);
       }),
     );
-}
-
-async function checkAudit(target: OutputTarget, paths: KeyServerPaths): Promise<void> {
-  const key = readKeyFile(paths.auditKey, KEY_KIND.audit);
-  const head = readAuditHead(paths.auditHead);
-  await withStore(paths, async (store) => {
-    const { entries, broken } = await verifyAudit(store, store.meta.server, key, head);
-    if (broken !== undefined) {
-      throw new PairwireError('STORE_FAILED', `entry ${broken.seq}: ${broken.reason}`, {
-        where: paths.database,
-        hint: 'somebody has written to the database, or a backup was put back',
-      });
-    }
-    printFields(target, { entries, intact: true });
-  });
 }
 
 // --------------------------------------------------------------------------- helpers

@@ -176,7 +176,11 @@ export interface KeyServerPaths {
   readonly serverKey: string;
   readonly tokenKey: string;
   readonly auditKey: string;
+  /** Signs the heads of the audit log. */
+  readonly auditSignKey: string;
   readonly auditHead: string;
+  /** Who has seen entries that the log does not have. */
+  readonly auditWitnesses: string;
   readonly adminKey: string;
   /** Folder of the KMS, if it is a child. */
   readonly kms: string;
@@ -246,7 +250,9 @@ export function pathsOf(
     serverKey: at('server.key'),
     tokenKey: at('token.key'),
     auditKey: at('audit.key'),
+    auditSignKey: at('audit-sign.key'),
     auditHead: join(file === undefined ? at('.') : dirname(file), 'audit.head'),
+    auditWitnesses: join(file === undefined ? at('.') : dirname(file), 'audit.witnesses'),
     adminKey: at('admin.key'),
     kms: at('kms'),
     sealMark: at('store.sealed'),
@@ -260,6 +266,7 @@ export const KEY_KIND = {
   server: 'keyserver-private',
   token: 'token-key',
   audit: 'audit-key',
+  auditSign: 'audit-sign-private',
   admin: 'admin-private',
 } as const;
 

@@ -34,6 +34,7 @@ import {
 } from '../src/runtime/files.js';
 import { createLogger } from '../src/runtime/log.js';
 import { AuditLog } from './audit.js';
+import { makeAuditSignKey } from './audit-key.js';
 import {
   KEY_KIND,
   type KeyServerConfig,
@@ -194,6 +195,7 @@ export async function makeFolder(
     paths.serverKey,
     paths.tokenKey,
     paths.auditKey,
+    paths.auditSignKey,
     paths.adminKey,
     paths.kms,
   ]) {
@@ -257,6 +259,7 @@ export function writeServerKeys(
   writeKeyFile(paths.tokenKey, KEY_KIND.token, tokenKey);
   const auditKey = randomBytes(KEY_SIZE);
   writeKeyFile(paths.auditKey, KEY_KIND.audit, auditKey);
+  makeAuditSignKey(paths);
   const admin = generateRawKeyPair('x25519');
   writeKeyFile(paths.adminKey, KEY_KIND.admin, admin.privateKey);
   for (const secret of [server.privateKey, admin.privateKey]) secret.fill(0);

@@ -18,6 +18,8 @@ export const REFUSAL_KINDS = [
   'register_record',
   'register_duplicate',
   'register_rate',
+  /** A member names a head of the audit log that this server has not signed, or too many. */
+  'audit_head',
   'endpoints_rate',
   /** A relay's receipt that is not one, another member's, not the relay's, or old. */
   'receipt_malformed',

@@ -11,6 +11,7 @@ import { lockFolder } from '../src/runtime/folder-lock.js';
 import { Lifecycle } from '../src/runtime/lifecycle.js';
 import { createLogger, type Logger } from '../src/runtime/log.js';
 import { type Health, Metrics, serveMetrics } from '../src/runtime/metrics.js';
+import { auditSignKey } from './audit-key.js';
 import {
   KEY_KIND,
   type KeyServerConfig,
@@ -93,6 +94,7 @@ function readKeys(paths: KeyServerPaths) {
     staticKeys: keyPairFromPrivate(readKeyFile(paths.serverKey, KEY_KIND.server)),
     tokenKey: readKeyFile(paths.tokenKey, KEY_KIND.token),
     auditKey: readKeyFile(paths.auditKey, KEY_KIND.audit),
+    auditSignKey: auditSignKey(paths),
     operator: readKeyFile(paths.operatorPublic, KEY_KIND.operatorPublic, { public: true }),
   };
 }
@@ -193,6 +195,7 @@ async function serve(
     net: ownNet(config),
     ...(config.relay === undefined ? {} : { relay: config.relay }),
     auditHeadFile: paths.auditHead,
+    auditWitnessFile: paths.auditWitnesses,
     log,
     metrics,
     limits: config.limits,

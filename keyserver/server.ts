@@ -14,7 +14,7 @@ import { type Asker, maySend } from '../src/protocol/authorisation.js';
 import type { KeyPair } from '../src/protocol/channel/keys.js';
 import { GROUP_ID, type Id, typedId } from '../src/protocol/ids.js';
 import { MAX_ROWS, type Request, requestSchema } from '../src/protocol/messages.js';
-import { importPublic } from '../src/protocol/public-keys.js';
+import { importPublic, publicOf } from '../src/protocol/public-keys.js';
 import { TALKER_ROLES, type VerifiedMember, verifySettings } from '../src/protocol/records.js';
 import type { Signed } from '../src/protocol/signed.js';
 import { parseToken, tokenPsk } from '../src/protocol/token.js';
@@ -23,6 +23,8 @@ import { PairwireError } from '../src/runtime/errors.js';
 import type { Logger } from '../src/runtime/log.js';
 import { Metrics } from '../src/runtime/metrics.js';
 import { AuditLog } from './audit.js';
+import { AuditIntake } from './audit-intake.js';
+import { AuditWitnesses } from './audit-witnesses.js';
 import { Cascade } from './cascade/cascade.js';
 import { RepeatedLines } from './cascade/repeated-lines.js';
 import { SubnetTime } from './cascade/subnet-time.js';
@@ -85,6 +87,10 @@ export interface KeyServerOptions {
   readonly relay?: { readonly listen: string; readonly advertise: readonly string[] };
   /** Where the newest audit entry is noted. */
   readonly auditHeadFile?: string;
+  /** Signs the heads of the audit log (Ed25519). */
+  readonly auditSignKey: KeyObject;
+  /** Where it is noted who has seen entries that the log does not have. */
+  readonly auditWitnessFile?: string;
   readonly log: Logger;
   readonly metrics?: Metrics;
   readonly clock?: Clock;
@@ -94,6 +100,7 @@ export interface KeyServerOptions {
   readonly tuning?: {
     readonly offlineAfterMs?: number;
     readonly deadForMs?: number;
+    readonly auditHeadMs?: number;
   };
 }
 
@@ -149,6 +156,8 @@ export class KeyServer {
   readonly #vault: KeyVault | undefined;
   readonly #netAsks = new TokenBuckets(NET_ASK_BURST, NET_ASKS_PER_SECOND);
   readonly #putBack: PutBack;
+  readonly #auditIntake: AuditIntake;
+  readonly #witnesses: AuditWitnesses;
   readonly #sweeper: NodeJS.Timeout;
   #addresses: readonly ListenAddress[] = [];
 
@@ -161,13 +170,18 @@ export class KeyServer {
     const now = (): number => time.now();
     const elapsed = (): number => clock.bootMs();
     const metrics = keyServerMetrics(this.metrics);
+    this.#witnesses = new AuditWitnesses(options.auditWitnessFile);
     const audit = new AuditLog({
       store,
       server: store.meta.server,
       key: options.auditKey,
       now,
       log,
+      signKey: options.auditSignKey,
+      witnesses: this.#witnesses,
+      headEveryMs: tuning?.auditHeadMs,
       onDropped: () => metrics.auditDropped.inc(),
+      onHead: () => this.#hints.headSigned(),
       ...(options.auditHeadFile === undefined ? {} : { headFile: options.auditHeadFile }),
     });
     const { subnet, server } = store.meta;
@@ -191,6 +205,8 @@ export class KeyServer {
         seek,
       },
     };
+    const signPublic = publicOf(options.auditSignKey);
+    this.#auditIntake = new AuditIntake(this.#services, this.#witnesses, signPublic);
     this.#lines = new RepeatedLines(log);
     this.#relay =
       options.relay === undefined
@@ -340,6 +356,8 @@ export class KeyServer {
     const settings = await CurrentSettings.load(options.store, operator);
     const server = new KeyServer(options, settings, operator);
     await server.#cascade.load();
+    // Before anything is written behind a log that was cut while nobody looked.
+    await server.#services.audit.noteHead();
     await server.#putBack.begin();
     await server.#presence.resume();
     await server.#rekey.resume();
@@ -602,7 +620,9 @@ export class KeyServer {
     const { cursor, epoch, plain } = request;
     await this.#putBack.lookAt(id, { cursor, epoch }, request.run);
     const answer = await collect(this.#services, id, { cursor, epoch });
-    const batch = { ...answer, run: this.#putBack.run };
+    const { head } = this.#services.audit;
+    const audit = head === undefined ? {} : { audit: head };
+    const batch = { ...answer, run: this.#putBack.run, ...audit };
     if (plain === undefined) return { ...batch };
     const known = epoch !== undefined && batch.epoch.equals(epoch);
     const room = MAX_ROWS - batch.changes.length;
@@ -797,6 +817,7 @@ export class KeyServer {
     const { store, audit } = this.#services;
     const ahead = this.#ahead;
     const wasCertain = await this.#putBack.isCertain();
+    const seen = this.#witnesses.all.map(({ witness, seq }) => `${seq} ${witness}`);
     await store.write(async (tx) => {
       if (wasCertain) await this.#cascade.confirming(tx);
       await tx.raiseRevocation(ahead);
@@ -805,9 +826,11 @@ export class KeyServer {
         actor,
         action: 'restore_confirm',
         outcome: 'done',
-        detail: { revocation: ahead },
+        detail: { revocation: ahead, ...(seen.length === 0 ? {} : { seen }) },
       });
     });
+    this.#witnesses.settle(this.#services.now());
+    await audit.noteHead();
     if (wasCertain) this.#cascade.confirmed();
     return { revocation: (await store.counters()).revocation };
   }
@@ -979,6 +1002,7 @@ export class KeyServer {
       nonce: Buffer.from(request.nonce),
     };
     await this.#waitForTurn(peer, id, instance);
+    const shown = request.audit === undefined ? {} : await this.#lookAtHead(id, request.audit);
     await this.#notRestored(id, request.revocation ?? 0);
     const member = await store.member(id);
     if (member?.state !== 'active') throw new Refusal('refused', 'unknown_member', 'not a member');
@@ -1001,7 +1025,19 @@ export class KeyServer {
       log.info({ member: id, index, address: peer.session.remoteAddress }, 'a member registered');
       this.#memberChanged(id);
     }
-    return { index, tag: store.meta.tag, settings: settings.inForce.record };
+    return { index, tag: store.meta.tag, settings: settings.inForce.record, ...shown };
+  }
+
+  /** Whatever is wrong with it, the member is served: its traffic must not hang on the log. */
+  async #lookAtHead(id: Id, record: Signed): Promise<{ readonly audit?: Signed }> {
+    try {
+      const audit = await this.#auditIntake.look(id, record);
+      return audit === undefined ? {} : { audit };
+    } catch (thrown) {
+      if (thrown instanceof Refusal) this.#note(id, thrown);
+      else this.#services.log.warn({ err: thrown }, 'a head of the audit log was not looked at');
+      return {};
+    }
   }
 
   /** @throws Refusal for the second of two live sessions of one id */
@@ -1077,6 +1113,12 @@ export class KeyServer {
         for (const [server, count] of this.#cascade.membersElsewhere) it.set({ server }, count);
       },
     );
+    gauge('keyserver_audit_head', 'Newest entry of the audit log that members are told of', () => {
+      return this.#services.audit.headSeq;
+    });
+    gauge('keyserver_audit_contradictions', 'Who has seen entries that the audit log lacks', () => {
+      return this.#witnesses.all.length;
+    });
     gauge('channel_half_open', 'Handshakes not confirmed yet', () => counters.halfOpen);
     gauge('channel_handshake_queue', 'Handshakes that wait for their thread', () => {
       return counters.handshakeQueue;

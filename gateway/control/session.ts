@@ -35,6 +35,7 @@ import type { Verifier } from '../key-table/verifier.js';
 import type { NetTable } from '../link/net-table.js';
 import type { Outside } from '../plain/outside.js';
 import type { Report } from '../plain/reporter.js';
+import type { AuditHeads } from './audit-heads.js';
 import type { Outcome, Question } from './misses.js';
 import { Wake } from './wake.js';
 
@@ -95,6 +96,7 @@ export interface SessionDeps {
   readonly outside: Outside;
   readonly bindings: Bindings;
   readonly verifier: Pick<Verifier, 'settings' | 'revocation'>;
+  readonly auditHeads: Pick<AuditHeads, 'head' | 'alarm' | 'evidence' | 'take'>;
   readonly handlers: SessionHandlers;
   readonly random?: () => number;
 }
@@ -249,6 +251,7 @@ export class Session {
     this.status.pushes += 1;
     if (push.t === 'duplicate') this.#deps.handlers.fatal(duplicate(this.#deps.member.id));
     if (push.t !== 'changes') return;
+    if (push.audit !== undefined) this.#takeHead(push.audit, undefined);
     if (this.#epoch === undefined || !Buffer.from(push.epoch).equals(this.#epoch)) {
       this.#syncDue = true;
       this.#wake.now();
@@ -493,6 +496,7 @@ export class Session {
 
   async #register(boot: OwnBoot, opening: number, renew: boolean): Promise<void> {
     const signed = this.#bootRecord(boot, renew);
+    const { evidence } = this.#deps.auditHeads;
     const answer = await this.#request(
       {
         t: 'register',
@@ -500,9 +504,15 @@ export class Session {
         machine: this.#deps.machine,
         nonce: this.#nonce,
         revocation: this.#deps.verifier.revocation,
+        ...(evidence === undefined ? {} : { audit: evidence }),
       },
       { timeoutMs: REQUEST_TIMEOUT, parse: (value) => answerSchemas.register.parse(value) },
     );
+    // Nothing is pushed before the first sync, so what is known is what was named; an alarm was told before.
+    const { head, alarm } = this.#deps.auditHeads;
+    if (answer.audit !== undefined && head !== undefined && alarm === undefined) {
+      this.#takeHead(answer.audit, head.seq);
+    }
     // A new boot key came meanwhile: the loop registers that one.
     if (this.#boot !== boot) return;
     this.status.registrations += 1;
@@ -561,6 +571,7 @@ export class Session {
       const epoch = this.#epoch;
       const run = this.#serverRun;
       const { cursor, plainCursor } = this.status;
+      const headBefore = this.#deps.auditHeads.head?.seq ?? 0;
       const answer = await this.#request(
         {
           t: 'sync',
@@ -574,6 +585,7 @@ export class Session {
         this.#begin(answer.epoch);
       // From the beginning, because it did not concern us before.
       else if (answer.plain !== undefined && plainCursor === undefined) this.#beginOutside();
+      if (answer.audit !== undefined) this.#takeHead(answer.audit, headBefore);
       await this.#apply(answer.changes);
       this.status.cursor = answer.cursor;
       this.status.plainCursor = answer.plain;
@@ -699,6 +711,15 @@ export class Session {
     if (this.status.plainCursor !== undefined || this.#deps.table.get(peer)?.role !== 'plain')
       return;
     this.syncNow();
+  }
+
+  /** @param floor number of the head that was known before the server was asked; undefined for a push */
+  #takeHead(record: Signed, floor: number | undefined): void {
+    try {
+      if (!this.#deps.auditHeads.take(record, floor)) this.syncNow();
+    } catch (thrown) {
+      this.#deps.handlers.refused('audit head', asError(thrown));
+    }
   }
 
   #takeSettings(record: Signed): void {

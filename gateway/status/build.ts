@@ -9,6 +9,7 @@ import type { Settings, VerifiedMember } from '../../src/protocol/records.js';
 import type { ServerTime } from '../../src/runtime/clock.js';
 import type { BootKeys } from '../boot-keys.js';
 import { type GatewayConfig, netsOf } from '../config.js';
+import { type AuditHeads, alarmText } from '../control/audit-heads.js';
 import type { MissCounters } from '../control/misses.js';
 import type { SessionStatus } from '../control/session.js';
 import type { DataPlaneLink } from '../dataplane/link.js';
@@ -52,6 +53,7 @@ export interface StatusParts {
   readonly bindings: number;
   readonly claims: ClaimsStatus;
   readonly guardedTold: number;
+  readonly auditHeads: Pick<AuditHeads, 'head' | 'alarm'>;
   readonly stats: AnswerTo<'stats'> | undefined;
   readonly rates: Rates;
 }
@@ -127,6 +129,8 @@ function problemsOf(parts: StatusParts, ports: readonly PortStatus[]): Status['p
       'no key server; traffic of known pairs goes on until the lease ends',
     );
   }
+  const { alarm } = parts.auditHeads;
+  if (alarm !== undefined) add('AUDIT_CONTRADICTED', alarmText(alarm));
   const age = parts.time.age();
   if (parts.time.known && age > 3_600_000) {
     add('CLOCK_AGE', 'key-server time was not sampled well for over an hour');
@@ -173,6 +177,21 @@ function serverStatus(parts: StatusParts): Status['server'] {
     pushes: session.pushes,
     lastError: error ?? null,
     retryInMs: channel.kind === 'down' ? Math.round(channel.retryInMs) : null,
+    audit: auditStatus(parts),
+  };
+}
+
+function auditStatus({ auditHeads }: StatusParts): Status['server']['audit'] {
+  const { head, alarm } = auditHeads;
+  if (head === undefined) return null;
+  const base64url = (bytes: Uint8Array): string => Buffer.from(bytes).toString('base64url');
+  return {
+    ...{ server: head.server, seq: head.seq, time: head.time },
+    ...{ mac: base64url(head.mac), key: base64url(head.sign) },
+    alarm:
+      alarm === undefined
+        ? null
+        : { kind: alarm.kind, seq: alarm.ours.head.seq, told: alarm.told.head.seq },
   };
 }
 

@@ -64,6 +64,14 @@ export class GatewayMetrics extends Metrics {
     'What was not believed of the key server.',
     ['reason'],
   );
+  readonly #auditHead = this.gauge(
+    'gateway_audit_head',
+    "Highest entry of the key server's audit log that it told of.",
+  );
+  readonly #auditAlarm = this.gauge(
+    'gateway_audit_alarm',
+    "1 if the key server's audit log was cut or changed.",
+  );
   readonly #drops = this.counter('gateway_dropped_frames_total', 'Frames not passed on.', [
     'port',
     'reason',
@@ -164,6 +172,9 @@ export class GatewayMetrics extends Metrics {
     }
     const { connects, registrations, syncs, pushes } = status.server;
     each(this.#session, { connects, registrations, syncs, pushes });
+    const { audit } = status.server;
+    this.#auditHead.set(audit?.seq ?? 0);
+    this.#auditAlarm.set((audit?.alarm ?? null) === null ? 0 : 1);
     setOrNothing(this.#lease, status.lease.secondsLeft);
     setOrNothing(this.#clockAge, status.clock.ageMs, 1_000);
   }

@@ -181,6 +181,20 @@ export const statusSchema = z.object({
     pushes: count,
     lastError: maybe(z.string()),
     retryInMs: maybe(count),
+    /** The head of its audit log that is known here, signed by `key`; both base64url. Null before the first. */
+    audit: maybe(
+      z.object({
+        server: z.string(),
+        seq: count,
+        time: count,
+        mac: z.string(),
+        key: z.string(),
+        /** The log that the server tells of has not the entry `seq` that it had before; `told`: where it ended then. */
+        alarm: maybe(
+          z.object({ kind: z.enum(['cut', 'changed', 'key']), seq: count, told: count }),
+        ),
+      }),
+    ),
   }),
   lease: z.object({ notAfter: maybe(count), secondsLeft: maybe(count) }),
   clock: z.object({

@@ -5,6 +5,7 @@
 import { GROUP_ID, type Id } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
 import { type Change, MAX_ROWS } from '../../src/protocol/messages.js';
+import type { Signed } from '../../src/protocol/signed.js';
 import { peerRecordSize } from '../registry/peer-record.js';
 import { mayPairIds } from '../registry/policy.js';
 import type { Services } from '../services.js';
@@ -62,6 +63,7 @@ export class Hints {
   /** Whom to tell of the group key; undefined: everybody who holds it. */
   #group: Set<Id> | undefined = new Set();
   #settings = false;
+  #head = false;
   /** Members' own addresses that are new or freed. */
   readonly #own = new Set<MacAddress>();
   /** Addresses outside whose place has changed: `VLAN MAC`. */
@@ -88,6 +90,12 @@ export class Hints {
   settingsChanged(): void {
     this.#settings = true;
     this.#schedule();
+  }
+
+  /** Tells everybody of the head of the audit log. */
+  headSigned(): void {
+    this.#head = true;
+    this.#schedule(false);
   }
 
   /**
@@ -153,9 +161,9 @@ export class Hints {
     clearTimeout(this.#timer);
   }
 
-  #schedule(): void {
+  #schedule(isState = true): void {
     if (this.#closed) return;
-    this.#onChange();
+    if (isState) this.#onChange();
     const delay = Math.min(FLUSH_MS_BUSY, FLUSH_MS + this.#pushed * FLUSH_MS_PER_MESSAGE);
     this.#timer ??= setTimeout(() => {
       this.#pushed = 0;
@@ -171,6 +179,7 @@ export class Hints {
   #waiting(): boolean {
     const group = this.#group === undefined || this.#group.size > 0;
     const { size } = this.#revoked;
+    if (this.#head) return true;
     if (this.#own.size + this.#behind.size + this.#bindings.size > 0) return true;
     return this.#members.size > 0 || this.#pairs.size > 0 || size > 0 || group || this.#settings;
   }
@@ -194,6 +203,8 @@ export class Hints {
         bytes: record.b.length,
       });
     }
+    const head = this.#head ? this.#services.audit.head : undefined;
+    this.#head = false;
     for (const id of revoked) {
       const revocation = await store.revocationOf(id);
       if (revocation !== undefined) common.push({ change: revokedChange(revocation), bytes: 64 });
@@ -233,7 +244,7 @@ export class Hints {
     const told = plain.length > 0 ? await dealingWithPlain(store) : new Set<Id>();
     if (this.#closed) return;
     // What concerns few must not cost a look at everybody.
-    const few = common.length === 0 && group === undefined;
+    const few = common.length === 0 && group === undefined && head === undefined;
     const concerned = few ? new Set([...own.keys(), ...pairs.keys(), ...told]) : undefined;
     let pauseAt = this.#pushed + MESSAGES_AT_ONCE;
     for (const [name, target] of this.#targetsOf(concerned)) {
@@ -263,7 +274,12 @@ export class Hints {
         const { policy } = settings.settings;
         if (about === undefined || (await mayPairIds(store, policy, id, about))) items.push(item);
       }
-      for (const batch of batches(items)) this.#push(target, batch);
+      let untold = head;
+      for (const batch of batches(items)) {
+        this.#push(target, batch, untold);
+        untold = undefined;
+      }
+      if (untold !== undefined) this.#push(target, [], untold);
     }
   }
 
@@ -317,13 +333,11 @@ export class Hints {
     return settings.settings.hold > 0 || member.groupAsked > 0;
   }
 
-  #push(target: HintTarget, changes: readonly Change[]): void {
-    if (changes.length === 0) return;
-    // A single record that waits is made superfluous by the next version of it.
-    const [first] = changes;
-    const key =
-      changes.length === 1 && first?.kind === 'member' ? `member ${first.member.id}` : undefined;
-    target.push({ t: 'changes', epoch: this.#services.store.meta.epoch, changes }, key);
+  #push(target: HintTarget, changes: readonly Change[], head?: Signed): void {
+    if (changes.length === 0 && head === undefined) return;
+    const { epoch } = this.#services.store.meta;
+    const audit = head === undefined ? {} : { audit: head };
+    target.push({ t: 'changes', epoch, changes, ...audit }, superseding(changes, head));
     this.#pushed += 1;
     this.#services.metrics.hints.inc(changes.length);
   }
@@ -333,6 +347,14 @@ interface Sized {
   readonly change: Change;
   readonly bytes: number;
   readonly about?: Id;
+}
+
+/** What waits under this name is made superfluous by the next of it: a single record, or a head by itself. */
+function superseding(changes: readonly Change[], head: Signed | undefined): string | undefined {
+  const [first] = changes;
+  if (first === undefined) return 'audit';
+  if (changes.length > 1 || head !== undefined || first.kind !== 'member') return undefined;
+  return `member ${first.member.id}`;
 }
 
 /** Cuts into messages. */

@@ -35,7 +35,7 @@ import { ChannelClient } from '../../src/net/channel-client.js';
 import { keyPairFromPrivate } from '../../src/protocol/channel/keys.js';
 import { type Id, orderedPair, parseId } from '../../src/protocol/ids.js';
 import { defaultMac } from '../../src/protocol/mac.js';
-import { generateRawKeyPair, importPublic } from '../../src/protocol/public-keys.js';
+import { generateRawKeyPair, importPrivate, importPublic } from '../../src/protocol/public-keys.js';
 import { readKeyFile } from '../../src/runtime/files.js';
 import { createLogger } from '../../src/runtime/log.js';
 import { Metrics } from '../../src/runtime/metrics.js';
@@ -149,6 +149,7 @@ class Bench {
       staticKeys: keyPairFromPrivate(readKeyFile(this.paths.serverKey, KEY_KIND.server)),
       tokenKey: randomBytes(32),
       auditKey: randomBytes(32),
+      auditSignKey: importPrivate('ed25519', randomBytes(32)),
       log,
       limits: { keyRequestBurst: NO_LIMIT.burst, keyRequestsPerSecond: NO_LIMIT.perSecond },
     });

@@ -54,6 +54,8 @@ export const LABEL = {
   boot: 'pairwire/1 boot',
   settings: 'pairwire/1 settings',
   audit: 'pairwire/1 audit',
+  auditHead: 'pairwire/1 audit head',
+  auditSign: 'pairwire/1 audit sign',
   channel: 'pairwire/1 channel',
   probe: 'pairwire/1 loop probe',
   peering: 'pairwire/1 peering',

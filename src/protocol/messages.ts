@@ -311,6 +311,8 @@ export const requestSchema = z.discriminatedUnion('t', [
     nonce: bytesSchema(16),
     /** The last revocation that this member knows: a server that knows less was put back. */
     revocation: revocation.optional(),
+    /** The highest head of the server's audit log that this member knows. */
+    audit: signedSchema.optional(),
   }),
   /** Where this member's data plane may be reached. */
   z.strictObject({
@@ -513,6 +515,8 @@ export const answerSchemas = {
     /** Subnet tag of the `ethernet` transport. */
     tag: z.int().min(0).max(63),
     settings: signedSchema,
+    /** The log has not the head that was named: what it has in its place. */
+    audit: signedSchema.optional(),
   }),
   endpoints: z.object({
     t: z.literal('ok'),
@@ -618,6 +622,8 @@ export const answerSchemas = {
     plain: cursor.optional(),
     /** More changes wait: ask again at once. */
     more: z.boolean(),
+    /** The head of the server's audit log. */
+    audit: signedSchema.optional(),
   }),
   learned: z.object({
     t: z.literal('ok'),
@@ -672,6 +678,8 @@ export const pushSchema = z.discriminatedUnion('t', [
     t: z.literal('changes'),
     epoch: bytesSchema(8),
     changes: z.array(changeSchema).max(MAX_ROWS),
+    /** The head of the server's audit log. */
+    audit: signedSchema.optional(),
   }),
   /** Another live session of this id exists (a cloned disk): stop, do not retry. */
   z.strictObject({ t: z.literal('duplicate') }),

@@ -1,9 +1,11 @@
 /** A key server that refuses everything: the gateway comes again, seldom and not in step with others. */
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
+import { AuditHeads } from '../../../../gateway/control/audit-heads.js';
 import { Session, type SessionDeps } from '../../../../gateway/control/session.js';
 import { Pins } from '../../../../gateway/key-table/pins.js';
 import { Verifier } from '../../../../gateway/key-table/verifier.js';
 import { RequestError } from '../../../../src/net/channel.js';
+import { parseId } from '../../../../src/protocol/ids.js';
 import {
   generateRawKeyPair,
   importPrivate,
@@ -56,6 +58,7 @@ function session(code: 'limit' | 'unavailable', random: () => number) {
     outside: beyond(),
     bindings: beyond(),
     verifier,
+    auditHeads: new AuditHeads({ path: undefined, subnet: SUBNET, server: parseId('s1') }),
     handlers: {
       ...beyond<SessionDeps['handlers']>(),
       failed: (_what, _thrown, retryInMs) => waits.push(retryInMs),

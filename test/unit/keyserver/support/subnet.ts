@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { auditSignKey } from '../../../../keyserver/audit-key.js';
 import { joinCascade } from '../../../../keyserver/cascade/join.js';
 import { KEY_KIND, type OwnNet } from '../../../../keyserver/config.js';
 import { initSubnet, type SettingsChoice } from '../../../../keyserver/init.js';
@@ -100,6 +101,8 @@ export class TestSubnet extends SubnetFolder {
       staticKeys: keyPairFromPrivate(readKeyFile(this.paths.serverKey, KEY_KIND.server)),
       tokenKey: this.tokenKey,
       auditKey: this.auditKey,
+      auditSignKey: auditSignKey(this.paths),
+      auditWitnessFile: this.paths.auditWitnesses,
       net: {
         id: this.subnet,
         prefixes: this.#options.prefixes ?? [],
