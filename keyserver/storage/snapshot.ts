@@ -4,13 +4,14 @@
  * Trap: SQLite's locks belong to the process, and closing any descriptor of the file drops them. So nothing here, and
  * nothing that runs meanwhile, opens the database's file by itself.
  */
-import { chmodSync, closeSync, existsSync, openSync } from 'node:fs';
+import { chmodSync, closeSync, existsSync, openSync, readSync } from 'node:fs';
 import Database from 'libsql';
 import { messageOf, PairwireError } from '../../src/runtime/errors.js';
 import { requireSecretMode, syncFile } from '../../src/runtime/files.js';
 
 /** As long as a writer may take for a checkpoint. */
 const BUSY_TIMEOUT_MS = 5_000;
+const MAGIC = Buffer.from('SQLite format 3\0');
 
 /**
  * Copies a database as it is at one moment, while others read and write it. The copy has no page of what was deleted, needs no log beside
@@ -48,6 +49,8 @@ export interface DatabaseLock {
  * @throws PairwireError BACKUP_REFUSED if somebody has it open; STORE_FAILED
  */
 export function lockDatabase(file: string): DatabaseLock | undefined {
+  // SQLite would throw the log of such a file away.
+  if (!isDatabase(file)) return undefined;
   const database = new Database(file);
   const release = (): void => {
     if (database.inTransaction) database.exec('ROLLBACK');
@@ -72,6 +75,18 @@ export function lockDatabase(file: string): DatabaseLock | undefined {
     }
     throw failed(file, `the database could not be locked: ${messageOf(cause)}`, cause);
   }
+}
+
+/** Whether a file begins as databases do. To be asked before there is a lock on it. */
+function isDatabase(path: string): boolean {
+  const magic = Buffer.alloc(MAGIC.length);
+  const file = openSync(path, 'r');
+  try {
+    readSync(file, magic);
+  } finally {
+    closeSync(file);
+  }
+  return magic.equals(MAGIC);
 }
 
 /** The files beside a database that SQLite may leave. */
