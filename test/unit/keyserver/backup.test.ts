@@ -28,7 +28,6 @@ import { restoreBackup } from '../../../keyserver/backup/restore.js';
 import { initSubnet } from '../../../keyserver/init.js';
 import { GROUP_ID, type Id, parseId } from '../../../src/protocol/ids.js';
 import { defaultMac, type MacAddress } from '../../../src/protocol/mac.js';
-import { answerSchemas } from '../../../src/protocol/messages.js';
 import { pairwire } from './support/commands.js';
 import { ServerProcess } from './support/server-process.js';
 import { meddle, ON_POSTGRES, openKeys } from './support/store.js';
@@ -204,11 +203,11 @@ describe.skipIf(ON_POSTGRES)('an old backup that is put back', () => {
           ...{ nonce: member.nonce, revocation },
         });
       };
+      // What is for a member that it may have forgotten goes to no plain port, although nobody has said a word yet.
+      await register(bob, 0);
+      await expect(bob.keyByMac('0a:00:00:00:00:07')).rejects.toThrow('not_yet');
       // Who knows of the revocation is not served by a server that has forgotten it.
       await expect(register(alice, 1)).rejects.toThrow('not_yet');
-      await register(bob, 0);
-      // What is for a member that it may have forgotten goes to no plain port.
-      await expect(bob.keyByMac('0a:00:00:00:00:07')).rejects.toThrow('not_yet');
       const confirmed = await pairwire(['restore', 'confirm', '--dir', server.dir, '--json']);
       expect(JSON.parse(confirmed.out)).toEqual({ revocation: 1 });
       await register(alice, 1);
@@ -231,16 +230,9 @@ describe.skipIf(ON_POSTGRES)('an old backup that is put back', () => {
         note(await alice.keyByMac(mac('bob')));
       }
       expect([...seen.keys()]).toEqual([1, 2, 3, 4, 5, 6, 7]);
-      const audit = await server
-        .admin()
-        .request(
-          { t: 'list', list: 'audit' },
-          { parse: (answer) => answerSchemas.list.parse(answer) },
-        );
-      const actions = JSON.stringify(audit);
-      for (const action of ['restore', 'restored', 'restore_confirm']) {
-        expect(actions).toContain(`"${action}"`);
-      }
+      const audit = await pairwire(['audit', '--dir', server.dir, '--json']);
+      const actions = (JSON.parse(audit.out) as { action: string }[]).map(({ action }) => action);
+      expect(actions).toEqual(expect.arrayContaining(['restore', 'restored', 'restore_confirm']));
       await server.kill();
       const verify = await pairwire(['audit', '--verify', '--dir', server.dir]);
       expect(verify.code, verify.err).toBe(0);
@@ -414,7 +406,7 @@ describe.skipIf(ON_POSTGRES)('backup and restore that are interrupted', () => {
     await meddle(
       join(dir, 'keyserver.db'),
       `CREATE TABLE ballast (x BLOB); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200)
-       INSERT INTO ballast SELECT randomblob(100000) FROM n`,
+       INSERT INTO ballast SELECT randomblob(100000) FROM n; PRAGMA wal_checkpoint(TRUNCATE)`,
     );
   });
   afterEach(() => rmSync(root, { recursive: true, force: true }));
@@ -470,7 +462,8 @@ describe.skipIf(ON_POSTGRES)('backup and restore that are interrupted', () => {
       }
     }
     expect([...outcomes].some((one) => one === 'old SIGKILL')).toBe(true);
-    await restoreBackup(file, { dir: target, keyFolders: [], force: true });
+    const last = await pairwire(['restore', '--dir', target, '--force', file]);
+    expect(last.code, last.err).toBe(0);
     expect(readdirSync(target).filter((name) => name.endsWith('.partial'))).toEqual([]);
     expect(await wholeStore(target)).toBe(true);
   }, 240_000);
@@ -485,13 +478,16 @@ describe.skipIf(ON_POSTGRES)('backup and restore that are interrupted', () => {
       mkdirSync(small);
       const command = [process.execPath, '--import', 'tsx', PROGRAM].join(' ');
       const script = `
-        mount -t tmpfs -o size=30m tmpfs ${small} && cp -r ${dir} ${small}/east && cd ${process.cwd()}
-        sha256sum ${small}/east/keyserver.db > ${root}/sum
+        mount -t tmpfs -o size=$(( $(du -sk ${dir} | cut -f1) + 6000 ))k tmpfs ${small}
+        cp -r ${dir} ${small}/east
+        cd ${process.cwd()}
+        set +e
         ${command} backup --dir ${dir} ${small}/b.pwb --json 2>${root}/backup.err; echo $? >${root}/backup.rc
         ${command} restore --dir ${small}/east --force ${file} --json 2>${root}/restore.err; echo $? >${root}/restore.rc
         ls -A ${small} ${small}/east >${root}/left
-        sha256sum -c ${root}/sum && ${command} audit --verify --dir ${small}/east`;
-      execFileSync('unshare', ['-m', 'sh', '-ec', script], { stdio: 'pipe' });
+        ${command} audit --verify --dir ${small}/east`;
+      const said = execFileSync('unshare', ['-m', 'sh', '-ec', script], { encoding: 'utf8' });
+      expect(said).toMatch(/entries +1\nintact +yes/);
       for (const name of ['backup', 'restore']) {
         expect(readFileSync(join(root, `${name}.rc`), 'utf8')).toBe('1\n');
         const { error } = JSON.parse(readFileSync(join(root, `${name}.err`), 'utf8')) as {
@@ -500,7 +496,7 @@ describe.skipIf(ON_POSTGRES)('backup and restore that are interrupted', () => {
         expect(['STORE_FAILED', 'BACKUP_REFUSED']).toContain(error.code);
         expect(`${error.message} ${error.hint}`).toContain('disk is full');
       }
-      expect(readFileSync(join(root, 'left'), 'utf8')).not.toMatch(/partial|pwb/);
+      expect(readFileSync(join(root, 'left'), 'utf8')).not.toMatch(/partial|pwb|before/);
     },
     240_000,
   );
