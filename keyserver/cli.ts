@@ -21,6 +21,7 @@ import { RIGHTS, type Right, ROLES, type Role, type Settings } from '../src/prot
 import { PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
 import { auditCommands } from './audit-commands.js';
+import { backupCommands } from './backup-commands.js';
 import { joinCascade } from './cascade/join.js';
 import { changeSettings, settingsInForce } from './change-settings.js';
 import {
@@ -56,7 +57,7 @@ export function keyserverCommands(program: Command): void {
   policyCommands(program);
   rekeyCommand(program);
   revokeCommand(program);
-  restoreCommand(program);
+  backupCommands(program);
   kmsCommands(program);
   macCommand(program);
   ipCommand(program);
@@ -433,27 +434,6 @@ function revokeCommand(program: Command): void {
               ? {}
               : { server, todo: `pairwire revoke ${server} at every other key server, too` }),
           });
-        });
-      }),
-    );
-}
-
-function restoreCommand(program: Command): void {
-  program
-    .command('restore')
-    .description('what is to be done after a database was put back')
-    .addHelpText('after', example('pairwire restore confirm --dir /etc/pairwire/east'))
-    .command('confirm')
-    .description(
-      'serve members again that know of more revocations than the database, and send what is for nobody known to the default plain port again',
-    )
-    .requiredOption('--dir <dir>', 'folder of the key server')
-    .option('--json', 'print JSON')
-    .addHelpText('after', example('pairwire restore confirm --dir /etc/pairwire/east'))
-    .action(
-      action(async (target, flags: { readonly dir: string }) => {
-        await asOperator(flags.dir, async (client) => {
-          printFields(target, { revocation: await client.confirmRestore() });
         });
       }),
     );

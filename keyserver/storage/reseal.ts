@@ -13,7 +13,7 @@ import { blob, integer, isNull, type Row, type SqlConnection, text } from './sql
 const PAGE = 200;
 
 /** A table with keys: its primary key, whose they are, and which column says the generation. */
-interface Layout {
+export interface Layout {
   readonly table: KeyTable;
   readonly primary: readonly string[];
   readonly ids: readonly string[];
@@ -22,7 +22,8 @@ interface Layout {
 
 const KEY = { column: 'key', pwId: 'pw_id' } as const;
 const NEXT = { column: 'next_key', pwId: 'next_pw_id' } as const;
-const LAYOUTS: readonly Layout[] = [
+/** Where the keys of a store are. */
+export const LAYOUTS: readonly Layout[] = [
   { table: 'group_keys', primary: ['id', 'pw_id'], ids: ['id'], columns: [KEY] },
   { table: 'nets', primary: ['net'], ids: ['net'], columns: [KEY, NEXT] },
   { table: 'pair_keys', primary: ['a', 'b'], ids: ['a', 'b'], columns: [KEY, NEXT] },

@@ -10,7 +10,7 @@
  * Trap: binding a bare Buffer as the only argument makes libsql 0.5.29 panic and abort the
  * process. All parameters go through `bindable`, as one array of checked values.
  */
-import { chmodSync, closeSync, existsSync, openSync } from 'node:fs';
+import { chmodSync, closeSync, existsSync, openSync, statSync } from 'node:fs';
 import Database from 'libsql';
 import { messageOf, PairwireError } from '../../src/runtime/errors.js';
 import { requireSecretMode } from '../../src/runtime/files.js';
@@ -157,8 +157,16 @@ export class SqliteDriver implements SqlDriver {
       chmodSync(file, 0o600);
     }
     requireSecretMode(file);
+    const { ino } = statSync(file);
     const driver = new SqliteDriver(file);
     try {
+      // A restore that we waited for has put another one in its place: ours is the old one.
+      if (statSync(file).ino !== ino) {
+        throw new PairwireError('STORE_FAILED', 'the database was replaced while it was opened', {
+          where: file,
+          hint: 'start again',
+        });
+      }
       await migrate(driver.#migrationTarget());
     } catch (error) {
       await driver.close();

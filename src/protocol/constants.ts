@@ -65,6 +65,7 @@ export const LABEL = {
   ticket: 'pairwire/1 ticket',
   kmsAudit: 'pairwire/1 kms audit',
   kmsIdentity: 'pairwire/1 kms identity',
+  backup: 'pairwire/1 backup',
 } as const;
 
 /** What tells two net keys of one number apart, docs/protocol.md 9.2. */

@@ -38,6 +38,8 @@ export const ERROR_CODES = [
   'STORE_VERSION',
   'SEAL_BROKEN',
   'KMS_FAILED',
+  'BACKUP_DAMAGED',
+  'BACKUP_REFUSED',
   'REFUSED',
   'NOT_FOUND',
   'LIMIT',

@@ -127,6 +127,16 @@ export function syncFolder(path: string): void {
   }
 }
 
+/** Makes the contents of a file durable. */
+export function syncFile(path: string): void {
+  const file = openSync(path, 'r+');
+  try {
+    fsyncSync(file);
+  } finally {
+    closeSync(file);
+  }
+}
+
 /**
  * Writes a key as one line of text that says what it is: `pairwire KIND BASE64URL`.
  * @throws PairwireError FILE_EXISTS unless `replace`

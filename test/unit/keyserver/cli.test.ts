@@ -178,7 +178,7 @@ describe('key server commands', () => {
   it('every command has an example in its help', () => {
     const program = createProgram('pairwire', 'test');
     keyserverCommands(program);
-    expect(program.commands.length).toBe(16);
+    expect(program.commands.length).toBe(17);
     // A command with commands of its own (`restore confirm`) is described by those.
     const all = program.commands.flatMap((one) => (one.commands.length > 0 ? one.commands : [one]));
     for (const command of all) {

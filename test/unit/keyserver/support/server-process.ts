@@ -61,6 +61,11 @@ export class ServerProcess extends SubnetFolder {
     return new ServerProcess(dir, port, subnet);
   }
 
+  /** The folder of one that was made elsewhere and put there. */
+  static at(dir: string, port: number, subnet: Id = SUBNET): ServerProcess {
+    return new ServerProcess(dir, port, subnet);
+  }
+
   /** Starts it; settles when it listens. */
   async start(): Promise<void> {
     const argv = ['--import', 'tsx', PROGRAM, 'keyserver', '--dir', this.dir];
