@@ -270,10 +270,10 @@ function swap(
   // Of a database that could not be opened: SQLite would take them for the new one's.
   const side = sideFiles(database);
   for (const file of side) renameSync(file, `${aside}${file.slice(database.length)}`);
+  // It names an entry that the new one may not have. Before the swap: an old database without it is still whole, a new one with it seems cut.
+  if (existsSync(auditHead)) renameSync(auditHead, `${aside}.audit.head`);
   renameSync(source, database);
   syncFolder(dirname(database));
-  // It names an entry that this database may not have.
-  rmSync(auditHead, { force: true });
   return there || side.length > 0 ? aside : undefined;
 }
 
