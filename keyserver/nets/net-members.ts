@@ -9,7 +9,7 @@ import { MAX_NETS } from '../../src/protocol/messages.js';
 import { networkOf, overlap } from '../../src/protocol/prefixes.js';
 import type { VerifiedMember } from '../../src/protocol/records.js';
 import type { OwnNet } from '../config.js';
-import { dueAfter } from '../keys/renewal.js';
+import { dueAfter, numberAbove } from '../keys/renewal.js';
 import { Refusal } from '../refusal.js';
 import type { Services } from '../services.js';
 import type { Net, StoreTransaction } from '../storage/store.js';
@@ -112,17 +112,19 @@ export async function renumberNets(tx: StoreTransaction): Promise<void> {
 
 /**
  * Part of the revocation of a link port, which holds net keys: those that are made here are others now, and nothing
- * older is heard. Those that others make are owed to us from now on. @returns the ones made here
+ * older is heard. Those that others make are owed to us from now on. No key of before is needed, so one with a broken
+ * seal keeps nobody's key in force. @returns the ones made here
  */
 export async function replaceNets(
   tx: StoreTransaction,
   services: Pick<Services, 'now' | 'settings'>,
 ): Promise<readonly Net[]> {
   const replaced: Net[] = [];
-  for (const entry of await tx.nets()) {
+  for (const entry of await tx.anyNets()) {
     if (entry.contact !== undefined) await tx.putNet({ ...entry, dueAt: services.now() });
-    if (entry.member === undefined || entry.key === undefined) continue;
-    const pwId = (entry.next ?? entry).pwId + 1;
+    const hasKey = entry.key !== undefined || 'isBroken' in entry;
+    if (entry.member === undefined || !hasKey) continue;
+    const pwId = numberAbove(entry.pwId, entry.next?.pwId ?? 0);
     const changed = await tx.nextChange();
     const fresh = { ...madeNow(services), pwId, oldest: pwId, reason: 'revocation' };
     const another: Net = { ...entry, ...fresh, changed };
@@ -142,7 +144,7 @@ export async function dropNetsOf(
   except?: Id,
 ): Promise<readonly Net[]> {
   const dropped: Net[] = [];
-  for (const entry of await tx.nets()) {
+  for (const entry of await tx.anyNets()) {
     if (entry.member !== id || entry.net === except) continue;
     const changed = await tx.nextChange();
     // Also a number that was only prepared has been given to a key.

@@ -33,6 +33,7 @@ import type {
   BindingKind,
   Boot,
   BrokenGroup,
+  BrokenNet,
   BrokenPair,
   BrokenSeenPair,
   ChangeWindow,
@@ -252,8 +253,21 @@ class SqlReads implements StoreReads {
   }
 
   async nets(): Promise<readonly Net[]> {
-    const rows = await this.sql.all('SELECT * FROM nets ORDER BY serial', []);
-    return this.ring.each(rows, (row) => toNet(this.ring, row));
+    return this.ring.each(await this.#netRows(), (row) => toNet(this.ring, row));
+  }
+
+  async anyNets(): Promise<readonly (Net | BrokenNet)[]> {
+    const rows = await this.#netRows();
+    return rows.map((row) =>
+      this.ring.try(
+        () => toNet(this.ring, row),
+        () => toBrokenNet(row),
+      ),
+    );
+  }
+
+  #netRows(): Promise<readonly Row[]> {
+    return this.sql.all('SELECT * FROM nets ORDER BY serial', []);
   }
 
   async revocations({ after, upTo, limit }: ChangeWindow): Promise<readonly Revocation[]> {
@@ -1787,12 +1801,38 @@ const contactSchema: z.ZodType<NetContact> = z.object({
 
 function toNet(ring: KeyRing, row: Row): Net {
   const net = text(row, 'net') as Id;
+  const [hasKey, hasNext] = [row.key, row.next_key].map((value) => !isEmpty(value));
+  const pwId = generationIn(row, 'pw_id');
+  const nextPwId = generationIn(row, 'next_pw_id');
+  return {
+    ...netBeside(row),
+    key: hasKey ? ring.open('nets', 'key', [net], pwId, sealedIn(row, 'key')) : undefined,
+    pwId,
+    next: hasNext
+      ? {
+          key: ring.open('nets', 'next_key', [net], nextPwId, sealedIn(row, 'next_key')),
+          pwId: nextPwId,
+          reason: text(row, 'next_reason'),
+        }
+      : undefined,
+  };
+}
+
+function toBrokenNet(row: Row): BrokenNet {
+  const pwId = Math.max(generationIn(row, 'pw_id'), generationIn(row, 'next_pw_id'));
+  return { ...netBeside(row), key: undefined, pwId, next: undefined, isBroken: true };
+}
+
+/** No bytes: there is no key. */
+function isEmpty(value: unknown): boolean {
+  return (Buffer.isBuffer(value) || value instanceof ArrayBuffer) && value.byteLength === 0;
+}
+
+/** What the row of a net says beside its keys. */
+function netBeside(row: Row): Omit<Net, 'key' | 'pwId' | 'next'> {
+  const net = text(row, 'net') as Id;
   const member = text(row, 'member');
   const contact = blob(row, 'contact');
-  const key = blob(row, 'key');
-  const nextKey = blob(row, 'next_key');
-  const pwId = integer(row, 'pw_id');
-  const nextPwId = integer(row, 'next_pw_id');
   const list = (name: string) => column(name, ipsSchema, () => JSON.parse(text(row, name)));
   return {
     net,
@@ -1806,20 +1846,10 @@ function toNet(ring: KeyRing, row: Row): Net {
     far: isNull(row, 'far')
       ? undefined
       : column('far', netFarSchema, () => decodeMessage(blob(row, 'far'))),
-    key: key.length === 0 ? undefined : ring.open('nets', 'key', [net], pwId, key),
-    pwId,
     oldest: integer(row, 'oldest'),
     reason: text(row, 'reason'),
     createdAt: integer(row, 'created_at'),
     dueAt: integer(row, 'due_at'),
-    next:
-      nextKey.length === 0
-        ? undefined
-        : {
-            key: ring.open('nets', 'next_key', [net], nextPwId, nextKey),
-            pwId: nextPwId,
-            reason: text(row, 'next_reason'),
-          },
     serial: integer(row, 'serial'),
     changed: integer(row, 'changed'),
   };

@@ -250,6 +250,16 @@ export interface Net {
   readonly changed: number;
 }
 
+/**
+ * A linked subnet of which a key is not what was sealed there: as if it had none. `pwId` is the highest number that the row
+ * gives to a key.
+ */
+export interface BrokenNet extends Omit<Net, 'key' | 'next'> {
+  readonly key: undefined;
+  readonly next: undefined;
+  readonly isBroken: true;
+}
+
 /** How a key server of this subnet is reached, and as whom. */
 export type ServerContact = Pick<NetContact, 'member' | 'servers'>;
 
@@ -394,8 +404,10 @@ export interface StoreReads {
   anyGroup(id: Id): Promise<GroupKey | BrokenGroup | undefined>;
   /** One linked subnet; also one whose link has ended. */
   net(id: Id): Promise<Net | undefined>;
-  /** All of them, by serial number. */
+  /** All of them, by serial number, but those with a broken seal. */
   nets(): Promise<readonly Net[]>;
+  /** Those, too. */
+  anyNets(): Promise<readonly (Net | BrokenNet)[]>;
   settings(): Promise<StoredSettings | undefined>;
   /** Revocations by rising change number. */
   revocations(window: ChangeWindow): Promise<readonly Revocation[]>;

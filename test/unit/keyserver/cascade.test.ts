@@ -366,6 +366,35 @@ describe('key servers of one subnet', () => {
       }
     });
 
+    it('with a broken seal come again from where they are made, and are mended there', async () => {
+      const { alice, bob } = await couple();
+      const first = await bob.keyByMac(macOf(alice));
+      const forged = Buffer.concat([Buffer.from([1]), Buffer.alloc(68, 7)]);
+      const breakAt = async (at: TestSubnet, table: string): Promise<void> => {
+        await at.driver.transaction((sql) => sql.run(`UPDATE ${table} SET key = ?`, [forged]));
+        // The server reads its pairs again.
+        await at.store.write((tx) => tx.redatePairs(0));
+      };
+      await breakAt(two, 'pair_keys');
+      const force = { a: 'alice', b: 'bob', force: true };
+      await expect(rekey(two, force)).rejects.toMatchObject({ code: 'refused' });
+      const again = await bob.keyByMac(macOf(alice));
+      expect([again.pwId, Buffer.compare(again.key, first.key)]).toEqual([1, 0]);
+
+      await breakAt(one, 'pair_keys');
+      const mended = await alice.keyByMac(macOf(bob));
+      expect(mended.pwId).toBe(2);
+      await until(() => pairTold(bob, alice)?.pwId === 2, 'the other key at bob');
+      expect(Buffer.compare((await bob.keyByMac(macOf(alice))).key, mended.key)).toBe(0);
+
+      await breakAt(two, 'group_keys');
+      const group = { group: true, force: true };
+      await expect(rekey(two, group)).rejects.toMatchObject({ code: 'refused' });
+      await rekey(one, group);
+      await until(async () => (await two.store.anyGroup(GROUP_ID))?.pwId === 2, 'the group key');
+      expect((await bob.keyByMac('ff:ff:ff:ff:ff:ff')).pwId).toBe(2);
+    });
+
     it('are found by the sender index of a frame from the other server', async () => {
       const { alice, bob } = await couple();
       const { key } = await alice.keyByMac(macOf(bob));

@@ -547,6 +547,32 @@ describe('peered key servers', () => {
     await until(async () => (await atWest())?.pwId === 3, 'the key that the far side wanted');
   });
 
+  it('replace those also where somebody broke the keys in the database', async () => {
+    const forged = Buffer.concat([Buffer.from([1]), randomBytes(68)]);
+    const breakAt = (subnet: TestSubnet, column: string) =>
+      subnet.driver.transaction((sql) => sql.run(`UPDATE nets SET ${column} = ?`, [forged]));
+    await peered();
+    const mine = await link(east, 'gate');
+    await link(east, 'lost');
+    await breakAt(east, 'next_key');
+    await east.admin().request({ t: 'revoke', member: 'lost' });
+    await until(() => told(mine)?.kind === 'net', 'the other key');
+    const { pwId = 0, oldest } = (await atEast()) ?? {};
+    expect(pwId).toBeGreaterThan(1);
+    expect(told(mine)).toMatchObject({ pwId, oldest: pwId });
+    expect(oldest).toBe(pwId);
+    await until(async () => (await atWest())?.pwId === pwId, 'the other key at the far side');
+
+    await age();
+    await link(west, 'lost');
+    await breakAt(west, 'key');
+    await west.admin().request({ t: 'revoke', member: 'lost' });
+    await until(
+      async () => (await atWest())?.pwId === pwId + 1,
+      'the key that the far side wanted',
+    );
+  });
+
   it('have one key again when the far side had ended the link and the maker knows less', async () => {
     await peered();
     const old = await atEast();
