@@ -17,6 +17,7 @@ import Database from 'libsql';
 import { keyPairFromPrivate } from '../../src/protocol/channel/keys.js';
 import { messageOf, PairwireError } from '../../src/runtime/errors.js';
 import { readKeyFile, syncFolder } from '../../src/runtime/files.js';
+import { auditSignKey } from '../audit-key.js';
 import {
   KEY_KIND,
   type KeyServerConfig,
@@ -121,6 +122,8 @@ function partsOf(
   ];
   if (existsSync(paths.sealMark)) wanted.push([MARK_PART, paths.sealMark]);
   if (withKeys) {
+    // A folder from before heads were signed gets it now, as its server would make it.
+    auditSignKey(paths);
     for (const name of SERVER_KEY_PARTS) wanted.push([name, join(dir, name)]);
     // Wherever else it lies, it is kept away from here for a reason.
     const operatorKey = join(dir, OPERATOR_KEY_PART);

@@ -26,7 +26,13 @@ export const CONFIG_PART = 'keyserver.yaml';
 export const OPERATOR_PART = 'operator.pub';
 export const MARK_PART = 'store.sealed';
 /** Key files of the server that it does not run without. */
-export const SERVER_KEY_PARTS = ['server.key', 'token.key', 'audit.key', 'admin.key'] as const;
+export const SERVER_KEY_PARTS = [
+  'server.key',
+  'token.key',
+  'audit.key',
+  'audit-sign.key',
+  'admin.key',
+] as const;
 /** The operator's private key, if it lies in the folder. */
 export const OPERATOR_KEY_PART = 'operator.key';
 /** The folder of the KMS, without its root keys. */
