@@ -66,6 +66,7 @@ describe('key server commands', () => {
       'server.key',
       'token.key',
       'audit.key',
+      'audit-sign.key',
       'admin.key',
       'keyserver.db',
       'kms/root-1.key',
