@@ -21,7 +21,13 @@ import { RELAY_KEY_SIZE } from '../src/protocol/constants.js';
 import type { Id } from '../src/protocol/ids.js';
 import { type MacAddress, macFromBytes, macToBytes } from '../src/protocol/mac.js';
 import type { Endpoint, RelayOffer } from '../src/protocol/messages.js';
-import { groupModeOf, inGroupTraffic, type Subject, subjectOf } from '../src/protocol/policy.js';
+import {
+  groupModeOf,
+  inGroupTraffic,
+  type Subject,
+  samePolicy,
+  subjectOf,
+} from '../src/protocol/policy.js';
 import { probeKey } from '../src/protocol/probe.js';
 import { importPublic } from '../src/protocol/public-keys.js';
 import type { Role, Settings } from '../src/protocol/records.js';
@@ -783,7 +789,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     const before = this.#settings;
     this.#useSettings(settings);
     this.#log.info({ version: settings.version }, 'settings of the subnet');
-    if (JSON.stringify(before?.policy) !== JSON.stringify(settings.policy)) {
+    if (!samePolicy(before?.policy, settings.policy)) {
       // Whom the new one lets us see comes by sync. Not everybody at once.
       setTimeout(() => this.#session.syncNow(), Math.random() * POLICY_SYNC_MS).unref();
     }

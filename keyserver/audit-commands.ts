@@ -110,14 +110,17 @@ async function verify(target: OutputTarget, paths: KeyServerPaths): Promise<void
   // Read before the log, which a running server goes on with.
   const head = readAuditHead(paths.auditHead);
   const witnesses = new AuditWitnesses(paths.auditWitnesses).all;
-  await withStore(paths, async (store) => {
-    const { meta } = store;
-    const seen = witnesses.map((one) => checked(one, meta.subnet, paths));
-    const { entries, broken } = await verifyAudit(store, meta.server, key, head, seen);
-    if (broken !== undefined) throw brokenLog(broken, paths.database);
-    printFields(target, { entries, head: head?.seq ?? null, intact: true });
-  });
-  key.fill(0);
+  try {
+    await withStore(paths, async (store) => {
+      const { meta } = store;
+      const seen = witnesses.map((one) => checked(one, meta.subnet, paths));
+      const { entries, broken } = await verifyAudit(store, meta.server, key, head, seen);
+      if (broken !== undefined) throw brokenLog(broken, paths.database);
+      printFields(target, { entries, head: head?.seq ?? null, intact: true });
+    });
+  } finally {
+    key.fill(0);
+  }
 }
 
 async function verifyFile(

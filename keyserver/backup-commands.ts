@@ -1,5 +1,4 @@
 /** Commands for backups: `backup` makes one, `backup verify` checks one, `restore` puts one back, `restore confirm` serves on after it. */
-import { randomBytes } from 'node:crypto';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
@@ -63,9 +62,7 @@ function backupCommand(program: Command): void {
     )
     .action(
       action(async (target, file: string, flags: { readonly keys: readonly string[] }) => {
-        const work = mkdtempSync(
-          join(tmpdir(), `pairwire-verify-${randomBytes(2).toString('hex')}`),
-        );
+        const work = mkdtempSync(join(tmpdir(), 'pairwire-verify-'));
         try {
           const folders = flags.keys.map((one) => resolve(one));
           const checked = await checkBackup(resolve(file), join(work, 'check'), folders);

@@ -30,10 +30,14 @@ export interface SettingsPlace {
   readonly operatorKey?: string;
 }
 
-/** The settings that a server's database has. */
-export async function settingsInForce(dir: string): Promise<Settings> {
-  const paths = pathsOf(dir, loadKeyServerConfig(dir));
-  return withStore(paths, async (store) => (await currentOf(store)).settings);
+/** Opens the database of a key server's folder with the settings that it has. */
+export function withSettings<T>(
+  dir: string,
+  use: (settings: Settings, store: Store) => T | Promise<T>,
+): Promise<T> {
+  return withStore(pathsOf(dir, loadKeyServerConfig(dir)), async (store) =>
+    use((await currentOf(store)).settings, store),
+  );
 }
 
 /**

@@ -23,7 +23,7 @@ import { readKeyFile } from '../src/runtime/files.js';
 import { auditCommands } from './audit-commands.js';
 import { backupCommands } from './backup-commands.js';
 import { joinCascade } from './cascade/join.js';
-import { changeSettings, settingsInForce } from './change-settings.js';
+import { changeSettings, withSettings } from './change-settings.js';
 import {
   asOperator,
   columns,
@@ -346,7 +346,7 @@ function settingsCommand(program: Command): void {
         const wanted = Object.values(choice).some((value) => value !== undefined);
         const settings = wanted
           ? await changeSettings(flags, (current, version) => choose(current, version, choice))
-          : await settingsInForce(flags.dir);
+          : await withSettings(flags.dir, (current) => current);
         printSettings(target, settings);
       }),
     );

@@ -5,11 +5,12 @@
  */
 import type { KeyObject } from 'node:crypto';
 import type { Id } from '../src/protocol/ids.js';
+import { samePolicy } from '../src/protocol/policy.js';
 import { type Settings, verifySettings } from '../src/protocol/records.js';
 import type { Signed } from '../src/protocol/signed.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import { Refusal, refusing } from './refusal.js';
-import { applyPolicy, policyDiffers } from './registry/policy.js';
+import { applyPolicy } from './registry/policy.js';
 import type { Store, StoreTransaction } from './storage/store.js';
 
 /** The settings with the record that members get. */
@@ -136,7 +137,7 @@ export async function installSettings(
     if (before.group.rekey !== next.group.rekey) {
       await tx.redateGroup(groupInterval(next.group.rekey));
     }
-    if (policyDiffers(before, next)) await applyPolicy(tx, next.policy);
+    if (!samePolicy(before.policy, next.policy)) await applyPolicy(tx, next.policy);
   }
   return changed;
 }

@@ -3,7 +3,7 @@
  * background. All of it goes on after kill -9: as long as there are DEKs that are not active, keys are sealed anew.
  */
 import { setTimeout as pause } from 'node:timers/promises';
-import { messageOf, PairwireError } from '../src/runtime/errors.js';
+import { type ErrorCode, messageOf, PairwireError } from '../src/runtime/errors.js';
 import type { Logger } from '../src/runtime/log.js';
 import type { Metrics } from '../src/runtime/metrics.js';
 import type { KmsStatus } from './kms/client.js';
@@ -18,6 +18,7 @@ export const MAX_SEALS_PER_DEK = 2 ** 30;
 const LOOK_MS = 60_000;
 /** After a failure of store or KMS. */
 const RETRY_MS = 5_000;
+const WAITS_FOR: readonly ErrorCode[] = ['STORE_FAILED', 'KMS_FAILED'];
 
 /** The KMS, as the vault needs it. */
 export interface KmsService extends DekService {
@@ -245,8 +246,8 @@ export class KeyVault {
         if (!(await this.#retire(active, retired))) continue;
         this.#log.info({ keys: this.#resealed }, 'all keys are sealed by the new DEK');
       } catch (thrown) {
-        if (!(thrown instanceof PairwireError) || thrown.code !== 'STORE_FAILED') throw thrown;
-        this.#log.warn({ err: thrown }, 'sealing keys anew waits for the store');
+        if (!(thrown instanceof PairwireError) || !WAITS_FOR.includes(thrown.code)) throw thrown;
+        this.#log.warn({ err: thrown }, 'sealing keys anew waits for the store, or for the KMS');
         await this.#pause(RETRY_MS);
       }
     }

@@ -13,14 +13,11 @@ import {
   type Subject,
   sidesOf,
 } from '../src/protocol/policy.js';
-import { importPublic } from '../src/protocol/public-keys.js';
 import type { Settings } from '../src/protocol/records.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import { loadYaml } from '../src/settings/load-yaml.js';
-import { changeSettings, withStore } from './change-settings.js';
+import { changeSettings, withSettings } from './change-settings.js';
 import { example, usable } from './command-tools.js';
-import { loadKeyServerConfig, pathsOf } from './config.js';
-import { CurrentSettings } from './current-settings.js';
 import { subjectFor } from './registry/policy.js';
 import type { Store } from './storage/store.js';
 
@@ -56,7 +53,7 @@ export function policyCommands(program: Command): void {
     .addHelpText('after', example('pairwire policy show --dir /etc/pairwire/east'))
     .action(
       action((target, flags: PolicyFlags) =>
-        atServer(flags.dir, async (_store, settings) => print(target, settings)),
+        withSettings(flags.dir, (settings) => print(target, settings)),
       ),
     );
   command
@@ -68,7 +65,7 @@ export function policyCommands(program: Command): void {
     .addHelpText('after', example('pairwire policy test --dir /etc/pairwire/east alice printer-1'))
     .action(
       action((target, one: string, other: string, flags: PolicyFlags) =>
-        atServer(flags.dir, async (store, settings) => {
+        withSettings(flags.dir, async (settings, store) => {
           const policy =
             flags.file === undefined ? settings.policy : loadYaml(flags.file, policySchema);
           const [a, b] = [await memberOf(store, one), await memberOf(store, other)];
@@ -139,14 +136,4 @@ async function memberOf(store: Store, id: string): Promise<Subject> {
     });
   }
   return subjectFor(member);
-}
-
-function atServer<T>(
-  dir: string,
-  use: (store: Store, settings: Settings) => Promise<T>,
-): Promise<T> {
-  return withStore(pathsOf(dir, loadKeyServerConfig(dir)), async (store) => {
-    const operator = importPublic('ed25519', store.meta.operator);
-    return use(store, (await CurrentSettings.load(store, operator)).settings);
-  });
 }

@@ -86,9 +86,8 @@ export interface PeerEntry {
   role: Role | undefined;
   /** As the policy sees it; undefined until there was a good record. */
   subject: Subject | undefined;
-  grantRights: readonly Right[];
-  /** Of its grant, as the data plane takes them. */
-  rights: number;
+  /** Of its grant. */
+  rights: readonly Right[];
   state: 'absent' | 'ready' | 'refused';
   /** Why, if refused: code and message. */
   refusal: { code: string; message: string } | undefined;
@@ -420,7 +419,6 @@ export class PeerTable {
     for (const entry of [...this.#entries.values()]) {
       if (entry.subject === undefined) continue;
       if (!this.#mayMeet(entry.subject)) continue;
-      entry.rights = this.#rightsOf(entry.grantRights, entry.subject);
       this.#install(entry);
     }
     if (wanted === this.#groupWanted) return;
@@ -443,10 +441,6 @@ export class PeerTable {
     this.gone(member.id);
     this.#denied.add(member.id);
     return false;
-  }
-
-  #rightsOf(rights: readonly Right[], member: Subject): number {
-    return rightsBits(rights, inGroupTraffic(this.#policy, member));
   }
 
   /**
@@ -534,8 +528,7 @@ export class PeerTable {
       id,
       role: undefined,
       subject: undefined,
-      grantRights: [],
-      rights: 0,
+      rights: [],
       state: 'absent',
       refusal: undefined,
       online: false,
@@ -558,8 +551,7 @@ export class PeerTable {
     this.#unlink(entry);
     entry.role = verified.member.role;
     entry.subject = subjectOf(entry.id, verified.member.grant);
-    entry.grantRights = verified.member.grant.rights;
-    entry.rights = this.#rightsOf(entry.grantRights, entry.subject);
+    entry.rights = verified.member.grant.rights;
     entry.refusal = undefined;
     entry.online = record.online;
     entry.ips = record.ips;
@@ -587,10 +579,10 @@ export class PeerTable {
   }
 
   #install(entry: PeerEntry): Promise<unknown>[] {
-    const { index, boot } = entry;
+    const { index, boot, subject } = entry;
     const ownBoot = this.#ownBoot;
     if (ownBoot === undefined || entry.state !== 'ready') return [];
-    if (index === undefined || boot === undefined) return [];
+    if (index === undefined || boot === undefined || subject === undefined) return [];
     const sent = this.#sent.get(entry.id) ?? { peer: '', key: '', next: '' };
     this.#sent.set(entry.id, sent);
     const commands: Promise<unknown>[] = [];
@@ -608,7 +600,7 @@ export class PeerTable {
       online: entry.online && entry.role !== 'link',
       relayFirst: near.length === 0,
       plain: entry.role === 'plain',
-      rights: entry.rights,
+      rights: rightsBits(entry.rights, inGroupTraffic(this.#policy, subject)),
     };
     const peerText = fingerprint(peer);
     if (sent.peer !== peerText) {

@@ -16,7 +16,7 @@ import { dirname, join, resolve } from 'node:path';
 import Database from 'libsql';
 import { keyPairFromPrivate } from '../../src/protocol/channel/keys.js';
 import { messageOf, PairwireError } from '../../src/runtime/errors.js';
-import { readKeyFile, syncFolder } from '../../src/runtime/files.js';
+import { readKeyFile, syncPath } from '../../src/runtime/files.js';
 import { auditSignKey } from '../audit-key.js';
 import {
   KEY_KIND,
@@ -96,7 +96,7 @@ export async function makeBackup(
     try {
       // A link, unlike a rename, fails where a file is.
       linkSync(file, target);
-      syncFolder(dirname(target));
+      syncPath(dirname(target));
     } catch (cause) {
       if ((cause as { code?: unknown }).code === 'EEXIST') throw exists(target);
       throw refused(target, cause);

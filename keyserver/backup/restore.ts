@@ -24,12 +24,7 @@ import {
 } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { messageOf, PairwireError } from '../../src/runtime/errors.js';
-import {
-  makeSecretFolder,
-  syncFile,
-  syncFolder,
-  writeFileAtomic,
-} from '../../src/runtime/files.js';
+import { makeSecretFolder, syncPath, writeFileAtomic } from '../../src/runtime/files.js';
 import { createLogger } from '../../src/runtime/log.js';
 import { AuditLog } from '../audit.js';
 import {
@@ -262,7 +257,7 @@ function swap(
   }
   chmodSync(source, 0o600);
   give(source, owner);
-  syncFile(source);
+  syncPath(source);
   const stamp = new Date().toISOString().replace(/[-:]/g, '').slice(0, 15);
   const aside = `${database}.before-${stamp}-${randomBytes(2).toString('hex')}`;
   const there = existsSync(database);
@@ -273,7 +268,7 @@ function swap(
   // It names an entry that the new one may not have. Before the swap: an old database without it is still whole, a new one with it seems cut.
   if (existsSync(auditHead)) renameSync(auditHead, `${aside}.audit.head`);
   renameSync(source, database);
-  syncFolder(dirname(database));
+  syncPath(dirname(database));
   return there || side.length > 0 ? aside : undefined;
 }
 

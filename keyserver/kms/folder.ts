@@ -1,11 +1,17 @@
 /** Makes the folder of a KMS beside a key server that has none yet. */
 import { randomBytes } from 'node:crypto';
 import { existsSync, readdirSync, renameSync, rmdirSync, rmSync, statSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
 import type { Id } from '../../src/protocol/ids.js';
 import { generateRawKeyPair } from '../../src/protocol/public-keys.js';
 import { messageOf, PairwireError } from '../../src/runtime/errors.js';
-import { makeSecretFolder, writeFileAtomic, writeKeyFile } from '../../src/runtime/files.js';
+import {
+  makeSecretFolder,
+  syncPath,
+  writeFileAtomic,
+  writeKeyFile,
+} from '../../src/runtime/files.js';
 import { KMS_KEY_KIND, kmsConfigText, kmsPaths } from './config.js';
 import { RootKeys } from './root-keys.js';
 
@@ -73,5 +79,7 @@ export function makeKms(dir: string, { subnet, server, serverKey }: NewKms): Roo
   });
   if (existsSync(dir)) rmdirSync(dir);
   renameSync(making, dir);
+  // Before anything is sealed by it.
+  syncPath(dirname(dir));
   return RootKeys.load(dir);
 }

@@ -4,14 +4,9 @@
  */
 
 import { LABEL } from '../../src/protocol/constants.js';
-import {
-  decide,
-  groupModeOf,
-  type Policy,
-  type Subject,
-  subjectOf,
-} from '../../src/protocol/policy.js';
-import { grantSchema, membershipSchema, type Settings } from '../../src/protocol/records.js';
+import type { Id } from '../../src/protocol/ids.js';
+import { decide, type Policy, type Subject, subjectOf } from '../../src/protocol/policy.js';
+import { grantSchema, membershipSchema } from '../../src/protocol/records.js';
 import { readUnverified, type Signed } from '../../src/protocol/signed.js';
 import type { Member, StoreReads, StoreTransaction } from '../storage/store.js';
 
@@ -37,20 +32,12 @@ export function mayPair(policy: Policy | undefined, one: Member, other: Member):
 export async function mayPairIds(
   store: StoreReads,
   policy: Policy | undefined,
-  one: Member['id'],
-  other: Member['id'],
+  one: Id,
+  other: Id,
 ): Promise<boolean> {
   if (policy === undefined) return true;
   const [a, b] = [await store.member(one), await store.member(other)];
   return a === undefined || b === undefined || mayPair(policy, a, b);
-}
-
-/** True if settings differ in what concerns who sees whom. */
-export function policyDiffers(before: Settings, next: Settings): boolean {
-  return (
-    JSON.stringify(before.policy) !== JSON.stringify(next.policy) ||
-    groupModeOf(before) !== groupModeOf(next)
-  );
 }
 
 /**
@@ -59,8 +46,16 @@ export function policyDiffers(before: Settings, next: Settings): boolean {
  */
 export async function applyPolicy(tx: StoreTransaction, policy: Policy | undefined): Promise<void> {
   if (policy !== undefined) {
+    // Each member is in many pairs.
+    const known = new Map<Id, Member | undefined>();
+    const member = async (id: Id): Promise<Member | undefined> => {
+      if (!known.has(id)) known.set(id, await tx.member(id));
+      return known.get(id);
+    };
     for (const { a, b } of await tx.pairEnds()) {
-      if (!(await mayPairIds(tx, policy, a, b))) await tx.removePair(a, b);
+      const [one, other] = [await member(a), await member(b)];
+      if (one === undefined || other === undefined) continue;
+      if (!mayPair(policy, one, other)) await tx.removePair(a, b);
     }
   }
   await tx.renumberMembers();

@@ -7,7 +7,7 @@
 import { chmodSync, closeSync, existsSync, openSync, readSync } from 'node:fs';
 import Database from 'libsql';
 import { messageOf, PairwireError } from '../../src/runtime/errors.js';
-import { requireSecretMode, syncFile } from '../../src/runtime/files.js';
+import { requireSecretMode, syncPath } from '../../src/runtime/files.js';
 
 /** As long as a writer may take for a checkpoint. */
 const BUSY_TIMEOUT_MS = 5_000;
@@ -32,7 +32,7 @@ export function copyDatabase(source: string, target: string): void {
     } finally {
       database.close();
     }
-    syncFile(target);
+    syncPath(target);
   } catch (cause) {
     throw failed(source, `the database could not be copied: ${messageOf(cause)}`, cause);
   }

@@ -90,6 +90,11 @@ export function inGroupTraffic(policy: Policy | undefined, member: Subject): boo
   return policy === undefined || !policy.silent.some((name) => inGroup(policy, name, member));
 }
 
+/** True if two policies say the same. */
+export function samePolicy(one: Policy | undefined, other: Policy | undefined): boolean {
+  return JSON.stringify(one) === JSON.stringify(other);
+}
+
 /** The groups that a member is in, in the order of their names. */
 export function groupsOf(policy: Policy, member: Subject): string[] {
   return Object.keys(policy.groups)

@@ -51,7 +51,7 @@ export function writeFileAtomic(
     } else {
       renameSync(temporary, path);
     }
-    syncFolder(dirname(path));
+    syncPath(dirname(path));
   } catch (cause) {
     rmSync(temporary, { force: true });
     if ((cause as { code?: unknown }).code === 'EEXIST') {
@@ -117,19 +117,9 @@ export function makeSecretFolder(path: string): void {
   }
 }
 
-/** Makes a new or renamed entry of a folder durable. */
-export function syncFolder(path: string): void {
-  const folder = openSync(path, 'r');
-  try {
-    fsyncSync(folder);
-  } finally {
-    closeSync(folder);
-  }
-}
-
-/** Makes the contents of a file durable. */
-export function syncFile(path: string): void {
-  const file = openSync(path, 'r+');
+/** Makes the contents of a file durable, or new and renamed entries of a folder. */
+export function syncPath(path: string): void {
+  const file = openSync(path, 'r');
   try {
     fsyncSync(file);
   } finally {

@@ -17,18 +17,30 @@ const LOCK_FILE = 'lock';
  */
 export function lockFolder(dir: string, what: string, waitMs = 0): () => void {
   const path = join(dir, LOCK_FILE);
-  // Nobody else reads it, and nobody may put a link there for us to follow.
-  closeSync(openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o600));
-  const file = new Database(path, { timeout: waitMs });
+  let file: Database.Database | undefined;
   try {
+    // Nobody else reads it, and nobody may put a link there for us to follow.
+    closeSync(openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o600));
+    file = new Database(path, { timeout: waitMs });
     file.exec('PRAGMA journal_mode = DELETE; BEGIN EXCLUSIVE');
-  } catch (thrown) {
-    file.close();
-    throw new PairwireError('ALREADY_RUNNING', `${what} runs in this folder already`, {
-      where: dir,
-      hint: `end that one first (${messageOf(thrown)})`,
-      cause: thrown,
-    });
+  } catch (cause) {
+    file?.close();
+    if ((cause as { code?: unknown }).code === 'SQLITE_BUSY') {
+      throw new PairwireError('ALREADY_RUNNING', `${what} runs in this folder already`, {
+        where: dir,
+        hint: 'end that one first',
+        cause,
+      });
+    }
+    throw new PairwireError(
+      'FILE_UNREADABLE',
+      `the folder can not be locked: ${messageOf(cause)}`,
+      {
+        where: path,
+        cause,
+      },
+    );
   }
-  return () => file.close();
+  const held = file;
+  return () => held.close();
 }

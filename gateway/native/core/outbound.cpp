@@ -411,7 +411,8 @@ void Outbound::pass_in_clear(Bytes packet) {
 }
 
 void Outbound::take_group(const Announcement& what, Bytes packet, bool held) {
-  const std::uint32_t rate = share_.tables.settings().storm_frames;
+  const PortSettings& settings = share_.tables.settings();
+  const std::uint32_t rate = settings.storm_frames;
   if (rate != 0 && !held) {
     if (rate != storm_rate_) {
       storm_rate_ = rate;
@@ -419,7 +420,6 @@ void Outbound::take_group(const Announcement& what, Bytes packet, bool held) {
     }
     if (!storm_.take(now_.us)) return share_.drops.count(DropReason::storm);
   }
-  const PortSettings& settings = share_.tables.settings();
   if ((settings.rights & kNoGroup) != 0) return share_.drops.count(DropReason::not_in_group);
   if (!what.asked.is_none()) {
     const ConstBytes frame = packet.subspan(kVnetHeaderSize);

@@ -64,11 +64,6 @@ describe('key servers of one subnet, of which somebody says what is not so', () 
     await one.close();
   });
 
-  async function ready(at: TestSubnet, id: string): Promise<TestMember> {
-    const member = await at.member(id);
-    await member.syncAll();
-    return member;
-  }
   const member = (at: TestSubnet, id: string) => at.store.member(parseId(id));
   const knows = (at: TestSubnet, id: string) =>
     until(async () => (await member(at, id))?.online === true, `word of ${id}`);
@@ -82,7 +77,7 @@ describe('key servers of one subnet, of which somebody says what is not so', () 
 
   /** alice is at home at s1, bob at s2; the key of the two is made at s1. */
   async function couple(): Promise<{ alice: TestMember; bob: TestMember }> {
-    const [alice, bob] = [await ready(one, 'alice'), await ready(two, 'bob')];
+    const [alice, bob] = [await one.ready('alice'), await two.ready('bob')];
     await knows(two, 'alice');
     await knows(one, 'bob');
     return { alice, bob };
@@ -116,7 +111,7 @@ describe('key servers of one subnet, of which somebody says what is not so', () 
 
     it('by two lets revocations, settings and presence cross, and keys once the operator confirms', async () => {
       const { alice, bob } = await couple();
-      const carol = await ready(two, 'carol');
+      const carol = await two.ready('carol');
       await knows(one, 'carol');
       const epoch = Buffer.from(one.store.meta.epoch);
       await claims(one, 'mallory', epoch);
@@ -134,7 +129,7 @@ describe('key servers of one subnet, of which somebody says what is not so', () 
       await bob.register();
       await bob.syncAll();
       await knows(one, 'bob');
-      const dave = await ready(two, 'dave');
+      const dave = await two.ready('dave');
       expect(await codeOf(bob.keyByMac(macOf(alice)))).toBe('unavailable');
       expect(await one.store.pairKey(alice.id, bob.id)).toBeUndefined();
       expect(await member(one, 'dave')).toBeUndefined();
@@ -243,7 +238,7 @@ describe('key servers of one subnet, of which somebody says what is not so', () 
       const lines: string[] = [];
       const write = (line: string): void => void lines.push(line);
       await restart({ log: createLogger('test', { level: 'info' }, { write }) });
-      await ready(one, 'alice');
+      await one.ready('alice');
       const three = await RogueServer.at(one, 's3');
       const lies = Array.from({ length: 500 }, () => revoked('alice'));
       const codes: string[] = [];
@@ -258,7 +253,7 @@ describe('key servers of one subnet, of which somebody says what is not so', () 
       expect(lines.filter((line) => line.includes('cascade_home')).length).toBe(1);
       expect(lines.filter((line) => line.includes('cascade_rate')).length).toBeLessThan(2);
       // An honest one is heard all the while.
-      const carol = await ready(two, 'carol');
+      const carol = await two.ready('carol');
       await knows(one, carol.id);
     }, 30_000);
 
@@ -322,7 +317,7 @@ describe('key servers of one subnet, of which somebody says what is not so', () 
       expect(await member(one, 'carol')).toBeUndefined();
       // It says so of its own members alone.
       await three.tell(revoked('bob'));
-      await ready(two, 'bob');
+      await two.ready('bob');
       await knows(one, 'bob');
     });
   });

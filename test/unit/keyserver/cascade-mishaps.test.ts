@@ -3,7 +3,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { parseId } from '../../../src/protocol/ids.js';
 import { answerSchemas } from '../../../src/protocol/messages.js';
 import { macOf, pairTold, RogueServer, recordOf, serverToken } from './support/cascade.js';
-import { type TestMember, TestSubnet, until } from './support/subnet.js';
+import { TestSubnet, until } from './support/subnet.js';
 
 describe('key servers of one subnet that miss a word', () => {
   let one: TestSubnet;
@@ -20,21 +20,16 @@ describe('key servers of one subnet that miss a word', () => {
     await one.close();
   });
 
-  async function ready(at: TestSubnet, id: string): Promise<TestMember> {
-    const member = await at.member(id);
-    await member.syncAll();
-    return member;
-  }
   const knows = (at: TestSubnet, id: string) =>
     until(async () => (await at.store.member(parseId(id))) !== undefined, `word of ${id}`);
   const refusals = async (at: TestSubnet, kind: string) =>
     (await at.audit()).filter(({ action }) => action === kind);
 
   it('take the key of a member that is new to them and has changed since the key was made', async () => {
-    const bob = await ready(two, 'bob');
+    const bob = await two.ready('bob');
     await knows(one, 'bob');
     await two.stopServer();
-    const alice = await ready(one, 'alice');
+    const alice = await one.ready('alice');
     const { key } = await alice.keyByMac(macOf(bob));
     await alice.client.request({
       ...{ t: 'endpoints', endpoints: [{ ip: Buffer.from([192, 0, 2, 9]), port: 4_500 }] },
@@ -51,7 +46,7 @@ describe('key servers of one subnet that miss a word', () => {
   });
 
   it('are told once more of a key that they were told and have not', async () => {
-    const [alice, bob] = [await ready(one, 'alice'), await ready(two, 'bob')];
+    const [alice, bob] = [await one.ready('alice'), await two.ready('bob')];
     await knows(two, 'alice');
     await knows(one, 'bob');
     const { key } = await alice.keyByMac(macOf(bob));
@@ -72,7 +67,7 @@ describe('key servers of one subnet that miss a word', () => {
   });
 
   it('say again what a word said that failed, and nobody is offline for it', async () => {
-    const [alice, bob] = [await ready(one, 'alice'), await ready(two, 'bob')];
+    const [alice, bob] = [await one.ready('alice'), await two.ready('bob')];
     await knows(two, 'alice');
     await knows(one, 'bob');
     await alice.keyByMac(macOf(bob));

@@ -44,18 +44,12 @@ describe('key servers of one subnet', () => {
     }, 'both to know each other');
   }
 
-  async function ready(at: TestSubnet, id: string): Promise<TestMember> {
-    const member = await at.member(id);
-    await member.syncAll();
-    return member;
-  }
-
   const knows = (at: TestSubnet, id: string) =>
     until(async () => (await at.store.member(parseId(id)))?.online === true, `word of ${id}`);
 
   /** alice is at home at s1, bob at s2; the key of the two is made at s1. */
   async function couple(): Promise<{ alice: TestMember; bob: TestMember }> {
-    const [alice, bob] = [await ready(one, 'alice'), await ready(two, 'bob')];
+    const [alice, bob] = [await one.ready('alice'), await two.ready('bob')];
     await knows(two, 'alice');
     await knows(one, 'bob');
     return { alice, bob };
@@ -164,7 +158,7 @@ describe('key servers of one subnet', () => {
         { ...settings, version: version + 1, hold: 17 },
         one.operator,
       );
-      const alice = await ready(one, 'alice');
+      const alice = await one.ready('alice');
       await two.admin().request({ t: 'settings.set', settings: next });
       await until(() => told(alice, 'settings') !== undefined, 'the settings at alice');
       expect((await one.store.settings())?.version).toBe(version + 1);
@@ -348,8 +342,8 @@ describe('key servers of one subnet', () => {
     });
 
     it('are one key also if both ends ask at the same time, of many pairs', async () => {
-      const here = await Promise.all(['a1', 'm1', 'z1'].map((id) => ready(one, id)));
-      const there = await Promise.all(['b2', 'n2', 'y2'].map((id) => ready(two, id)));
+      const here = await Promise.all(['a1', 'm1', 'z1'].map((id) => one.ready(id)));
+      const there = await Promise.all(['b2', 'n2', 'y2'].map((id) => two.ready(id)));
       for (const { id } of here) await knows(two, id);
       for (const { id } of there) await knows(one, id);
       const pairs = here.flatMap((a) => there.map((b) => [a, b] as const));
@@ -403,13 +397,13 @@ describe('key servers of one subnet', () => {
       expect(answer).toMatchObject({ kind: 'pair', peer: { id: 'alice' } });
       expect(Buffer.compare(answer.key, key)).toBe(0);
       // Nobody has sealed for him: no key is made for an index alone.
-      const zoe = await ready(two, 'zoe');
+      const zoe = await two.ready('zoe');
       await expect(zoe.keyByIndex(index)).rejects.toMatchObject({ code: 'not_found' });
     });
 
     it('go on to be told while the other server is away; new ones have to wait', async () => {
       const { alice, bob } = await couple();
-      const zoe = await ready(two, 'zoe');
+      const zoe = await two.ready('zoe');
       await knows(one, 'zoe');
       const { key } = await bob.keyByMac(macOf(alice));
       await one.stopServer();
@@ -740,7 +734,7 @@ describe('key servers of one subnet', () => {
       const key = Buffer.alloc(32, 9);
       await ask(state({ kind: 'pair', a: alice.id, b: bob.id, key, pwId: 9, next: undefined }));
       // Nor of two members at home here.
-      const zoe = await ready(one, 'zoe');
+      const zoe = await one.ready('zoe');
       await ask(state({ kind: 'pair', a: alice.id, b: zoe.id, key, pwId: 9, next: undefined }));
       expect(await one.store.pairKey(alice.id, zoe.id)).toBeUndefined();
       await ask(state({ kind: 'group', key, pwId: 9, oldest: 9, next: undefined }));
@@ -802,7 +796,7 @@ describe('key servers of one subnet', () => {
 
     it('is limited, and can not go back to an older key or leap ahead', async () => {
       const ask = await rogue();
-      const [zoe] = [await ready(one, 'zoe')];
+      const [zoe] = [await one.ready('zoe')];
       const carol = { ...recordOf(one, 'carol', 's3'), index: S3_NUMBER * 2 ** 24 + 5 };
       await ask(state({ kind: 'member', member: carol }));
       const pair = (pwId: number, fill: number) =>
@@ -905,7 +899,7 @@ describe('key servers of one subnet', () => {
       cascade: { token: serverToken(one, 's3'), operatorKey: one.paths.operatorKey },
     });
     try {
-      const [bob, carol] = [await ready(two, 'bob'), await ready(three, 'carol')];
+      const [bob, carol] = [await two.ready('bob'), await three.ready('carol')];
       await knows(one, 'carol');
       await three.admin().request({ t: 'peer.add', token: serverToken(two, 's3') });
       await until(async () => (await two.store.member(carol.id))?.online === true, 'carol at s2');

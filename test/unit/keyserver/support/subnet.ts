@@ -143,6 +143,13 @@ export class TestSubnet extends SubnetFolder {
     return member;
   }
 
+  /** One that has been told everything, too. */
+  async ready(id: string, wish: Partial<GrantWish> = {}): Promise<TestMember> {
+    const member = await this.member(id, wish);
+    await member.syncAll();
+    return member;
+  }
+
   async audit(): Promise<
     readonly { action: string; actor: string; detail: unknown; count: number }[]
   > {
