@@ -420,11 +420,11 @@ void Outbound::take_group(const Announcement& what, Bytes packet, bool held) {
     }
     if (!storm_.take(now_.us)) return share_.drops.count(DropReason::storm);
   }
-  if ((settings.rights & kNoGroup) != 0) return share_.drops.count(DropReason::not_in_group);
   if (!what.asked.is_none()) {
     const ConstBytes frame = packet.subspan(kVnetHeaderSize);
     if (answer(what, MacAddress(frame.subspan<MacAddress::kSize, MacAddress::kSize>()))) return;
   }
+  if ((settings.rights & kNoGroup) != 0) return share_.drops.count(DropReason::not_in_group);
   if (settings.pairwise) {
     if (!now_.lease) return share_.drops.count(DropReason::lease_over);
     return send_pairwise(packet);

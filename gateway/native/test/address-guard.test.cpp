@@ -490,6 +490,20 @@ TEST_CASE("guard: a question for a bound address is answered here and goes no fu
   CHECK(bench.gate.all_drops() == 0);
 }
 
+TEST_CASE("guard: who is kept out of group traffic is answered here all the same") {
+  Bench bench;
+  bench.alice.change([](PortSettings& one) { one.rights |= kNoGroup; });
+  bench.from_alice(arp_request(kAlice, kAlicesIp, kBobsIp));
+  const auto reply = bench.alice.to_host();
+  REQUIRE(reply);
+  CHECK(reply->frame == arp_reply(kBob, kBobsIp, kAlice, kAlicesIp, kBob));
+  CHECK(bench.alice.all_drops() == 0);
+  // Others are not asked.
+  bench.from_alice(arp_request(kAlice, kAlicesIp, kFreeIp));
+  CHECK_FALSE(bench.gate.to_host());
+  CHECK(bench.alice.drops(DropReason::not_in_group) == 1);
+}
+
 TEST_CASE("guard: questions that others have to answer") {
   Bench bench;
   const auto crosses = [&](const Frame& frame) {
