@@ -17,6 +17,8 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import fc from 'fast-check';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { verifyAudit } from '../../../keyserver/audit.js';
@@ -187,6 +189,7 @@ describe.skipIf(ON_POSTGRES)('an old backup that is put back', () => {
       expect(running.err).toContain('a key server runs on this database');
       await server.kill();
       server.stopClients();
+      await letGo();
       const refused = await pairwire(['restore', '--dir', server.dir, '--json', file]);
       expect(JSON.parse(refused.err)).toMatchObject({ error: { code: 'FILE_EXISTS' } });
       const done = await pairwire(['restore', '--dir', server.dir, '--force', '--json', file]);
@@ -272,8 +275,12 @@ describe.skipIf(ON_POSTGRES)('a backup that is not what it was', () => {
   };
 
   it('is refused whichever byte was changed, wherever it was cut, and whatever was added', async () => {
-    await check(file);
+    const { manifest } = await check(file);
     const { size } = statSync(file);
+    const { serverKey } = manifest;
+    const keyAt = readFileSync(file).indexOf(serverKey);
+    // With another public key in it, it reads as that of another server.
+    const inKey = (at: number): boolean => at >= keyAt && at < keyAt + serverKey.length;
     // The first 8 KiB have all headers but those of the small parts, the last ones those.
     const place = fc.oneof(
       fc.integer({ min: 0, max: 8_191 }),
@@ -286,7 +293,10 @@ describe.skipIf(ON_POSTGRES)('a backup that is not what it was', () => {
           bytes[at] = (bytes[at] ?? 0) ^ flip;
           return bytes;
         });
-        await expect(check(bad), `${at}`).rejects.toMatchObject({ code: 'BACKUP_DAMAGED' });
+        const code = inKey(at)
+          ? expect.stringMatching(/^BACKUP_(DAMAGED|REFUSED)$/)
+          : 'BACKUP_DAMAGED';
+        await expect(check(bad), `${at}`).rejects.toMatchObject({ code });
       }),
       { numRuns: 150 },
     );
@@ -517,6 +527,18 @@ function start(args: readonly string[]): ChildProcess {
 }
 
 /** Opens a server's store with its keys and looks at all of it. @returns whether it was put back */
+/**
+ * libsql lets go of a closed database only when the statements of it were collected, and until then somebody has it open, as for a
+ * restore; a process of its own, as every command is, has nothing left when it ends.
+ */
+async function letGo(): Promise<void> {
+  setFlagsFromString('--expose-gc');
+  for (let time = 0; time < 3; time += 1) {
+    runInNewContext('gc')();
+    await sleep(10);
+  }
+}
+
 async function wholeStore(dir: string): Promise<boolean> {
   const { paths } = ServerProcess.at(dir, 7900);
   const store = await openKeys(paths);
@@ -528,6 +550,7 @@ async function wholeStore(dir: string): Promise<boolean> {
     return (await store.counters()).putBack;
   } finally {
     await store.close();
+    await letGo();
   }
 }
 

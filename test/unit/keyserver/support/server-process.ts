@@ -91,6 +91,8 @@ export class ServerProcess extends SubnetFolder {
     const child = this.#child;
     if (child === undefined) return;
     this.#child = undefined;
+    // One that could not start has ended already.
+    if (child.exitCode !== null || child.signalCode !== null) return;
     const ended = once(child, 'exit');
     child.kill('SIGKILL');
     await ended;
