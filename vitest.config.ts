@@ -18,6 +18,7 @@ export default defineConfig({
       {
         test: {
           name: 'unit',
+          globalSetup: ['test/programs/compile.ts'],
           include: ['test/unit/**/*.test.ts', 'test/style/**/*.test.ts'],
           // For what never ends: a busy machine may take long for what does.
           testTimeout: 90_000,
@@ -31,7 +32,10 @@ export default defineConfig({
           // The key server's tests once more, on a PostgreSQL server that the set-up starts.
           name: 'postgres',
           include: ['test/postgres/**/*.test.ts', `test/unit/keyserver/${STORE_TESTS}.test.ts`],
-          globalSetup: ['test/unit/keyserver/support/postgres-setup.ts'],
+          globalSetup: [
+            'test/programs/compile.ts',
+            'test/unit/keyserver/support/postgres-setup.ts',
+          ],
           env: { PAIRWIRE_TEST_STORE: 'postgres' },
           testTimeout: 90_000,
           hookTimeout: 90_000,

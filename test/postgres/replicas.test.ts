@@ -17,6 +17,7 @@ import type { ChannelClient, ChannelClientOptions } from '../../src/net/channel-
 import { type Id, parseId } from '../../src/protocol/ids.js';
 import { defaultMac } from '../../src/protocol/mac.js';
 import type { Token } from '../../src/protocol/token.js';
+import { keyServerProgram } from '../programs/key-server.js';
 import { PostgresServer } from '../unit/keyserver/support/postgres.js';
 import { ringOf } from '../unit/keyserver/support/store.js';
 import { sleep, TestMember, until } from '../unit/keyserver/support/subnet.js';
@@ -28,7 +29,6 @@ const WORKERS = 4;
 /** At least so many new ones between two kills, however slow the machine is. */
 const KEYS_A_ROUND = 20;
 const PATIENCE_MS = 60_000;
-const PROGRAM = new URL('../unit/keyserver/support/program.ts', import.meta.url).pathname;
 
 /** One process, on a folder of its own with the same keys. */
 class Replica {
@@ -42,7 +42,7 @@ class Replica {
   ) {}
 
   start(): void {
-    const argv = ['--import', 'tsx', PROGRAM, 'keyserver', '--dir', this.dir];
+    const argv = keyServerProgram('keyserver', '--dir', this.dir);
     const child = spawn(process.execPath, argv, { stdio: ['ignore', 'ignore', 'pipe'] });
     child.stderr.on('data', (chunk: Buffer) => {
       this.log += chunk.toString();
@@ -284,7 +284,7 @@ it('hands over at once when one is stopped, and the operator is answered from an
     PATIENCE_MS,
   );
   for (const { dir } of subnet.replicas) {
-    const argv = ['--import', 'tsx', PROGRAM, 'members', '--dir', dir, '--json'];
+    const argv = keyServerProgram('members', '--dir', dir, '--json');
     const child = spawn(process.execPath, argv, { stdio: ['ignore', 'pipe', 'inherit'] });
     let out = '';
     child.stdout.on('data', (chunk: Buffer) => {

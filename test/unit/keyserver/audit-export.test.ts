@@ -9,12 +9,12 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { AuditLog } from '../../../keyserver/audit.js';
 import { linesOf, MAX_EXPORT_LINE, verifyExport } from '../../../keyserver/audit-export.js';
 import { createLogger } from '../../../src/runtime/log.js';
+import { keyServerProgram } from '../../programs/key-server.js';
 import { pairwire } from './support/commands.js';
 import { meddle } from './support/store.js';
 import { TestSubnet } from './support/subnet.js';
 
 const ENTRIES = 2_500;
-const PROGRAM = new URL('support/program.ts', import.meta.url).pathname;
 
 async function* chunks(text: string, size = 7_000): AsyncIterable<string> {
   for (let at = 0; at < text.length; at += size) yield text.slice(at, at + size);
@@ -60,7 +60,7 @@ describe('audit export', () => {
 
   function exported(...args: string[]): Promise<string> {
     return new Promise((resolve, reject) => {
-      const argv = ['--import', 'tsx', PROGRAM, 'audit', 'export', '--dir', subnet.dir, ...args];
+      const argv = keyServerProgram('audit', 'export', '--dir', subnet.dir, ...args);
       execFile(process.execPath, argv, { maxBuffer: 2 ** 26 }, (error, out) =>
         error === null ? resolve(out) : reject(error),
       );
@@ -143,7 +143,7 @@ describe('audit export', () => {
   });
 
   it('ends when its reader has seen enough', async () => {
-    const argv = ['--import', 'tsx', PROGRAM, 'audit', 'export', '--dir', subnet.dir];
+    const argv = keyServerProgram('audit', 'export', '--dir', subnet.dir);
     const child = spawn(process.execPath, argv, { stdio: ['ignore', 'pipe', 'inherit'] });
     const [first] = (await once(child.stdout, 'data')) as [Buffer];
     expect(first.toString()).toContain('"seq":1,');

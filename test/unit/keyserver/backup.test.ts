@@ -30,12 +30,12 @@ import { restoreBackup } from '../../../keyserver/backup/restore.js';
 import { initSubnet } from '../../../keyserver/init.js';
 import { GROUP_ID, type Id, parseId } from '../../../src/protocol/ids.js';
 import { defaultMac, type MacAddress } from '../../../src/protocol/mac.js';
+import { keyServerProgram } from '../../programs/key-server.js';
 import { pairwire } from './support/commands.js';
 import { ServerProcess } from './support/server-process.js';
 import { meddle, ON_POSTGRES, openKeys } from './support/store.js';
 import { SUBNET, sleep, TestMember, until } from './support/subnet.js';
 
-const PROGRAM = new URL('support/program.ts', import.meta.url).pathname;
 const mac = (id: string): MacAddress => defaultMac(SUBNET, parseId(id));
 
 describe.skipIf(ON_POSTGRES)('a backup under load', () => {
@@ -486,7 +486,7 @@ describe.skipIf(ON_POSTGRES)('backup and restore that are interrupted', () => {
       // A file system of its own, in a mount namespace that ends with its shell.
       const small = join(root, 'small');
       mkdirSync(small);
-      const command = [process.execPath, '--import', 'tsx', PROGRAM].join(' ');
+      const command = [process.execPath, ...keyServerProgram()].join(' ');
       const script = `
         mount -t tmpfs -o size=$(( $(du -sk ${dir} | cut -f1) + 6000 ))k tmpfs ${small}
         cp -r ${dir} ${small}/east
@@ -523,7 +523,7 @@ async function folder(dir: string, subnet: string): Promise<void> {
 }
 
 function start(args: readonly string[]): ChildProcess {
-  return spawn(process.execPath, ['--import', 'tsx', PROGRAM, ...args], { stdio: 'ignore' });
+  return spawn(process.execPath, keyServerProgram(...args), { stdio: 'ignore' });
 }
 
 /** Opens a server's store with its keys and looks at all of it. @returns whether it was put back */

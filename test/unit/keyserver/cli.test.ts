@@ -20,9 +20,8 @@ import { LABEL } from '../../../src/protocol/constants.js';
 import { grantSchema } from '../../../src/protocol/records.js';
 import { readUnverified } from '../../../src/protocol/signed.js';
 import { parseToken } from '../../../src/protocol/token.js';
+import { keyServerProgram } from '../../programs/key-server.js';
 import { type CommandResult, pairwire as run } from './support/commands.js';
-
-const PROGRAM = new URL('support/program.ts', import.meta.url).pathname;
 
 const pairwire = (...args: string[]): Promise<CommandResult> => run(args);
 
@@ -201,7 +200,7 @@ describe('key server commands', () => {
       const nobody = await pairwire('members', '--dir', dir);
       expect(nobody).toMatchObject({ code: 1 });
       expect(nobody.err).toContain(`pairwire keyserver --dir ${dir}`);
-      server = spawn(process.execPath, ['--import', 'tsx', PROGRAM, 'keyserver', '--dir', dir], {
+      server = spawn(process.execPath, keyServerProgram('keyserver', '--dir', dir), {
         stdio: ['ignore', 'pipe', 'pipe'],
       });
       await new Promise<void>((resolve) => {

@@ -26,12 +26,12 @@ import { generateKeyPair, keyPairFromPrivate } from '../../../src/protocol/chann
 import { parseId } from '../../../src/protocol/ids.js';
 import { defaultMac } from '../../../src/protocol/mac.js';
 import { readKeyFile } from '../../../src/runtime/files.js';
+import { keyServerProgram } from '../../programs/key-server.js';
 import { pairwire } from './support/commands.js';
 import { ServerProcess } from './support/server-process.js';
 import { openKeys } from './support/store.js';
 import { SUBNET, sleep, TestMember, until } from './support/subnet.js';
 
-const PROGRAM = new URL('support/program.ts', import.meta.url).pathname;
 const mac = (id: string): string => defaultMac(SUBNET, parseId(id));
 
 describe('the KMS of a key server', () => {
@@ -348,7 +348,7 @@ async function startIn(
   dir: string,
   started: ChildProcess[],
 ): Promise<{ readonly log: string; readonly kmsUid: number }> {
-  const argv = ['--import', 'tsx', PROGRAM, 'keyserver', '--dir', dir];
+  const argv = keyServerProgram('keyserver', '--dir', dir);
   const child = spawn(process.execPath, argv, { stdio: ['ignore', 'ignore', 'pipe'] });
   started.push(child);
   let log = '';
@@ -358,7 +358,7 @@ async function startIn(
 }
 
 async function startKms(dir: string, started: ChildProcess[]): Promise<void> {
-  const argv = ['--import', 'tsx', PROGRAM, 'kms', '--dir', dir];
+  const argv = keyServerProgram('kms', '--dir', dir);
   const child = spawn(process.execPath, argv, { stdio: ['ignore', 'ignore', 'pipe'] });
   started.push(child);
   let log = '';

@@ -1,7 +1,6 @@
 /** Runs a command of the key server as a user does: a process with arguments, standard input and output. */
 import { execFile } from 'node:child_process';
-
-const PROGRAM = new URL('program.ts', import.meta.url).pathname;
+import { keyServerProgram } from '../../../programs/key-server.js';
 
 export interface CommandResult {
   readonly code: number;
@@ -12,7 +11,7 @@ export interface CommandResult {
 /** @param input what it reads from standard input */
 export function pairwire(args: readonly string[], input = ''): Promise<CommandResult> {
   return new Promise((resolve) => {
-    const argv = ['--import', 'tsx', PROGRAM, ...args];
+    const argv = keyServerProgram(...args);
     const child = execFile(process.execPath, argv, (error, out, err) => {
       const code = typeof error?.code === 'number' ? error.code : error === null ? 0 : 1;
       resolve({ code, out, err });

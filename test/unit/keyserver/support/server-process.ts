@@ -7,11 +7,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { initSubnet, type SettingsChoice } from '../../../../keyserver/init.js';
 import type { Id } from '../../../../src/protocol/ids.js';
+import { keyServerProgram } from '../../../programs/key-server.js';
 import { pairwire } from './commands.js';
 import { removeDatabase, storeChoice } from './store.js';
 import { SUBNET, SubnetFolder } from './subnet-folder.js';
-
-const PROGRAM = new URL('program.ts', import.meta.url).pathname;
 
 export class ServerProcess extends SubnetFolder {
   #child: ChildProcess | undefined;
@@ -68,7 +67,7 @@ export class ServerProcess extends SubnetFolder {
 
   /** Starts it; settles when it listens. */
   async start(): Promise<void> {
-    const argv = ['--import', 'tsx', PROGRAM, 'keyserver', '--dir', this.dir];
+    const argv = keyServerProgram('keyserver', '--dir', this.dir);
     const child = spawn(process.execPath, argv, { stdio: ['ignore', 'ignore', 'pipe'] });
     this.#child = child;
     this.log = '';
