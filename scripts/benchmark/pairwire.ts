@@ -49,14 +49,10 @@ export function pairwire(options: PairwireOptions): Peer {
     layer: 2,
     packages: [],
     open: async (bed) => {
-      const firstPingExtraMs: number[] = [];
       let subnet = await Subnet.started(bed, options, 0);
+      const firstPingExtraMs: number[] = [];
       for (let i = 0; i < (options.firstPings ?? 0); i++) {
-        // A new subnet each time: a gateway that starts again may be given its keys before it asks.
-        if (i > 0) {
-          await subnet.end();
-          subnet = await Subnet.started(bed, options, i);
-        }
+        if (i > 0) subnet = await anotherSubnet(bed, options, subnet, i);
         const ms = await subnet.firstPingExtraMs();
         if (ms !== undefined) firstPingExtraMs.push(ms);
       }
@@ -74,6 +70,30 @@ export function pairwire(options: PairwireOptions): Peer {
       };
     },
   };
+}
+
+/** What the first ping takes beyond the second, ms, so many times. */
+export async function firstPings(bed: Bed, count: number): Promise<number[]> {
+  const options = { name: 'first pings' };
+  const times: number[] = [];
+  let subnet = await Subnet.started(bed, options, 0);
+  for (let number = 1; times.length < count; number++) {
+    const ms = await subnet.firstPingExtraMs();
+    if (ms !== undefined) times.push(ms);
+    if (times.length < count) subnet = await anotherSubnet(bed, options, subnet, number);
+  }
+  return times;
+}
+
+/** A new one in place of another: a gateway that starts again may be given its keys before it asks. */
+async function anotherSubnet(
+  bed: Bed,
+  options: PairwireOptions,
+  former: Subnet,
+  number: number,
+): Promise<Subnet> {
+  await former.end();
+  return Subnet.started(bed, options, number);
 }
 
 /** One key server, on side b, and a gateway on each side. */
