@@ -5,6 +5,7 @@
  * stands by until the lease is its own (storage/postgres.ts), serves, and stands by again when it has lost it.
  */
 import { keyPairFromPrivate } from '../src/protocol/channel/keys.js';
+import { warmUp } from '../src/protocol/warm-up.js';
 import { messageOf, PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
 import { lockFolder } from '../src/runtime/folder-lock.js';
@@ -201,6 +202,7 @@ async function serve(
     limits: config.limits,
   });
   life.started('server', () => server.close());
+  warmUp('server');
   if (config.relay !== undefined) {
     const relay = new RelayProcess(config.relay.listen, own.staticKeys, log, metrics);
     life.started('relay', () => relay.stop());
