@@ -1,13 +1,13 @@
 /**
  * Speed of the key server, as JSON on standard output:
  *
- *   npx tsx scripts/benchmark/key-server.ts [--seconds 3] [--members 100000] [--pairs 1000000]
+ *   npx tsx scripts/benchmark/key-server.ts [--seconds 3] [--sizes 1000:10000,10000:100000,100000:1000000]
  *
  *   stored    key requests answered from the store: in the process, and over the secure
  *             channel with clients in a process of their own on the same machine
  *   first     first-time keys, durable (synchronous=FULL, group commit): both ways
- *   large     start of the process with many members and pair keys, and the time of a
- *             request compared with a store of few
+ *   sizes     for so many members and pair keys: start of the process, its memory, and the
+ *             time of a request compared with a store of few
  */
 import { fork } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
@@ -65,22 +65,26 @@ interface Rate {
 }
 
 async function main(): Promise<void> {
-  const option = (name: string, otherwise: number): number => {
+  const option = (name: string, otherwise: string): string => {
     const at = process.argv.indexOf(`--${name}`);
-    return at < 0 ? otherwise : Number(process.argv[at + 1]);
+    return at < 0 ? otherwise : (process.argv[at + 1] ?? otherwise);
   };
-  const seconds = option('seconds', 3);
-  const members = option('members', 100_000);
-  const pairs = option('pairs', 1_000_000);
+  const seconds = Number(option('seconds', '3'));
+  const sizes = option('sizes', '1000:10000,10000:100000,100000:1000000').split(',');
   if (process.argv.includes('--stored')) {
     process.stdout.write(`${JSON.stringify(await benchStored(seconds), undefined, 2)}\n`);
     return;
+  }
+  const grown: unknown[] = [];
+  for (const size of sizes) {
+    const [members = 0, pairs = 0] = size.split(':').map(Number);
+    grown.push(await benchSize(members, pairs));
   }
   const result = {
     machine: { cpus: cpus().length, model: cpus()[0]?.model, node: process.version },
     stored: await benchStored(seconds),
     first: await benchFirst(seconds),
-    large: await benchLarge(members, pairs),
+    sizes: grown,
     targets: { storedPerSecond: 20_000, firstPerSecond: 3_000, startMs: 3_000, timeRatio: 1.5 },
   };
   process.stdout.write(`${JSON.stringify(result, undefined, 2)}\n`);
@@ -288,7 +292,7 @@ async function benchFirst(seconds: number): Promise<{ handler: Rate; channel: Ra
   return { handler: rate, channel };
 }
 
-async function benchLarge(members: number, pairs: number): Promise<Record<string, unknown>> {
+async function benchSize(members: number, pairs: number): Promise<Record<string, unknown>> {
   const small = await Bench.make(100);
   const smallTime = await requestTime(small, 100);
   await small.close();

@@ -6,7 +6,8 @@
  * A real key server in a process of its own, and for each member a real channel with its registration, its
  * state and its confirmations, all in a second process: what a gateway says, without a data plane. Each member
  * shares a key with `pairs` others. Measured is the time from the operator's order until the last member has been
- * told that the new generation is in force, for all pair keys and for the group key, and the server's memory.
+ * told that the new generation is in force, for all pair keys and for the group key, and the server's memory. Before that
+ * all gateways start anew at the same moment, with other boot keys: how long until the last one is registered and has its state.
  */
 import { fork } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
@@ -56,8 +57,11 @@ interface Job {
   }[];
 }
 
-/** What the members' process is told and tells. */
-type Order = { readonly until: { readonly pair: number; readonly group: number } };
+/** What the members' process is told: to say when all hold this, or to start all members anew at once. */
+type Order =
+  | { readonly until: { readonly pair: number; readonly group: number } }
+  | { readonly again: true };
+type Until = Extract<Order, { until: unknown }>['until'];
 
 async function main(): Promise<void> {
   const option = (name: string, otherwise: string): string => {
@@ -105,8 +109,11 @@ async function measure(members: number, pairsEach: number): Promise<Record<strin
   await say(job);
   const allIn = performance.now() - began;
   const joined = residentMiB(server);
+  const restart = performance.now();
+  await say({ again: true });
+  const allBack = performance.now() - restart;
   const operator = new OperatorClient(dir, loadKeyServerConfig(dir));
-  const timed = async (order: Promise<unknown>, until: Order['until']): Promise<number> => {
+  const timed = async (order: Promise<unknown>, until: Until): Promise<number> => {
     const start = performance.now();
     const done = say({ until });
     await Promise.all([order, done]);
@@ -129,6 +136,7 @@ async function measure(members: number, pairsEach: number): Promise<Record<strin
     members,
     pairs: (members * pairsEach) | 0,
     registeredMs: Math.round(allIn),
+    startedAnewMs: Math.round(allBack),
     pairKeysMs: Math.round(pairMs),
     pairKeysServerCpuMs: Math.round(cpu),
     groupKeyMs: Math.round(groupMs),
@@ -248,9 +256,12 @@ class Member {
   #nextGroup: number | undefined;
   #timer: NodeJS.Timeout | undefined;
   readonly #changed: () => void;
+  readonly #sequence: number;
 
-  constructor(job: Job, one: Job['members'][number], changed: () => void) {
+  /** @param sequence of its start */
+  constructor(job: Job, one: Job['members'][number], sequence: number, changed: () => void) {
     this.#changed = changed;
+    this.#sequence = sequence;
     this.#channel = new ChannelClient({
       servers: [{ host: '127.0.0.1', port: job.port, publicKey: Buffer.from(job.server, 'hex') }],
       staticKeys: keyPairFromPrivate(Buffer.from(one.channel, 'hex')),
@@ -275,7 +286,7 @@ class Member {
         subnet: SUBNET,
         id: this.id,
         boot: generateRawKeyPair('x25519').publicKey,
-        sequence: 1,
+        sequence: this.#sequence,
         macs: [],
         notAfter: Date.now() + HOUR,
       },
@@ -297,7 +308,12 @@ class Member {
     }
   }
 
-  reached({ pair, group }: Order['until']): boolean {
+  stop(): void {
+    clearTimeout(this.#timer);
+    this.#channel.stop();
+  }
+
+  reached({ pair, group }: Until): boolean {
     if (this.#group < group) return false;
     for (const pwId of this.#pairs.values()) if (pwId < pair) return false;
     return true;
@@ -334,8 +350,9 @@ class Member {
 }
 
 function membersProcess(): void {
+  let job: Job | undefined;
   let members: Member[] = [];
-  let until: Order['until'] | undefined;
+  let until: Until | undefined;
   let waiting = new Set<Member>();
   const look = (member: Member): void => {
     if (until === undefined || !waiting.has(member) || !member.reached(until)) return;
@@ -343,6 +360,18 @@ function membersProcess(): void {
     if (waiting.size > 0) return;
     until = undefined;
     process.send?.('reached');
+  };
+  const membersOf = (from: Job, sequence: number): Member[] =>
+    from.members.map((one) => {
+      const member: Member = new Member(from, one, sequence, () => look(member));
+      return member;
+    });
+  /** As after a power cut: everybody at the same moment, nobody knows anything. */
+  const startAnew = async (): Promise<void> => {
+    for (const member of members) member.stop();
+    if (job === undefined) return;
+    members = membersOf(job, 2);
+    await Promise.all(members.map((member) => member.start()));
   };
   process.on('message', (message: Job | Order) => {
     if ('until' in message) {
@@ -352,10 +381,13 @@ function membersProcess(): void {
       return;
     }
     void (async () => {
-      members = message.members.map((one) => {
-        const member: Member = new Member(message, one, () => look(member));
-        return member;
-      });
+      if ('again' in message) {
+        await startAnew();
+        process.send?.('registered');
+        return;
+      }
+      job = message;
+      members = membersOf(message, 1);
       for (let at = 0; at < members.length; at += OPENING) {
         await Promise.all(members.slice(at, at + OPENING).map((member) => member.start()));
       }

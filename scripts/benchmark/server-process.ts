@@ -1,17 +1,13 @@
 /** A key server in a process of its own, for benchmarks, and what it costs. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { readFileSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
-/** Starts the key server of a folder; settles when it listens. */
+/** Starts the key server of a folder, as it is built (scripts/bench sees to that); settles when it listens. */
 export async function startServer(dir: string): Promise<ChildProcess> {
-  const program = join(dir, 'start.mts');
-  const run = new URL('../../keyserver/run.ts', import.meta.url).href;
-  writeFileSync(program, `import { runKeyServer } from '${run}';\nawait runKeyServer('${dir}');\n`);
-  const child = spawn(process.execPath, ['--import', 'tsx', program], {
+  const program = fileURLToPath(new URL('../pairwire.mjs', import.meta.url));
+  const child = spawn(process.execPath, [program, 'keyserver', '--dir', dir], {
     stdio: ['ignore', 'ignore', 'pipe'],
-    cwd: fileURLToPath(new URL('..', import.meta.url)),
   });
   let text = '';
   let up = false;
