@@ -184,6 +184,10 @@ export class SqliteDriver implements SqlDriver {
     return true;
   }
 
+  prove(): Promise<void> {
+    return Promise.resolve();
+  }
+
   /** Rewrites the file without its free pages, and empties the write-ahead log. For when nobody writes. */
   async erase(): Promise<boolean> {
     if (!this.#writes.idle) return false;
