@@ -8,7 +8,7 @@
  *   alice    bob    carol     s1      s2      s3      db
  *    .11     .12     .13      .1      .2      .3      .9
  */
-import { cpSync, readFileSync, writeFileSync } from 'node:fs';
+import { cpSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { isConnected } from '../../scripts/laboratory/lab.js';
@@ -32,6 +32,8 @@ const PATIENCE_MS = 60_000;
 /** Promised are 2 s. They are printed; a busy machine fails no test before this. */
 const FAIL_OVER_MS = 15_000;
 const DATABASE_PORT = 5432;
+/** On each server's own loopback. */
+const METRICS = '127.0.0.1:7200';
 
 const topology: TopologyInput = {
   segments: { wire: {} },
@@ -56,6 +58,7 @@ const topology: TopologyInput = {
       init: [
         '--database',
         `postgres://tester@${outer('db')}:${DATABASE_PORT}/lan?sslmode=disable`,
+        ...['--metrics', METRICS],
         ...SERVERS.flatMap((server) => ['--advertise', `${outer(server)}:${PORT}`]),
       ],
     },
@@ -76,17 +79,15 @@ beforeAll(async () => {
   });
   await postgres.query('postgres', 'CREATE DATABASE lan');
   await lab.initKeyServer(SUBNET);
-  // What an operator does to add one: copy the folder, keys of the KMS and all.
+  // What an operator does to add one: copy the folder.
   const first = lab.serverDir(SUBNET);
   for (const server of SERVERS) {
     const dir = server === 's1' ? first : join(dirname(dirname(first)), server, 'keyserver-lan');
     if (server !== 's1') cpSync(first, dir, { recursive: true });
-    const file = join(dir, 'keyserver.yaml');
-    const yaml = readFileSync(file, 'utf8');
-    writeFileSync(file, `${yaml}metrics:\n  listen: 127.0.0.1:7200\n`, { mode: 0o600 });
     folders.set(server, dir);
-    start(server);
   }
+  // Copied before any runs: each has a KMS of its own with the same root key.
+  for (const server of SERVERS) start(server);
   await allUp();
   for (const name of lab.gatewayNames()) await lab.joinGateway(name);
   await Promise.all(lab.gatewayNames().map((name) => lab.startGateway(name)));
@@ -131,15 +132,16 @@ async function allUp(): Promise<void> {
     async () => {
       const states = await Promise.all(
         SERVERS.map((server) =>
-          handle.lab.exec(server, ['curl', '-s', 'http://127.0.0.1:7200/healthz'], {
-            check: false,
-          }),
+          handle.lab.exec(server, ['curl', '-s', `http://${METRICS}/healthz`], { check: false }),
         ),
       );
       return states.filter(({ stdout }) => /^(serving|standby)/.test(stdout)).length === 3;
     },
     { what: 'the others to stand by', timeoutMs: PATIENCE_MS },
-  );
+  ).catch((thrown: unknown) => {
+    console.error(handle.lab.logTails());
+    throw thrown;
+  });
 }
 
 /** Until both are connected and have synchronised since. @returns how long that took, ms */
@@ -237,8 +239,12 @@ test('PostgreSQL is killed and comes back; the serving host is cut off from it, 
 
   const old = await oneServing();
   const cut = Date.now();
-  const rules = `table inet cut { chain out { type filter hook output priority 0; ip daddr ${outer('db')} drop; } }`;
-  await lab.exec(old, ['nft', rules]);
+  const rules = [
+    'add table inet cut',
+    'add chain inet cut out { type filter hook output priority 0; policy accept; }',
+    `add rule inet cut out ip daddr ${outer('db')} drop`,
+  ];
+  await lab.exec(old, ['nft', '-f', '-'], { input: `${rules.join('\n')}\n` });
   const other = await oneServing(old);
   await waitFor(async () => (await serving(other)) === undefined, {
     what: 'the one that was cut off to stop serving',
