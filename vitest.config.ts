@@ -33,8 +33,9 @@ export default defineConfig({
           include: ['test/postgres/**/*.test.ts', `test/unit/keyserver/${STORE_TESTS}.test.ts`],
           globalSetup: ['test/unit/keyserver/support/postgres-setup.ts'],
           env: { PAIRWIRE_TEST_STORE: 'postgres' },
-          testTimeout: 90_000,
-          hookTimeout: 90_000,
+          // Many of them start several programs.
+          testTimeout: 300_000,
+          hookTimeout: 300_000,
           maxWorkers: 2 * availableParallelism(),
         },
       },

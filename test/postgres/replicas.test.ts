@@ -29,7 +29,7 @@ import { sleep, TestMember, until } from '../unit/keyserver/support/subnet.js';
 import { SUBNET, SubnetFolder } from '../unit/keyserver/support/subnet-folder.js';
 
 const REPLICAS = 3;
-const KILLS = 8;
+const KILLS = 6;
 const WORKERS = 4;
 /** At least so many new ones between two kills, however slow the machine is. */
 const KEYS_A_ROUND = 20;

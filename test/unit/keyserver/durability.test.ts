@@ -14,7 +14,7 @@ const SEED = Number(process.env.PAIRWIRE_KILLS_SEED ?? Math.floor(Math.random() 
 const MINUTES = Number(process.env.PAIRWIRE_KILLS_MINUTES ?? Number.POSITIVE_INFINITY);
 const { PAIRWIRE_KILLS_OUT: OUT } = process.env;
 /** A busy machine takes some seconds for each. */
-const KILL_MS = 15_000;
+const KILL_MS = 30_000;
 
 let run: KillRun;
 

@@ -157,14 +157,17 @@ describe('rekeying', () => {
 
     await expect(notice(alice, bobIndex, 2, bob.id)).rejects.toMatchObject({ code: 'refused' });
     await expect(notice(alice, 0x00ff_fff0, 2)).rejects.toMatchObject({ code: 'not_found' });
+    const begin = performance.now();
     const storm = await Promise.allSettled(
       Array.from({ length: 60 }, () => notice(alice, bobIndex, 2)),
     );
     const limited = storm.filter((one) => one.status === 'rejected');
-    expect(limited.length).toBeGreaterThan(30);
+    // Two more pass for each second that it takes.
+    const passMore = 2 * Math.ceil((performance.now() - begin) / 1_000);
+    expect(limited.length).toBeGreaterThan(38 - passMore);
     const text = await subnet.server.metrics.registry.metrics();
     const cases = Number(/keyserver_rekey_cases_total\{case="2"\} (\d+)/.exec(text)?.[1]);
-    expect(cases).toBeLessThan(30);
+    expect(cases).toBeLessThan(28 + passMore);
   });
 
   it('renews keys that are too old, once both ends are there', async () => {
