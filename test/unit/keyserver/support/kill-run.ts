@@ -22,7 +22,7 @@ import type { ChannelClient } from '../../../../src/net/channel-client.js';
 import { keyPairFromPrivate } from '../../../../src/protocol/channel/keys.js';
 import { GROUP_ID, type Id, orderedPair } from '../../../../src/protocol/ids.js';
 import { defaultMac } from '../../../../src/protocol/mac.js';
-import type { Change } from '../../../../src/protocol/messages.js';
+import { answerSchemas, type Change } from '../../../../src/protocol/messages.js';
 import type { Token } from '../../../../src/protocol/token.js';
 import { readKeyFile } from '../../../../src/runtime/files.js';
 import { PreparedProcess } from './prepared-process.js';
@@ -98,7 +98,7 @@ export class KillRun extends SubnetFolder {
   /** The key of each generation, of all that anybody ever saw. */
   readonly #keys = new Map<string, string>();
   readonly #fresh = { members: new Set<Id>(), pairs: new Set<string>() };
-  readonly #faults: string[] = [];
+  readonly #faults = new Set<string>();
   #acknowledged = 0;
   #named = 0;
   #onAcknowledged: () => void = () => {};
@@ -169,7 +169,7 @@ export class KillRun extends SubnetFolder {
       auditEntries,
       seals,
       seconds: Math.round((Date.now() - begin) / 1_000),
-      faults: this.#faults,
+      faults: [...this.#faults],
     };
   }
 
@@ -314,8 +314,12 @@ export class KillRun extends SubnetFolder {
         if (this.#leaving.has(a as Id) || this.#leaving.has(b as Id)) continue;
         const before = this.#pairs.get(pair) ?? 0;
         const force = this.#random() < 0.7;
-        await admin.request({ t: 'rekey', a, b, force });
-        if (force) this.#hold(pair, before + 1);
+        const { pairs } = await admin.request(
+          { t: 'rekey', a, b, force },
+          { parse: (answer) => answerSchemas.rekey.parse(answer) },
+        );
+        // None, if a generation was prepared before and is still to be confirmed.
+        if (force && pairs > 0) this.#hold(pair, before + 1);
         this.#did.renewals += 1;
       } else if (what < 0.7) {
         await admin.request({ t: 'rekey', group: true, force: this.#random() < 0.5 });
@@ -360,7 +364,7 @@ export class KillRun extends SubnetFolder {
   #note(name: string, pwId: number, key: Uint8Array): void {
     const generation = `${name} ${pwId}`;
     const text = Buffer.from(key).toString('hex');
-    if ((this.#keys.get(generation) ?? text) !== text) this.#faults.push(`two keys: ${generation}`);
+    if ((this.#keys.get(generation) ?? text) !== text) this.#faults.add(`two keys: ${generation}`);
     this.#keys.set(generation, text);
   }
 
@@ -396,12 +400,12 @@ export class KillRun extends SubnetFolder {
       const head = readAuditHead(paths.auditHead);
       await this.#compare(store, [...this.#members.keys()], [...this.#pairs.keys()]);
       const group = await store.groupKey(GROUP_ID);
-      if ((group?.pwId ?? 0) < this.#group) this.#faults.push('the group key is an older one');
+      if ((group?.pwId ?? 0) < this.#group) this.#faults.add('the group key is an older one');
       if (group !== undefined) this.#note(GROUP_ID, group.pwId, group.key);
       const { entries, broken } = await verifyAudit(store, store.meta.server, this.auditKey, head);
-      if (broken !== undefined) this.#faults.push(`audit: ${JSON.stringify(broken)}`);
+      if (broken !== undefined) this.#faults.add(`audit: ${JSON.stringify(broken)}`);
       await this.#compareAudit(store);
-      for (const fault of await integrity(driver)) this.#faults.push(fault);
+      for (const fault of await integrity(driver)) this.#faults.add(fault);
       const seals = await checkSeals(driver.reader, await ringOf(driver, paths));
       return { auditEntries: entries, seals };
     });
@@ -412,15 +416,15 @@ export class KillRun extends SubnetFolder {
       this.#checked += 1;
       const member = await store.member(id);
       const index = this.#members.get(id);
-      if (member === undefined) this.#faults.push(`the member ${id} is lost`);
+      if (member === undefined) this.#faults.add(`the member ${id} is lost`);
       else if (this.#revoked.has(id)) {
         const listed = await store.revocationOf(id);
         if (member.state === 'active' || listed === undefined)
-          this.#faults.push(`the revocation of ${id} is lost`);
+          this.#faults.add(`the revocation of ${id} is lost`);
       } else if (!this.#leaving.has(id)) {
-        if (member.state !== 'active') this.#faults.push(`${id} is ${member.state}`);
+        if (member.state !== 'active') this.#faults.add(`${id} is ${member.state}`);
         if (index !== undefined && (await store.memberByIndex(index))?.id !== id)
-          this.#faults.push(`the sender index of ${id} is lost`);
+          this.#faults.add(`the sender index of ${id} is lost`);
       }
     }
     for (const name of pairs) {
@@ -430,7 +434,7 @@ export class KillRun extends SubnetFolder {
       const least = this.#pairs.get(name) ?? 0;
       const pair = await store.pairKey(a as Id, b as Id);
       if (pair === undefined || pair.pwId < least) {
-        this.#faults.push(`the key of ${name} is ${pair?.pwId}, not ${least}`);
+        this.#faults.add(`the key of ${name} is ${pair?.pwId}, not ${least}`);
         continue;
       }
       this.#note(name, pair.pwId, pair.key);
@@ -453,10 +457,10 @@ export class KillRun extends SubnetFolder {
       if (page.length < 1_000) break;
     }
     for (const id of this.#members.keys()) {
-      if (!enrolled.has(id)) this.#faults.push(`the audit log has no enrolment of ${id}`);
+      if (!enrolled.has(id)) this.#faults.add(`the audit log has no enrolment of ${id}`);
     }
     for (const id of this.#revoked) {
-      if (!revoked.has(id)) this.#faults.push(`the audit log has no revocation of ${id}`);
+      if (!revoked.has(id)) this.#faults.add(`the audit log has no revocation of ${id}`);
     }
     this.#checked += this.#members.size + this.#revoked.size;
   }
