@@ -7,7 +7,7 @@ import type { Id } from '../src/protocol/ids.js';
 import type { MacAddress } from '../src/protocol/mac.js';
 import { answerSchemas, type ListName, MAX_ROWS } from '../src/protocol/messages.js';
 import type { Signed } from '../src/protocol/signed.js';
-import { PairwireError } from '../src/runtime/errors.js';
+import { messageOf, PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
 import {
   isWildcard,
@@ -21,6 +21,8 @@ import type { VaultStatus } from './key-vault.js';
 import { isPostgres } from './storage/postgres-target.js';
 
 const REQUEST_TIMEOUT_MS = 15_000;
+/** Channels to an address that may end before they were of use: one that starts, or is busy, may be slow or close the first. */
+const TRIES = 3;
 
 /** What an operator may ask. */
 export class OperatorClient {
@@ -44,7 +46,8 @@ export class OperatorClient {
       ...address,
       publicKey: server.publicKey,
     }));
-    let left = servers.length;
+    // Where nobody listens is known at once; the client asks the first one twice before it goes round.
+    let left = TRIES * (servers.length + 1);
     const [first, ...more] = servers.toSorted(byScheme);
     if (first === undefined) throw new PairwireError('CONFIG_INVALID', 'listen names no address');
     let fail: (error: PairwireError) => void = () => {};
@@ -57,14 +60,18 @@ export class OperatorClient {
       staticKeys: admin,
       onState: (state) => {
         if (state.kind !== 'down') return;
-        left -= 1;
+        left -= state.error.code === 'CHANNEL_UNREACHABLE' ? TRIES : 1;
         if (left > 0) return;
         fail(
-          new PairwireError('CHANNEL_UNREACHABLE', 'the key server does not answer', {
-            where: formatChannelAddress(first),
-            hint: `start it: pairwire keyserver --dir ${dir}`,
-            cause: state.error,
-          }),
+          new PairwireError(
+            'CHANNEL_UNREACHABLE',
+            `the key server does not answer: ${messageOf(state.error)}`,
+            {
+              where: formatChannelAddress(first),
+              hint: `start it: pairwire keyserver --dir ${dir}`,
+              cause: state.error,
+            },
+          ),
         );
       },
     });

@@ -33,7 +33,7 @@ import { PostgresDriver } from './storage/postgres.js';
 import type { PostgresTarget } from './storage/postgres-target.js';
 import type { SqlDriver } from './storage/sql.js';
 import { openStore } from './storage/sql-store.js';
-import { countDeks, unlock } from './storage/unlock.js';
+import { countDeks, tryDeks, unlock } from './storage/unlock.js';
 
 /** One that ends takes so long at most to let go of its folder. */
 const LOCK_WAIT_MS = 2_000;
@@ -213,7 +213,7 @@ async function serve(
 /**
  * Serves whenever the lease is this process's.
  * @returns `ended` settles, or rejects, when it does not go on
- * @throws PairwireError if the database can't be reached at the start: that is a mistake of the configuration
+ * @throws PairwireError if the database can't be reached, or the KMS beside it can't be run, at the start: that is a mistake of the configuration
  */
 async function serveInTurn(
   folder: Folder,
@@ -221,9 +221,14 @@ async function serveInTurn(
   shown: Shown,
   life: Lifecycle,
 ): Promise<{ readonly ended: Promise<void> }> {
-  folder.log.warn('PostgreSQL as the store is experimental: see docs/operations.md');
   const stop = new AbortController();
   let next: PostgresDriver | undefined = await PostgresDriver.connect(target);
+  try {
+    await folder.kms?.ready();
+  } catch (thrown) {
+    await next.close();
+    throw thrown;
+  }
   const loop = async (): Promise<void> => {
     while (!stop.signal.aborted) {
       try {
@@ -258,6 +263,8 @@ async function oneTurn(
   const parts = new Lifecycle(log);
   parts.started('store', () => driver.close());
   try {
+    // Who can't open the keys must not take the lease from one that can.
+    if (folder.kms !== undefined) await tryDeks(driver, folder.kms.client);
     shown.state = 'standby';
     const waiting = (holder: string | undefined, failure: unknown): void => {
       if (failure === undefined) log.info({ holder }, 'standing by: another key server serves');

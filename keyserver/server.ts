@@ -442,8 +442,12 @@ export class KeyServer {
           type: request.t,
         });
       }
-      return await this.#handle(peer, request);
-    } catch (thrown) {
+      const answer = await this.#handle(peer, request);
+      // What sessions, settings and policy in memory have said counts only if no other key server has taken over meanwhile.
+      if (request.t !== 'ping') await this.#services.store.prove();
+      return answer;
+    } catch (refused) {
+      const thrown = isVerdict(refused) ? await this.#orUnproven(refused) : refused;
       if (thrown instanceof NotFound) {
         result = 'not_found';
         throw new RequestError('not_found');
@@ -477,6 +481,16 @@ export class KeyServer {
     } finally {
       end();
       metrics.requests.inc({ type: request.t, result });
+    }
+  }
+
+  /** A refusal, or why this server may not give it. */
+  async #orUnproven(refusal: unknown): Promise<unknown> {
+    try {
+      await this.#services.store.prove();
+      return refusal;
+    } catch (thrown) {
+      return thrown;
     }
   }
 
@@ -1149,6 +1163,11 @@ function isOurs(member: Member): boolean {
 /** Whether it is a member of ours, so that a server elsewhere can't hide behind its id. */
 function isHere(member: Member | undefined): boolean {
   return member !== undefined && member.home === undefined;
+}
+
+/** What a member is told of the state of things, as opposed to a failure. */
+function isVerdict(thrown: unknown): boolean {
+  return thrown instanceof NotFound || thrown instanceof NotYet || thrown instanceof Refusal;
 }
 
 function isCascadeToken(text: string): boolean {

@@ -2,15 +2,17 @@
  * PostgreSQL as an `SqlDriver`, for a key server that outlives its machine.
  *
  * Any number of processes share one database, and one of them writes: the one that holds the lease, a row of the
- * table `writer`. It is renewed with each commit and at least three times a second, and who finds it run out takes it
- * with the next term. A write transaction begins with the update of that very row, for its own term only:
+ * table `writer`. Each transaction of its holder, one of nothing three times a second at least, leaves the next number in
+ * it. Who stands by and has seen no other number for the time of a lease takes it with the next term. A write
+ * transaction begins with the update of that very row, for its own term only:
  *
  *   - who was passed over changes no row and is refused, however late it wakes up;
  *   - the row is locked until the commit, so a lease is never taken in the middle of a transaction;
- *   - the number of the transaction stands in it, so that a commit whose answer was lost with the connection can be
- *     looked up instead of guessed.
+ *   - a commit whose answer was lost with the connection is looked up by its number instead of guessed.
  *
- * All times of the lease are the database's. What distributed engines with PostgreSQL's protocol lack is not used: no
+ * What a holder has in memory counts for the time of a lease from before its last transaction began, which is over before
+ * anybody can have taken it; after that `prove` asks the database. Each process counts by its own CLOCK_BOOTTIME: no
+ * clock that is set or differs, the database's neither, makes two of them holders. What distributed engines with PostgreSQL's protocol lack is not used: no
  * advisory locks, no sequences, no LISTEN; one connection writes, with savepoints, and others read single statements.
  */
 import { randomBytes } from 'node:crypto';
@@ -35,8 +37,8 @@ const MAX_BATCH = 200;
 /** Connections that read. */
 const READERS = 4;
 /**
- * A lease runs out so long after its last renewal: with the next look of one that stands by and its start, another key
- * server has to serve within 2 s. What is left of it when it is renewed (650 ms) is what a busy machine may be late by.
+ * A lease runs out so long after its last renewal was seen: with the start of another key server that has to serve within
+ * 2 s. What is left of it when it is renewed (650 ms) is what a busy machine may be late by.
  */
 const LEASE_MS = 1_000;
 const RENEW_EVERY_MS = 300;
@@ -56,6 +58,8 @@ const SETTLE_MS = 5_000;
 const SETTLE_EVERY_MS = 100;
 
 const UNTIL = `clock_timestamp() + ${LEASE_MS} * INTERVAL '1 millisecond'`;
+/** Instead of a holder. */
+const GIVEN_BACK = '';
 const BOOTSTRAP = [
   `CREATE TABLE IF NOT EXISTS schema_version (
     version BIGINT PRIMARY KEY, name TEXT NOT NULL, applied_at BIGINT NOT NULL)`,
@@ -76,6 +80,13 @@ interface Lease {
   beganAt: number;
   /** Since when the database has not answered, while one is under way. */
   triedAt: number | undefined;
+}
+
+/** The lease of another as it was last seen, and since when it has been that. */
+interface Seen {
+  readonly term: number;
+  readonly batch: number;
+  readonly since: number;
 }
 
 /** Chosen by tests only. */
@@ -102,6 +113,7 @@ export class PostgresDriver implements SqlDriver {
   readonly #holder = `${hostname()}:${process.pid}:${randomBytes(4).toString('hex')}`;
   #tellLost: (reason: string) => void = () => {};
   #lease: Lease | undefined;
+  #seen: Seen | undefined;
   #passedOver = false;
   /** A commit may still be under way on a connection that was lost. */
   #uncertain = false;
@@ -172,26 +184,33 @@ export class PostgresDriver implements SqlDriver {
   }
 
   /**
-   * Takes the lease if it is free.
+   * Takes the lease if it was given back, or if its holder has not renewed it for as long as it lasts, since this was first asked.
    * @returns who holds it, undefined if that is now this process
    * @throws PairwireError STORE_FAILED
    */
   async takeLease(): Promise<string | undefined> {
     if (this.#lease !== undefined) return undefined;
-    const now = this.#clock.bootMs();
-    const row = await this.#writer.get(
-      `UPDATE writer SET term = term + 1, holder = ?, until = ${UNTIL}
-       WHERE one = 1 AND until <= clock_timestamp() RETURNING term, batch`,
-      [this.#holder],
-    );
-    if (row === undefined) {
-      const other = await this.#writer.get('SELECT holder FROM writer WHERE one = 1', []);
-      return other === undefined ? '-' : text(other, 'holder');
+    const row = await this.#writer.get('SELECT term, batch, holder FROM writer WHERE one = 1', []);
+    if (row === undefined) return '-';
+    const holder = text(row, 'holder');
+    const [term, batch] = [integer(row, 'term'), integer(row, 'batch')];
+    if (this.#seen?.term !== term || this.#seen.batch !== batch) {
+      this.#seen = { term, batch, since: this.#clock.bootMs() };
     }
+    const now = this.#clock.bootMs();
+    if (holder !== GIVEN_BACK && now - this.#seen.since < LEASE_MS) return holder;
+    // One that renews it after all is waited for, and keeps it.
+    const taken = await this.#writer.get(
+      `UPDATE writer SET term = term + 1, holder = ?, until = ${UNTIL}
+       WHERE one = 1 AND term = ? AND batch = ? AND holder = ? RETURNING term, batch`,
+      [this.#holder, term, batch, holder],
+    );
+    if (taken === undefined) return holder === GIVEN_BACK ? '-' : holder;
     this.#passedOver = false;
+    this.#seen = undefined;
     this.#lease = {
-      term: integer(row, 'term'),
-      batch: integer(row, 'batch'),
+      term: integer(taken, 'term'),
+      batch: integer(taken, 'batch'),
       provenAt: now,
       beganAt: now,
       triedAt: undefined,
@@ -226,9 +245,16 @@ export class PostgresDriver implements SqlDriver {
       }
       if (state !== told) options.waiting?.(holder, failure);
       told = state;
-      await pause(POLL_MS, signal);
+      await pause(this.#nextLookMs(), signal);
     }
     return false;
+  }
+
+  /** Until the next look, or until the lease that is waited for has run out. */
+  #nextLookMs(): number {
+    if (this.#seen === undefined) return POLL_MS;
+    const leftMs = this.#seen.since + LEASE_MS - this.#clock.bootMs();
+    return leftMs > 0 ? Math.min(POLL_MS, leftMs) : POLL_MS;
   }
 
   /** The term that this process holds, undefined if none. */
@@ -246,6 +272,12 @@ export class PostgresDriver implements SqlDriver {
     return this.#clock.bootMs() - lease.provenAt < LEASE_MS;
   }
 
+  async prove(): Promise<void> {
+    if (this.mayCache()) return;
+    // A transaction of nothing: it begins after what is to be proved, and is refused to whoever was passed over.
+    await this.#writes.add(async () => {});
+  }
+
   /** What a PostgreSQL server keeps of old rows, and in its log, is its own business (docs/operations.md). */
   erase(): Promise<boolean> {
     return Promise.resolve(false);
@@ -259,9 +291,10 @@ export class PostgresDriver implements SqlDriver {
     await this.#writes.close();
     if (this.#lease !== undefined) {
       try {
-        await this.#writer.run('UPDATE writer SET until = clock_timestamp() WHERE term = ?', [
-          this.#lease.term,
-        ]);
+        await this.#writer.run(
+          'UPDATE writer SET holder = ?, until = clock_timestamp() WHERE term = ?',
+          [GIVEN_BACK, this.#lease.term],
+        );
       } catch {
         // It runs out by itself.
       }
@@ -337,7 +370,7 @@ export class PostgresDriver implements SqlDriver {
   async #mustHold(): Promise<Lease> {
     if (this.#passedOver) throw this.#notWriter();
     if (this.#lease === undefined) {
-      const holder = await this.takeLease();
+      const holder = await this.#takeUnlessRenewed();
       if (holder !== undefined) {
         throw new PairwireError('STORE_FAILED', 'another process writes to this database now', {
           where: this.#target.shown,
@@ -347,6 +380,18 @@ export class PostgresDriver implements SqlDriver {
     }
     if (this.#lease === undefined) throw this.#notWriter();
     return this.#lease;
+  }
+
+  /** Takes the lease of one that does not renew it. @returns who does */
+  async #takeUnlessRenewed(): Promise<string | undefined> {
+    let first: Seen | undefined;
+    for (;;) {
+      const holder = await this.takeLease();
+      if (holder === undefined || this.#seen === undefined) return holder;
+      if (first !== undefined && first !== this.#seen) return holder;
+      first = this.#seen;
+      await pause(this.#nextLookMs());
+    }
   }
 
   #notWriter(): PairwireError {

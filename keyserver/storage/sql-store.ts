@@ -1559,6 +1559,10 @@ class SqlStore extends SqlReads implements Store {
     return result;
   }
 
+  prove(): Promise<void> {
+    return this.#driver.prove();
+  }
+
   close(): Promise<void> {
     return this.#driver.close();
   }

@@ -33,6 +33,11 @@ export interface SqlDriver {
   /** True as long as nobody else can have written, so that what was read before still holds. */
   mayCache(): boolean;
   /**
+   * Settles when it is certain that, until after the call, nobody else has written: for an answer that rests on memory.
+   * @throws PairwireError STORE_FAILED if somebody has, or may have
+   */
+  prove(): Promise<void>;
+  /**
    * Takes what was overwritten or deleted out of the database's files.
    * @returns false if that could not be done, now or at all
    */

@@ -32,6 +32,21 @@ const BUSY_TIMEOUT_MS = 5_000;
 /** Result codes after which nothing in a batch can be trusted to have happened. */
 const FATAL = /^SQLITE_(FULL|IOERR|CORRUPT|NOTADB|READONLY|CANTOPEN|BUSY|LOCKED|NOMEM|PROTOCOL)/;
 
+/** What to do, by result code. */
+const HINTS: readonly (readonly [RegExp, string])[] = [
+  [
+    // The second: no room for the index of the write-ahead log.
+    /^SQLITE_(FULL|IOERR_SHMSIZE)/,
+    'the disk is full: make room, then go on; nothing that was answered is lost',
+  ],
+  [/^SQLITE_(CORRUPT|NOTADB)/, 'the database is damaged: stop the server and restore a backup'],
+  [
+    /^SQLITE_(READONLY|CANTOPEN)/,
+    'the file or its disk can only be read, or not at all: look at the mount, owner and mode of its folder',
+  ],
+  [/^SQLITE_IOERR/, 'the disk reports an error: look at the kernel log'],
+];
+
 interface Prepared {
   readonly statement: ReturnType<Database.Database['prepare']>;
   readonly columns: readonly string[];
@@ -184,6 +199,10 @@ export class SqliteDriver implements SqlDriver {
     return true;
   }
 
+  prove(): Promise<void> {
+    return Promise.resolve();
+  }
+
   /** Rewrites the file without its free pages, and empties the write-ahead log. For when nobody writes. */
   async erase(): Promise<boolean> {
     if (!this.#writes.idle) return false;
@@ -294,16 +313,7 @@ function sqliteCode(error: unknown): string | undefined {
 function storeError(error: unknown, file: string): PairwireError {
   if (error instanceof PairwireError) return error;
   const code = sqliteCode(error);
-  const hint =
-    code === undefined
-      ? undefined
-      : code.startsWith('SQLITE_FULL')
-        ? 'the disk is full: make room, then go on; nothing that was answered is lost'
-        : /^SQLITE_(CORRUPT|NOTADB)/.test(code)
-          ? 'the database is damaged: stop the server and restore a backup'
-          : code.startsWith('SQLITE_IOERR')
-            ? 'the disk reports an error: look at the kernel log'
-            : undefined;
+  const hint = HINTS.find(([pattern]) => code !== undefined && pattern.test(code))?.[1];
   return new PairwireError('STORE_FAILED', `the database failed: ${messageOf(error)}`, {
     where: file,
     cause: error,

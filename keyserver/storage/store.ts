@@ -639,5 +639,7 @@ export interface Store extends StoreReads {
   readonly evicted: number;
   /** Runs `fn` atomically; settles after the commit is durable. @throws PairwireError STORE_FAILED, or what `fn` threw */
   write<T>(fn: (tx: StoreTransaction) => Promise<T>): Promise<T>;
+  /** Settles when nobody else can have written until after the call, so that what is in memory still held. @throws PairwireError STORE_FAILED */
+  prove(): Promise<void>;
   close(): Promise<void>;
 }

@@ -111,6 +111,15 @@ export async function unlock(driver: SqlDriver, options: UnlockOptions): Promise
   return ring;
 }
 
+/** Has every DEK of a store opened, and keeps none: whether this KMS is the one to serve with. @throws PairwireError KMS_FAILED, STORE_FAILED */
+export async function tryDeks(driver: SqlDriver, service: DekService): Promise<void> {
+  const rows = await driver.reader.all('SELECT id, sealed FROM deks ORDER BY made_at, id', []);
+  const deks = rows.map((row) => ({ id: blob(row, 'id'), sealed: blob(row, 'sealed') }));
+  for (let at = 0; at < deks.length; at += MAX_DEKS) {
+    for (const key of await service.open(deks.slice(at, at + MAX_DEKS))) key.fill(0);
+  }
+}
+
 /** Adds a DEK that seals from now on; those before it open what they sealed. */
 export async function insertDek(
   sql: SqlConnection,

@@ -24,7 +24,7 @@ const KEEPALIVE_INTERVAL = 10_000;
 const CLIENT_IDLE_TIMEOUT = 2 * KEEPALIVE_INTERVAL + 5_000;
 const TICK_INTERVAL = 1_000;
 const REQUEST_TIMEOUT = 30_000;
-/** Back-off: full jitter between 0 and 100 ms * 2^n. While a server is away for less than QUICK_PERIOD it is looked for every second at least. */
+/** Back-off: full jitter between 0 and 100 ms * 2^n, n being how often all servers were asked. While a server is away for less than QUICK_PERIOD it is looked for every second at least. */
 const BACKOFF_FIRST = 100;
 const BACKOFF_MAX = 30_000;
 const BACKOFF_QUICK = 1_000;
@@ -319,7 +319,9 @@ export class ChannelClient {
     const { servers, limits, random = Math.random } = this.#options;
     const round = Math.floor(this.#failures / servers.length);
     const most = limits?.backoffMaxMs ?? BACKOFF_MAX;
-    const ceiling = Math.min(most, BACKOFF_FIRST * 2 ** Math.min(round, 20));
+    // Of several servers each is asked once before the longer wait: one of them serves, and which is not known.
+    const isRoundOver = this.#failures % servers.length === 0;
+    const ceiling = Math.min(most, BACKOFF_FIRST * 2 ** (isRoundOver ? Math.min(round, 20) : 0));
     const quick = downForMs < QUICK_PERIOD ? Math.min(ceiling, BACKOFF_QUICK) : ceiling;
     return random() * quick;
   }

@@ -11,7 +11,7 @@ import { postgresTarget } from '../../keyserver/storage/postgres-target.js';
 import type { SqlValue } from '../../keyserver/storage/sql.js';
 import { itGroupsCommits } from '../unit/keyserver/support/driver-contract.js';
 import { PostgresServer } from '../unit/keyserver/support/postgres.js';
-import { until } from '../unit/keyserver/support/subnet.js';
+import { sleep, until } from '../unit/keyserver/support/subnet.js';
 
 const PATIENCE_MS = 60_000;
 
@@ -145,30 +145,64 @@ describe('PostgreSQL driver', () => {
       expect(await count()).toBe(1);
     });
 
-    it('is not taken in the middle of a transaction', async () => {
-      await driver.takeLease();
+    it('is not taken in the middle of a transaction, however long', async () => {
+      await hold(driver);
       const other = await open(url);
-      let holder: string | undefined = 'not asked';
+      const stop = new AbortController();
+      const waiting = other.waitForLease(stop.signal);
       await driver.transaction(async (sql) => {
         await sql.run('INSERT INTO t (k) VALUES (?)', ['slow']);
-        // What others see of the lease runs out meanwhile. The server ends a transaction that is silent.
-        for (let at = 0; at < 18; at += 1) {
-          await new Promise((resolve) => setTimeout(resolve, 100));
+        // What others see of the lease has run out long before the end. The server ends a transaction that is silent.
+        for (let at = 0; at < 25; at += 1) {
+          await sleep(100);
           await sql.get('SELECT 1', []);
         }
-        void other.takeLease().then((found) => {
-          holder = found;
-        });
-        for (let at = 0; at < 5; at += 1) {
-          await new Promise((resolve) => setTimeout(resolve, 50));
-          await sql.get('SELECT 1', []);
-        }
-        expect(holder).toBe('not asked');
+        expect(other.term).toBeUndefined();
       });
-      await until(() => holder !== 'not asked', 'the second to be told', PATIENCE_MS);
       // The commit has renewed it, and what was under way is there.
-      expect(holder).toContain(`:${process.pid}:`);
+      await driver.prove();
+      await sleep(300);
+      expect(other.term).toBeUndefined();
       expect(await count()).toBe(1);
+      stop.abort();
+      expect(await waiting).toBe(false);
+    });
+
+    it('does not hang on the clock of the database, which may be set', async () => {
+      const other = await open(url);
+      await hold(driver);
+      const set = (until: string) =>
+        server.query(new URL(url).pathname.slice(1), `UPDATE writer SET until = '${until}'`);
+      // Set forward: it has run out at every look of the other.
+      const stop = new AbortController();
+      const waiting = other.waitForLease(stop.signal);
+      for (let at = 0; at < 20; at += 1) {
+        await set('-infinity');
+        await sleep(100);
+      }
+      expect(other.term).toBeUndefined();
+      stop.abort();
+      await waiting;
+      await driver.close();
+      // Set back, when the holder is gone without a word: it seems to last for years.
+      const third = await open(url);
+      await third.takeLease();
+      await set('infinity');
+      const begin = performance.now();
+      expect(await hold(other)).toBe(true);
+      expect(performance.now() - begin).toBeLessThan(PATIENCE_MS / 2);
+    });
+
+    it('is proved by one that has it, also after a pause; not by one that was passed over', async () => {
+      await driver.takeLease();
+      await sleep(1_200);
+      expect(driver.mayCache()).toBe(false);
+      await driver.prove();
+      expect(driver.mayCache()).toBe(true);
+      const other = await open(url);
+      expect(await hold(other)).toBe(true);
+      await expect(driver.prove()).rejects.toMatchObject({ code: 'STORE_FAILED' });
+      await other.prove();
     });
   });
 });
@@ -192,7 +226,7 @@ describe('a PostgreSQL server that ends', () => {
             kept.push(k);
           } catch (thrown) {
             refused.push(thrown);
-            await new Promise((resolve) => setTimeout(resolve, 20));
+            await sleep(20);
           }
         }
       })();

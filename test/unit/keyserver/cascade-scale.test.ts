@@ -59,6 +59,7 @@ describe.skipIf(ON_POSTGRES)('many members and pairs', () => {
       {
         ...{ counts: one.driver.counts, mayCache: () => false, close: async () => {} },
         erase: () => Promise.resolve(true),
+        prove: () => Promise.resolve(),
         transaction: (work) => one.driver.transaction(work),
         reader: {
           get: (sql, params) => reader.get(sql, params),

@@ -54,6 +54,7 @@ describe('DEKs', () => {
       counts: driver.counts,
       reader: driver.reader,
       mayCache: () => driver.mayCache(),
+      prove: () => driver.prove(),
       erase: () => driver.erase(),
       close: () => driver.close(),
       transaction: async (work) => {

@@ -20,7 +20,11 @@ import {
 import { answerSchemas, type Change, MAX_REPORTED } from '../../../src/protocol/messages.js';
 import { signRecord } from '../../../src/protocol/signed.js';
 import { servicesOf } from './support/services.js';
+import { ON_POSTGRES } from './support/store.js';
 import { SUBNET, sleep, type TestMember, TestSubnet, until } from './support/subnet.js';
+
+/** Tens of thousands of rows, one by one: each costs PostgreSQL a round trip. */
+const BULK_MS = ON_POSTGRES ? 600_000 : 60_000;
 
 const ROUTER = '0a:00:00:00:00:01' as MacAddress;
 const PRINTER = '0a:00:00:00:00:02' as MacAddress;
@@ -390,23 +394,27 @@ describe('addresses outside', () => {
     expect(await seen('g2', ROUTER)).toBe(0);
   });
 
-  it('that come and go fill no disk', async () => {
-    await gates('g1');
-    const id = parseId('g1');
-    let refused = 0;
-    let rows = 0;
-    for (let from = 0; from < 16_384 + 2 * MAX_REPORTED; from += MAX_REPORTED) {
-      time += 100;
-      const macs = Array.from({ length: MAX_REPORTED }, (_unused, at) => nth(from + at));
-      const entries = macs.map((mac) => ({ vlan: 0, mac: macToBytes(mac), seq: 1, ago: 0 }));
-      const goodbyes = macs.map((mac) => ({ vlan: 0, mac: macToBytes(mac) }));
-      refused += await side.report(id, { t: 'learned', id: 1, entries, gone: goodbyes });
-      for (const mac of macs) rows += (await subnet.store.learned(0, mac)) === undefined ? 0 : 1;
-    }
-    expect(await subnet.store.countLearned(id)).toBe(0);
-    expect(refused).toBeGreaterThan(MAX_REPORTED);
-    expect(rows).toBeLessThan(16_384 + MAX_REPORTED);
-  }, 60_000);
+  it(
+    'that come and go fill no disk',
+    async () => {
+      await gates('g1');
+      const id = parseId('g1');
+      let refused = 0;
+      let rows = 0;
+      for (let from = 0; from < 16_384 + 2 * MAX_REPORTED; from += MAX_REPORTED) {
+        time += 100;
+        const macs = Array.from({ length: MAX_REPORTED }, (_unused, at) => nth(from + at));
+        const entries = macs.map((mac) => ({ vlan: 0, mac: macToBytes(mac), seq: 1, ago: 0 }));
+        const goodbyes = macs.map((mac) => ({ vlan: 0, mac: macToBytes(mac) }));
+        refused += await side.report(id, { t: 'learned', id: 1, entries, gone: goodbyes });
+        for (const mac of macs) rows += (await subnet.store.learned(0, mac)) === undefined ? 0 : 1;
+      }
+      expect(await subnet.store.countLearned(id)).toBe(0);
+      expect(refused).toBeGreaterThan(MAX_REPORTED);
+      expect(rows).toBeLessThan(16_384 + MAX_REPORTED);
+    },
+    BULK_MS,
+  );
 
   it('are reported so often and no more', async () => {
     await gates('g1');

@@ -5,6 +5,7 @@ import { MAX_WAITING } from '../../../keyserver/keys/rekey.js';
 import { type Id, orderedPair, parseId } from '../../../src/protocol/ids.js';
 import { defaultMac } from '../../../src/protocol/mac.js';
 import { answerSchemas, type Change } from '../../../src/protocol/messages.js';
+import { ON_POSTGRES } from './support/store.js';
 import { SUBNET, sleep, type TestMember, TestSubnet, until } from './support/subnet.js';
 
 type PairChange = Extract<Change, { kind: 'pair' }>;
@@ -156,14 +157,17 @@ describe('rekeying', () => {
 
     await expect(notice(alice, bobIndex, 2, bob.id)).rejects.toMatchObject({ code: 'refused' });
     await expect(notice(alice, 0x00ff_fff0, 2)).rejects.toMatchObject({ code: 'not_found' });
+    const begin = performance.now();
     const storm = await Promise.allSettled(
       Array.from({ length: 60 }, () => notice(alice, bobIndex, 2)),
     );
     const limited = storm.filter((one) => one.status === 'rejected');
-    expect(limited.length).toBeGreaterThan(30);
+    // Two more pass for each second that it takes.
+    const passMore = 2 * Math.ceil((performance.now() - begin) / 1_000);
+    expect(limited.length).toBeGreaterThan(38 - passMore);
     const text = await subnet.server.metrics.registry.metrics();
     const cases = Number(/keyserver_rekey_cases_total\{case="2"\} (\d+)/.exec(text)?.[1]);
-    expect(cases).toBeLessThan(30);
+    expect(cases).toBeLessThan(28 + passMore);
   });
 
   it('renews keys that are too old, once both ends are there', async () => {
@@ -257,7 +261,8 @@ describe('rekeying', () => {
   });
 });
 
-describe('more pairs than are looked after while they change keys', () => {
+// What is looked after is in the server's memory, whatever the store; 100,000 rows one by one are not PostgreSQL's strength.
+describe.skipIf(ON_POSTGRES)('more pairs than are looked after while they change keys', () => {
   /** As many members have a pair key each with each other as make more pairs than that. */
   const NAMES = 448;
 

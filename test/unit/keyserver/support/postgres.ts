@@ -31,24 +31,42 @@ export class PostgresServer {
   readonly folder: string;
   readonly port: number;
   readonly #user: { readonly uid?: number; readonly gid?: number };
+  readonly #inside: readonly string[];
   #child: ChildProcess | undefined;
   #databases = 0;
 
-  private constructor(folder: string, port: number, user: { uid?: number; gid?: number }) {
+  private constructor(
+    folder: string,
+    port: number,
+    user: { uid?: number; gid?: number },
+    inside: readonly string[],
+  ) {
     this.folder = folder;
     this.port = port;
     this.#user = user;
+    this.#inside = inside;
   }
 
   /**
    * Makes a cluster and starts it.
    * @param settings lines of postgresql.conf
+   * @param place.inside how root starts a program in the network namespace where it shall be
+   * @param place.port a port that is free there
+   * @param place.trusts who may come over its network
    */
-  static async start(settings: readonly string[] = []): Promise<PostgresServer> {
+  static async start(
+    settings: readonly string[] = [],
+    place: {
+      readonly inside?: readonly string[];
+      readonly port?: number;
+      readonly trusts?: string;
+    } = {},
+  ): Promise<PostgresServer> {
     const folder = mkdtempSync(join(roomyFolder(), 'pairwire-pg-'));
     const user = ordinaryUser();
     if (user.uid !== undefined && user.gid !== undefined) chownSync(folder, user.uid, user.gid);
-    const server = new PostgresServer(folder, await freePort(), user);
+    const { inside = [], port = await freePort(), trusts } = place;
+    const server = new PostgresServer(folder, port, user, inside);
     const flags = ['-D', server.data, '-U', SUPERUSER, '-A', 'trust', '-E', 'UTF8', '--no-sync'];
     // Not the C locale: the order of ids must not depend on it.
     execFileSync(program('initdb'), [...flags, '--locale=C.UTF-8'], {
@@ -65,6 +83,9 @@ export class PostgresServer {
       ...settings,
     ];
     appendFileSync(join(server.data, 'postgresql.conf'), `${lines.join('\n')}\n`);
+    if (trusts !== undefined) {
+      appendFileSync(join(server.data, 'pg_hba.conf'), `host all all ${trusts} trust\n`);
+    }
     await server.run();
     return server;
   }
@@ -75,8 +96,17 @@ export class PostgresServer {
 
   /** Starts the server on its cluster; settles when it answers. */
   async run(): Promise<void> {
-    const child = spawn(program('postgres'), ['-D', this.data], {
-      ...this.#user,
+    const { uid, gid } = this.#user;
+    const inside = this.#inside.length > 0;
+    const [first = '', ...argv] = inside
+      ? [...this.#inside, 'setpriv', `--reuid=${uid}`, `--regid=${gid}`, '--clear-groups']
+      : [];
+    const postgres = [program('postgres'), '-D', this.data] as const;
+    const [command, args] = inside
+      ? [first, [...argv, ...postgres]]
+      : [postgres[0], postgres.slice(1)];
+    const child = spawn(command, args, {
+      ...(inside ? {} : this.#user),
       cwd: this.folder,
       stdio: ['ignore', 'ignore', 'pipe'],
     });

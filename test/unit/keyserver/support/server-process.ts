@@ -75,6 +75,10 @@ export class ServerProcess extends SubnetFolder {
       child.stderr.on('data', (chunk: Buffer) => {
         this.log += chunk.toString();
         if (this.log.includes('key server listens')) resolve();
+        // On PostgreSQL another machine may serve, and it goes on trying: here there is none.
+        if (this.log.includes('not serving; trying again')) {
+          void this.kill().then(() => reject(new Error(`the server does not serve: ${this.log}`)));
+        }
       });
       // What its KMS writes comes the same way: all of it is there when both have ended.
       child.once('close', () => reject(new Error(`the server ended: ${this.log}`)));
@@ -106,7 +110,8 @@ export class ServerProcess extends SubnetFolder {
   }
 }
 
-function freePort(): Promise<number> {
+/** A port of loopback that nobody has. */
+export function freePort(): Promise<number> {
   return new Promise((resolve) => {
     const server = createServer().listen(0, '127.0.0.1', () => {
       const address = server.address();

@@ -344,6 +344,15 @@ describe('reconnect', () => {
     expect(delays.slice(0, 4)).toEqual([100, 200, 250, 250]);
   });
 
+  it('asks each of several servers once before it waits longer', async () => {
+    const s = await serve();
+    await s.server.close();
+    const c = client([s.port, s.port, s.port], { random: () => 1 });
+    await until(() => c.states.filter((state) => state.kind === 'down').length >= 8);
+    const delays = c.states.flatMap((state) => (state.kind === 'down' ? [state.retryInMs] : []));
+    expect(delays.slice(0, 8)).toEqual([100, 100, 100, 200, 100, 100, 400, 100]);
+  });
+
   it('does not become a storm at a server that hangs up after each handshake', async () => {
     const s = await serve({ onSession: (session) => setTimeout(() => session.close(), 10) });
     const c = client(s.port, { random: () => 1 });
