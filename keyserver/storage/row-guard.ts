@@ -267,8 +267,11 @@ export class RowGuard {
       if (rest > 0) await this.#pause(rest * (performance.now() - since));
       return result;
     };
-    for (let bucket = 0; bucket < ROW_BUCKETS; bucket += 1) {
-      await step((sql) => this.#checkBucket(sql, bucket));
+    const together = rest === 0 ? ROW_BUCKETS : 1;
+    for (let first = 0; first < ROW_BUCKETS; first += together) {
+      await step(async (sql) => {
+        for (let at = first; at < first + together; at += 1) await this.#checkBucket(sql, at);
+      });
     }
     await step((sql) => this.#checkOutside(sql));
     for (const table of ROW_TABLES) {

@@ -139,7 +139,7 @@ function readRowMark(path: string): RowMark | undefined {
 
 /** Has the next start take the rows as they are. @throws PairwireError FILE_UNREADABLE */
 export function acceptRows(path: string): void {
-  writeFileAtomic(path, `accept ${readRowMark(path)?.version ?? 0}\n`);
+  writeRowMark(path, { version: readRowMark(path)?.version ?? 0, accept: true });
   // The key server that reads it may run as another user, whose the folder is.
   const { uid, gid } = statSync(dirname(path));
   if (process.geteuid?.() === 0 && (uid !== 0 || gid !== 0)) chownSync(path, uid, gid);
@@ -147,7 +147,11 @@ export function acceptRows(path: string): void {
 
 /** Notes the version of the last write; a database that is older than that was put back. */
 export function noteRowVersion(path: string, version: number): void {
-  writeFileAtomic(path, `${version}\n`);
+  writeRowMark(path, { version, accept: false });
+}
+
+function writeRowMark(path: string, { version, accept }: RowMark): void {
+  writeFileAtomic(path, `${accept ? 'accept ' : ''}${version}\n`);
 }
 
 const ROW_MARK_NAME = 'store.rows';
@@ -172,7 +176,10 @@ async function unlockRows(
       hint: 'somebody took them away, or put back a database from before there were any: if that was you, pairwire kms accept-rows',
     });
   }
-  const note = (version: number): void => noteRowVersion(markFile, version);
+  const note = (version: number): void => {
+    // Somebody may have accepted the rows while this server runs.
+    writeRowMark(markFile, { version, accept: readRowMark(markFile)?.accept ?? false });
+  };
   let guard: RowGuard;
   if (row === undefined || mark?.accept === true) {
     const generation = row === undefined ? 1 : integer(row, 'pw_id') + 1;
@@ -189,7 +196,7 @@ async function unlockRows(
     });
     if (mark?.accept === true) log?.warn('the rows of the database count as they are from now on');
     guard = new RowGuard(driver, keys, head, note);
-    note(head.version);
+    noteRowVersion(markFile, head.version);
   } else {
     const generation = integer(row, 'pw_id');
     const key = ring.open('row_keys', 'key', [ROW_KEY_ID], generation, blob(row, 'key'));
