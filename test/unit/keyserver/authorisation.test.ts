@@ -3,8 +3,8 @@ import { randomBytes } from 'node:crypto';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { ChannelClient } from '../../../src/net/channel-client.js';
 import { type Asker, MAY_SEND, maySend } from '../../../src/protocol/authorisation.js';
-import { generateKeyPair } from '../../../src/protocol/channel/keys.js';
 import { type RequestType, requestSchema } from '../../../src/protocol/messages.js';
+import { generateRawKeyPair } from '../../../src/protocol/public-keys.js';
 import { ROLES } from '../../../src/protocol/records.js';
 import { TestMember, TestSubnet, until } from './support/subnet.js';
 
