@@ -356,10 +356,10 @@ export class KeyServer {
     const operator = importPublic('ed25519', options.store.meta.operator);
     const settings = await CurrentSettings.load(options.store, operator);
     const server = new KeyServer(options, settings, operator);
-    await server.#watchRows();
     await server.#cascade.load();
     // Before anything is written behind a log that was cut while nobody looked.
     await server.#services.audit.noteHead();
+    await server.#watchRows();
     await server.#putBack.begin();
     await server.#presence.resume();
     await server.#rekey.resume();

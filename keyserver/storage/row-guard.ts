@@ -85,6 +85,7 @@ export class RowGuard {
   readonly #stop = new AbortController();
   /** The head of the last write that is known to be on the disk. */
   #committed: Head;
+  #sealed: { readonly sealed: Buffer; readonly head: Head } | undefined;
   #noted: number;
   #noter: NodeJS.Timeout | undefined;
   #failed: (error: unknown) => void = () => {};
@@ -129,15 +130,11 @@ export class RowGuard {
     return this.findings.every(({ table }) => !WHOSE.includes(table));
   }
 
-  /** Whether an id was revoked, whatever a row says now. */
-  wasRevoked(id: string): boolean {
-    return this.#revoked.has(id);
-  }
-
   /** Whether a row that was read together with its MAC (`ROW_MAC`) is the one that was written. Notes one that is not. */
   isGood(table: RowTable, row: Row): boolean {
     const name = nameOf(keyOf(table, row));
     const entry = entryOf(row);
+    if (table.applies?.(row) === false && entry === undefined) return true;
     if (entry === undefined || !fits(this.#keys, table, name, row, entry)) {
       this.note({ table: table.table, name, why: entry === undefined ? 'put there' : 'changed' });
       return false;
@@ -171,7 +168,7 @@ export class RowGuard {
 
   /** What a transaction writes to rows with MACs. */
   begin(sql: SqlConnection): RowChange {
-    return new RowChange(this, this.#keys, sql, this.#committed);
+    return new RowChange(this, this.#keys, sql);
   }
 
   /** A transaction is on the disk. */
@@ -180,6 +177,36 @@ export class RowGuard {
     for (const id of revoked) this.#revoked.add(id);
     for (const at of change.mended) this.#broken.delete(at);
     if (head !== undefined && head.version > this.#committed.version) this.#committed = head;
+  }
+
+  /**
+   * The stored head; the one that is known to be on the disk, if somebody has put another or an older one there. What was sealed here last
+   * is not opened again.
+   */
+  async readHead(sql: SqlConnection): Promise<Head & { readonly isOld: boolean }> {
+    const last = this.#sealed;
+    const row = await sql.get('SELECT version, sealed FROM row_head WHERE one = 1', []);
+    if (row !== undefined) {
+      const version = Number(row.version);
+      const isLast = last?.head.version === version && isSame(row.sealed, last.sealed);
+      if (isLast && version >= this.#committed.version) {
+        return { ...last.head, isOld: false };
+      }
+      try {
+        const head = { version, sums: this.#keys.openHead(version, blob(row, 'sealed')) };
+        if (version >= this.#committed.version) return { ...head, isOld: false };
+      } catch (thrown) {
+        const isBroken =
+          thrown instanceof PairwireError && ['ROW_BROKEN', 'STORE_FAILED'].includes(thrown.code);
+        if (!isBroken) throw thrown;
+      }
+    }
+    return { ...this.#committed, isOld: true };
+  }
+
+  /** What was sealed last. */
+  sealed(sealed: Buffer, head: Head): void {
+    this.#sealed = { sealed, head };
   }
 
   /** Takes in which ids were revoked. */
@@ -285,7 +312,7 @@ export class RowGuard {
 
   /** The rows of a bucket are what was written, and all of them, the newest, are there. */
   async #checkBucket(sql: SqlConnection, bucket: number): Promise<void> {
-    const head = await readHead(sql, this.#keys, this.#committed);
+    const head = await this.readHead(sql);
     if (head.isOld) this.note({ table: 'row_head', name: '', why: 'changed' });
     const rows = await sql.all('SELECT * FROM row_macs WHERE bucket = ?', [bucket]);
     const macs: Buffer[] = [];
@@ -363,13 +390,11 @@ export class RowChange {
   readonly #guard: RowGuard;
   readonly #keys: RowKeys;
   readonly #sql: SqlConnection;
-  readonly #committed: Head;
 
-  constructor(guard: RowGuard, keys: RowKeys, sql: SqlConnection, committed: Head) {
+  constructor(guard: RowGuard, keys: RowKeys, sql: SqlConnection) {
     this.#guard = guard;
     this.#keys = keys;
     this.#sql = sql;
-    this.#committed = committed;
   }
 
   /**
@@ -446,10 +471,12 @@ export class RowChange {
   async finish(): Promise<void> {
     if (this.head === undefined) return;
     const { version, sums } = this.head;
+    const sealed = this.#keys.sealHead(version, sums);
     await this.#sql.run('UPDATE row_head SET version = ?, sealed = ? WHERE one = 1', [
       version,
-      this.#keys.sealHead(version, sums),
+      sealed,
     ]);
+    this.#guard.sealed(sealed, this.head);
   }
 
   async #entry({ table }: RowTable, name: string): Promise<Entry | undefined> {
@@ -491,7 +518,7 @@ export class RowChange {
   }
 
   async #open(): Promise<Head> {
-    const { version, sums, isOld } = await readHead(this.#sql, this.#keys, this.#committed);
+    const { version, sums, isOld } = await this.#guard.readHead(this.#sql);
     if (isOld) this.#guard.note({ table: 'row_head', name: '', why: 'changed' });
     return { version, sums: Buffer.from(sums) };
   }
@@ -547,21 +574,6 @@ export async function openHead(sql: SqlConnection, keys: RowKeys): Promise<Head>
   return { version, sums: keys.openHead(version, blob(row, 'sealed')) };
 }
 
-/** The stored head; the one that is known to be on the disk, if somebody has put another or an older one there. */
-async function readHead(
-  sql: SqlConnection,
-  keys: RowKeys,
-  committed: Head,
-): Promise<Head & { readonly isOld: boolean }> {
-  try {
-    const head = await openHead(sql, keys);
-    if (head.version >= committed.version) return { ...head, isOld: false };
-  } catch (thrown) {
-    if (!(thrown instanceof PairwireError) || thrown.code !== 'ROW_BROKEN') throw thrown;
-  }
-  return { ...committed, isOld: true };
-}
-
 async function putEntry(
   sql: SqlConnection,
   { table }: RowTable,
@@ -606,6 +618,11 @@ async function readPage(
   ]);
 }
 
+function isSame(value: unknown, bytes: Buffer): boolean {
+  if (Buffer.isBuffer(value)) return value.equals(bytes);
+  return value instanceof ArrayBuffer && Buffer.from(value).equals(bytes);
+}
+
 function entryOf(row: Row): Entry | undefined {
   const [version, bucket] = [Number(row.row_version), Number(row.row_bucket)];
   const value = row.row_mac;
@@ -632,6 +649,7 @@ function macOf(
 }
 
 function fits(keys: RowKeys, table: RowTable, name: string, row: Row, entry: Entry): boolean {
+  if (table.applies?.(row) === false) return false;
   if (entry.bucket !== bucketOfRow(table, row)) return false;
   return timingSafeEqual(macOf(keys, table, name, row, entry), entry.mac);
 }

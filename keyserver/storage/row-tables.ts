@@ -16,8 +16,9 @@ export interface RowTable {
   readonly columns: readonly Column[];
   /** Whom or what a row is about, beside the table's name: rows about one member share a bucket. */
   readonly about: string | undefined;
-  /** Only these rows. */
+  /** Only rows that meet this condition, and how it is told of a row. */
   readonly where?: string;
+  readonly applies?: (row: Row) => boolean;
 }
 
 const text = (...names: readonly string[]): Column[] => names.map((name) => [name, 'text']);
@@ -51,10 +52,17 @@ export const BINDINGS = table('bindings', ['ip'], 'member', [
   ...text('ip', 'mac', 'kind', 'member'),
   ...integer('since', 'serial'),
 ]);
-export const LEARNED = table('learned', ['vlan', 'mac'], 'member', [
-  ...text('mac', 'member'),
-  ...integer('vlan', 'pinned', 'kept', 'serial'),
-]);
+/** Those that the operator has pinned: others are what plain ports say, thousands of them, and come and go. */
+export const LEARNED: RowTable = {
+  ...table(
+    'learned',
+    ['vlan', 'mac'],
+    'member',
+    [...text('mac', 'member'), ...integer('vlan', 'pinned', 'kept', 'serial')],
+    'kept = 1',
+  ),
+  applies: (row) => Number(row.kept) === 1,
+};
 export const REVOCATIONS = table('revocations', ['number'], 'member', [
   ...text('member'),
   ...integer('number', 'revoked_at', 'changed'),

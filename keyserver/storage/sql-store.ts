@@ -1034,7 +1034,9 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
   }
 
   async putLearned(entry: Learned): Promise<void> {
-    await this.#whole(LEARNED, [[entry.vlan, entry.mac]], () =>
+    // What was pinned once stays kept.
+    const keys = entry.kept ? [[entry.vlan, entry.mac]] : [];
+    await this.#whole(LEARNED, keys, () =>
       this.sql.run(
         `INSERT INTO learned (vlan, mac, member, since, sighted, sighting, refreshed, moves, held,
          frozen_until, pinned, kept, serial, changed)
@@ -1069,10 +1071,9 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
   }
 
   async forgetLearned(refreshedBefore: number): Promise<void> {
-    const condition = "member = '' AND kept = 0 AND refreshed < ?";
-    await this.#whole(LEARNED, await this.#keysOf(LEARNED, condition, [refreshedBefore]), () =>
-      this.sql.run(`DELETE FROM learned WHERE ${condition}`, [refreshedBefore]),
-    );
+    await this.sql.run("DELETE FROM learned WHERE member = '' AND kept = 0 AND refreshed < ?", [
+      refreshedBefore,
+    ]);
   }
 
   async putBinding(entry: Binding): Promise<void> {
