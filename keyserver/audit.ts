@@ -193,6 +193,11 @@ export class AuditLog {
     this.#write({ actor, action: refusal.kind, outcome: 'refused', detail: refusal.facts });
   }
 
+  /** Appends an entry on its own. Never throws and makes nobody wait. */
+  note(event: AuditEvent): void {
+    this.#write(event);
+  }
+
   /** Writes what is still to be written. */
   async close(): Promise<void> {
     clearInterval(this.#sweeper);

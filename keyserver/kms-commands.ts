@@ -10,6 +10,7 @@ import { checkKmsAudit } from './kms/audit-file.js';
 import { KMS_KEY_KIND, kmsPaths, loadKmsConfig, requireOwnSecret } from './kms/config.js';
 import { RootKeys } from './kms/root-keys.js';
 import { runKms } from './kms/run.js';
+import { acceptRows, rowMarkOf } from './storage/unlock.js';
 
 /** Adds them to a program. */
 export function kmsCommands(program: Command): void {
@@ -40,6 +41,7 @@ export function kmsCommands(program: Command): void {
   statusCommand(command);
   rotateCommand(command);
   checkCommand(command);
+  acceptRowsCommand(command);
 }
 
 function statusCommand(kms: Command): void {
@@ -119,6 +121,24 @@ function checkCommand(kms: Command): void {
           rootKeys: generations.join(', '),
           auditEntries: entries,
         });
+      }),
+    );
+}
+
+function acceptRowsCommand(kms: Command): void {
+  kms
+    .command('accept-rows')
+    .description(
+      'after somebody has changed the database: have the next start take its rows as they are then',
+    )
+    .requiredOption('--dir <dir>', 'folder of the key server')
+    .option('--json', 'print JSON')
+    .addHelpText('after', example('pairwire kms accept-rows --dir /etc/pairwire/east'))
+    .action(
+      action((target, flags: { readonly dir: string }) => {
+        const paths = pathsOf(flags.dir, loadKeyServerConfig(flags.dir));
+        acceptRows(rowMarkOf(paths.sealMark));
+        printFields(target, { next: 'start the key server again' });
       }),
     );
 }

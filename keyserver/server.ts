@@ -186,7 +186,8 @@ export class KeyServer {
     });
     const { subnet, server } = store.meta;
     const net = options.net ?? { id: subnet, prefixes: [] };
-    const knowsAll = (): boolean => this.#cascade.isComplete;
+    // What somebody took out of the database may be an address of a member: it must not go to a plain port.
+    const knowsAll = (): boolean => this.#cascade.isComplete && (store.rows?.isWhole ?? true);
     const seek: Services['seek'] = (vlan, mac, asker) => this.#cascade.seek(vlan, mac, asker);
     this.#services = {
       ...{
@@ -358,6 +359,7 @@ export class KeyServer {
     await server.#cascade.load();
     // Before anything is written behind a log that was cut while nobody looked.
     await server.#services.audit.noteHead();
+    await server.#watchRows();
     await server.#putBack.begin();
     await server.#presence.resume();
     await server.#rekey.resume();
@@ -370,6 +372,33 @@ export class KeyServer {
     const addresses = server.#addresses.map(formatChannelAddress);
     options.log.info({ subnet, server: id, addresses }, 'key server listens');
     return server;
+  }
+
+  /** Before anybody is served, each row of the database is what was written; what is not is told of. */
+  async #watchRows(): Promise<void> {
+    const { store, audit, log } = this.#services;
+    const { rows } = store;
+    if (rows === undefined) return;
+    this.metrics.gauge(
+      'keyserver_broken_rows',
+      'Rows of the database, and sums over them, that are not what was written',
+      [],
+      (one) => one.set(rows.findings.length),
+    );
+    rows.onBroken = ({ table, name, why }) => {
+      const row = name.replaceAll('\n', ' ');
+      log.error(
+        { table, row, why, hint: 'docs/operations.md, "A row that is not what was written"' },
+        'a row in the database is not what was written there',
+      );
+      audit.note({
+        actor: '-',
+        action: 'row_broken',
+        outcome: 'done',
+        detail: { table, row, why },
+      });
+    };
+    await rows.start((err) => log.warn({ err }, 'the rows of the database were not checked'));
   }
 
   /** Where it listens, in the order of the options. */
@@ -396,6 +425,7 @@ export class KeyServer {
     this.#presence.close();
     await this.#channels.close();
     await this.#services.audit.close();
+    await this.#services.store.rows?.close();
   }
 
   #elapsed(): number {
@@ -469,8 +499,8 @@ export class KeyServer {
         throw new RequestError(thrown.code, thrown.message.slice(0, 200));
       }
       result = 'unavailable';
-      // A broken seal was logged where it was found, once.
-      if (thrown instanceof PairwireError && thrown.code === 'SEAL_BROKEN') {
+      // A broken seal or row was logged where it was found, once.
+      if (thrown instanceof PairwireError && ['SEAL_BROKEN', 'ROW_BROKEN'].includes(thrown.code)) {
         throw new RequestError('unavailable');
       }
       if (thrown instanceof PairwireError && thrown.code === 'STORE_FAILED') {

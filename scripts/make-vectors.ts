@@ -9,7 +9,7 @@
  */
 import { createHash } from 'node:crypto';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { gcm } from '@noble/ciphers/aes.js';
+import { ecb, gcm } from '@noble/ciphers/aes.js';
 import { x25519 } from '@noble/curves/ed25519.js';
 import { hmac } from '@noble/hashes/hmac.js';
 import { sha256 } from '@noble/hashes/sha2.js';
@@ -388,6 +388,79 @@ function envelopeVectors() {
   return { keys, deks };
 }
 
+/** MACs, terms and a head of rows, computed from docs/protocol.md 11.6. */
+function rowVectors() {
+  const store = bytes('rows store', 16);
+  const rowKey = bytes('rows key', 32);
+  const derive = (label: string, ...more: number[]) =>
+    Buffer.from(hmac(sha256, rowKey, fields(label, ...more)));
+  const counted = (type: number, data: Uint8Array) => {
+    const length = Buffer.alloc(4);
+    length.writeUInt32BE(data.length);
+    return Buffer.concat([Buffer.of(type), length, data]);
+  };
+  const integer = (value: number) => {
+    const data = Buffer.alloc(9, 1);
+    data.writeBigInt64BE(BigInt(value), 1);
+    return data;
+  };
+  const rows = [
+    {
+      table: 'revocations',
+      name: '7',
+      bucket: 3,
+      version: 12,
+      columns: ['alice', 7, 1_700_000_000_000],
+    },
+    {
+      table: 'macs',
+      name: '02:00:00:00:00:01\n',
+      bucket: 127,
+      version: 2 ** 40,
+      columns: ['', -1, null],
+    },
+    {
+      table: 'tokens_used',
+      name: 'beef',
+      bucket: 0,
+      version: 1,
+      columns: [Buffer.from('beef', 'hex'), 1],
+    },
+  ];
+  const macs = rows.map(({ table, name, bucket, version, columns }) => {
+    const encoded = columns.map((value) => {
+      if (value === null) return Buffer.of(0);
+      if (typeof value === 'number') return integer(value);
+      return typeof value === 'string' ? counted(2, Buffer.from(value)) : counted(3, value);
+    });
+    const place = fields(store, table, name, bucket, version, columns.length);
+    const mac = hmac(sha256, derive('pairwire/1 row mac'), Buffer.concat([place, ...encoded]));
+    return Buffer.from(mac.subarray(0, 16));
+  });
+  const termKey = derive('pairwire/1 row term');
+  const terms = macs.map((mac) => Buffer.from(ecb(termKey, { disablePadding: true }).encrypt(mac)));
+  const sums = Buffer.alloc(128 * 16);
+  for (const [at, { bucket }] of rows.entries()) terms[at]?.copy(sums, bucket * 16);
+  const version = 2 ** 24 + 5;
+  const nonce = bytes('rows nonce', 12);
+  const data = fields('pairwire/1 row head', store, version);
+  const sealed = gcm(derive('pairwire/1 row head', 1), nonce, data).encrypt(sums);
+  return {
+    ...{ store: hex(store), rowKey: hex(rowKey) },
+    rows: rows.map(({ columns, ...place }, at) => ({
+      ...place,
+      columns: columns.map((value) => (value instanceof Uint8Array ? { hex: hex(value) } : value)),
+      mac: hex(macs[at] ?? Buffer.alloc(0)),
+      term: hex(terms[at] ?? Buffer.alloc(0)),
+    })),
+    buckets: ['member alice', 'settings'].map((subject) => ({
+      subject,
+      bucket: (createHash('sha256').update(subject).digest()[0] ?? 0) % 128,
+    })),
+    head: { version, nonce: hex(nonce), sealed: hex(Buffer.concat([nonce, sealed])) },
+  };
+}
+
 const files = {
   'channel.json': { admission: admissionVector(), records: recordVectors() },
   'kdf.json': { pair: pairVectors(), net: netVectors(), group: groupVectors() },
@@ -395,6 +468,7 @@ const files = {
   'fragment.json': fragmentVectors(),
   'relay.json': relayVectors(),
   'envelope.json': envelopeVectors(),
+  'rows.json': rowVectors(),
 };
 const check = process.argv.includes('--check');
 mkdirSync(DIRECTORY, { recursive: true });

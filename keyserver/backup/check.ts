@@ -55,7 +55,7 @@ export interface CheckedBackup {
  * @param folder an empty one, with room for all of it
  * @param keyFolders where key files lie outside of it, like a key server's folder
  * @throws PairwireError BACKUP_DAMAGED; BACKUP_REFUSED for the keys of another server; STORE_VERSION for a newer database;
- *   SEAL_BROKEN, KMS_FAILED if keys do not open; FILE_UNREADABLE, FILE_MODE
+ *   SEAL_BROKEN, ROW_BROKEN, KMS_FAILED if keys do not open, or rows are not what was written; FILE_UNREADABLE, FILE_MODE
  */
 export async function checkBackup(
   path: string,
@@ -150,6 +150,13 @@ async function checkDatabase(
       const markFile = join(folder, MARK_PART);
       const ring = await unlock(driver, { service: LocalDeks.load(kms), markFile });
       seals = await checkSeals(driver.reader, ring);
+      const [wrong] = (await ring.rows?.check()) ?? [];
+      if (wrong !== undefined) {
+        throw new PairwireError('ROW_BROKEN', 'a row of its database is not what was written', {
+          where: `${wrong.table} ${wrong.name.replaceAll('\n', ' ')}: ${wrong.why}`,
+          hint: 'docs/operations.md, "A row that is not what was written"',
+        });
+      }
     }
     if (finish !== undefined) {
       await finish(store, at);

@@ -35,8 +35,10 @@ import {
   pathsOf,
 } from '../config.js';
 import { CERTAIN_CLAIMS } from '../keys/put-back.js';
+import { rowMacs } from '../storage/migrations/0014-row-macs.js';
 import { type DatabaseLock, lockDatabase, sideFiles } from '../storage/snapshot.js';
 import type { Store } from '../storage/store.js';
+import { noteRowVersion, rowMarkOf } from '../storage/unlock.js';
 import { type CheckedBackup, checkBackup, markOf } from './check.js';
 import type { KeyFiles } from './key-files.js';
 import { requireSqlite } from './make.js';
@@ -237,7 +239,7 @@ function place(
     for (const name of [...checked.keys.rootKeys(), ...KMS_KEY_PARTS, KMS_LOG_PART]) put(name);
     put(KMS_CONFIG_PART);
   }
-  const before = swap(join(work, DATABASE_PART), paths, owner);
+  const before = swap(join(work, DATABASE_PART), paths, owner, checked.manifest.schema);
   put(CONFIG_PART);
   return { checked, database, before, placed, kept };
 }
@@ -245,8 +247,9 @@ function place(
 /** Puts the database in its place. @returns where the one is that was there */
 function swap(
   ready: string,
-  { database, auditHead }: KeyServerPaths,
+  { database, auditHead, sealMark }: KeyServerPaths,
   owner: Stats,
+  schema: number,
 ): string | undefined {
   let source = ready;
   mkdirSync(dirname(database), { recursive: true, mode: 0o700 });
@@ -267,6 +270,12 @@ function swap(
   for (const file of side) renameSync(file, `${aside}${file.slice(database.length)}`);
   // It names an entry that the new one may not have. Before the swap: an old database without it is still whole, a new one with it seems cut.
   if (existsSync(auditHead)) renameSync(auditHead, `${aside}.audit.head`);
+  // It has seen newer rows. One whose rows have MACs must keep them.
+  const rowMark = rowMarkOf(sealMark);
+  if (schema >= rowMacs.version) {
+    noteRowVersion(rowMark, 0);
+    give(rowMark, owner);
+  } else rmSync(rowMark, { force: true });
   renameSync(source, database);
   syncPath(dirname(database));
   return there || side.length > 0 ? aside : undefined;

@@ -94,7 +94,8 @@ async function takeOutIn(
   id: Id,
 ): Promise<Revoked> {
   const { audit, now } = services;
-  const member = await tx.member(id);
+  // Whatever somebody has made of its row: revoking it mends that.
+  const member = await tx.anyMember(id);
   if (member === undefined) throw new NotFound();
   const wasLink = member.role === 'link';
   const before = await tx.revocationOf(id);

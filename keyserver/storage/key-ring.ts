@@ -5,9 +5,10 @@
 import { createSecretKey } from 'node:crypto';
 import { type Dek, dekOf, openKey, sealKey } from '../../src/protocol/envelope.js';
 import { PairwireError } from '../../src/runtime/errors.js';
+import type { RowGuard } from './row-guard.js';
 
 /** Tables with keys. */
-export type KeyTable = 'pair_keys' | 'group_keys' | 'nets';
+export type KeyTable = 'pair_keys' | 'group_keys' | 'nets' | 'row_keys';
 export type KeyColumn = 'key' | 'next_key';
 
 /** Places with a broken seal that are told of, each once. */
@@ -21,6 +22,8 @@ export class KeyRing {
   #seals = 0;
   #broken = 0;
   readonly #told = new Set<string>();
+  /** The MACs over rows, whose key is sealed by a DEK as well; undefined until `unlock` has it. */
+  rows: RowGuard | undefined;
   /** Told of each place whose key is not what was sealed there, once. */
   onBroken: (error: PairwireError) => void = () => {};
 

@@ -25,6 +25,7 @@ const NEXT = { column: 'next_key', pwId: 'next_pw_id' } as const;
 /** Where the keys of a store are. */
 export const LAYOUTS: readonly Layout[] = [
   { table: 'group_keys', primary: ['id', 'pw_id'], ids: ['id'], columns: [KEY] },
+  { table: 'row_keys', primary: ['id'], ids: ['id'], columns: [KEY] },
   { table: 'nets', primary: ['net'], ids: ['net'], columns: [KEY, NEXT] },
   { table: 'pair_keys', primary: ['a', 'b'], ids: ['a', 'b'], columns: [KEY, NEXT] },
 ];

@@ -17,6 +17,24 @@ import { serverAddressSchema } from '../../src/protocol/token.js';
 import { PairwireError } from '../../src/runtime/errors.js';
 import { type KeyColumn, type KeyRing, LOCKED } from './key-ring.js';
 import { MemberCache, pairName, Touched } from './member-cache.js';
+import { macOfRow, ROW_MAC, type RowChange, type RowGuard } from './row-guard.js';
+import {
+  BINDINGS,
+  COUNTERS,
+  FOREIGN_REVOCATIONS,
+  FORMER_SERVERS,
+  GROUPS,
+  IP_BINDINGS,
+  LEARNED,
+  MACS,
+  MEMBERS,
+  NETS,
+  PEER_SERVERS,
+  REVOCATIONS,
+  type RowTable,
+  SETTINGS,
+  TOKENS,
+} from './row-tables.js';
 import {
   blob,
   integer,
@@ -24,6 +42,7 @@ import {
   type Row,
   type SqlConnection,
   type SqlDriver,
+  type SqlValue,
   text,
   wrongColumn,
 } from './sql.js';
@@ -71,8 +90,21 @@ const TALKERS = "m.role IN ('host', 'plain', 'link') AND m.state = 'active'";
 
 const MEMBER = `m.id, m.serial, m.role, m.state, m.channel, m.membership, m.membership_signature,
   m.identity_digest, m.token_id, m.ips, m.online, m.endpoints, m.group_asked, m.enrolled_at, m.changed, m.home,
-  b.record, b.record_signature, b.boot_key, b.sequence, b.sender_index, b.registered_at`;
-const MEMBER_FROM = 'members m LEFT JOIN boots b ON b.member = m.id';
+  b.record, b.record_signature, b.boot_key, b.sequence, b.sender_index, b.registered_at, ${ROW_MAC}`;
+const MEMBER_MAC = macOfRow(MEMBERS, 'm');
+const MEMBER_FROM = `members m LEFT JOIN boots b ON b.member = m.id ${MEMBER_MAC}`;
+
+/** Rows of a table, each with its MAC. */
+function withMacs(table: RowTable): string {
+  return `SELECT t.*, ${ROW_MAC} FROM ${table.table} t ${macOfRow(table, 't')}`;
+}
+const ALL_MACS = withMacs(MACS);
+const ALL_LEARNED = withMacs(LEARNED);
+const ALL_BINDINGS = withMacs(BINDINGS);
+const ALL_REVOCATIONS = withMacs(REVOCATIONS);
+const ALL_GROUPS = withMacs(GROUPS);
+const ALL_NETS = withMacs(NETS);
+const ALL_PEERS = withMacs(PEER_SERVERS);
 
 /** In the list of runs: an id and a change number. */
 const RUN_ID_SIZE = 8;
@@ -167,16 +199,62 @@ class SqlReads implements StoreReads {
 
   async member(id: Id): Promise<Member | undefined> {
     return optional(
+      this.#good(
+        MEMBERS,
+        await this.sql.get(`SELECT ${MEMBER} FROM ${MEMBER_FROM} WHERE m.id = ?`, [id]),
+      ),
+      toMember,
+    );
+  }
+
+  async anyMember(id: Id): Promise<Member | undefined> {
+    return optional(
       await this.sql.get(`SELECT ${MEMBER} FROM ${MEMBER_FROM} WHERE m.id = ?`, [id]),
       toMember,
     );
   }
 
+  /** A row, unless it is not the one that was written. */
+  #good(table: RowTable, row: Row | undefined): Row | undefined {
+    const { rows } = this.ring;
+    return row === undefined || rows === undefined || rows.isGood(table, row) ? row : undefined;
+  }
+
+  #allGood(table: RowTable, rows: readonly Row[]): readonly Row[] {
+    const guard = this.ring.rows;
+    return guard === undefined ? rows : rows.filter((row) => guard.isGood(table, row));
+  }
+
+  /**
+   * A page of good rows: as many as asked for, if there are so many, since whoever reads page by page takes a short one for the last.
+   * @param by the column that says where the next page begins
+   */
+  async #page(
+    table: RowTable,
+    after: number,
+    limit: number,
+    by: string,
+    read: (after: number) => Promise<readonly Row[]>,
+  ): Promise<readonly Row[]> {
+    const found: Row[] = [];
+    for (let from = after; ; ) {
+      const rows = await read(from);
+      found.push(...this.#allGood(table, rows));
+      const last = rows.at(-1);
+      if (last === undefined || rows.length < limit || found.length >= limit) break;
+      from = integer(last, by);
+    }
+    return found.slice(0, limit);
+  }
+
   async memberByChannel(channel: Uint8Array): Promise<Member | undefined> {
     return optional(
-      await this.sql.get(`SELECT ${MEMBER} FROM ${MEMBER_FROM} WHERE m.channel = ?`, [
-        Buffer.from(channel),
-      ]),
+      this.#good(
+        MEMBERS,
+        await this.sql.get(`SELECT ${MEMBER} FROM ${MEMBER_FROM} WHERE m.channel = ?`, [
+          Buffer.from(channel),
+        ]),
+      ),
       toMember,
     );
   }
@@ -188,24 +266,41 @@ class SqlReads implements StoreReads {
   protected async findMac(
     mac: MacAddress,
   ): Promise<{ readonly member: Member | undefined; readonly shared: boolean }> {
-    const row = await this.sql.get(
+    const rows = await this.sql.all(
       `SELECT ${MEMBER}, x.slot FROM macs x JOIN members m ON m.id = x.member
-         LEFT JOIN boots b ON b.member = m.id
+         LEFT JOIN boots b ON b.member = m.id ${MEMBER_MAC}
        WHERE x.mac = ? AND x.kind = 'own' AND ${TALKERS}
-       ORDER BY m.online DESC, b.registered_at DESC LIMIT 1`,
+       ORDER BY m.online DESC, b.registered_at DESC`,
       [mac],
     );
-    return row === undefined
-      ? { member: undefined, shared: false }
-      : { member: toMember(row), shared: text(row, 'slot') !== '' };
+    for (const row of rows) {
+      const [member, slot] = [text(row, 'id'), text(row, 'slot')];
+      const isGood =
+        this.#good(MEMBERS, row) !== undefined && (await this.#owns(mac, slot, member));
+      if (isGood) return { member: toMember(row), shared: slot !== '' };
+    }
+    return { member: undefined, shared: false };
+  }
+
+  /** Whether the row that says whose an address is is what was written. */
+  async #owns(mac: MacAddress, slot: string, member: string): Promise<boolean> {
+    if (this.ring.rows === undefined) return true;
+    const row = this.#good(
+      MACS,
+      await this.sql.get(`${ALL_MACS} WHERE t.mac = ? AND t.slot = ?`, [mac, slot]),
+    );
+    return row !== undefined && text(row, 'member') === member && text(row, 'kind') === 'own';
   }
 
   async memberByIndex(index: number): Promise<Member | undefined> {
     return optional(
-      await this.sql.get(
-        `SELECT ${MEMBER} FROM boots b JOIN members m ON m.id = b.member
-         WHERE b.sender_index = ? AND ${TALKERS}`,
-        [index],
+      this.#good(
+        MEMBERS,
+        await this.sql.get(
+          `SELECT ${MEMBER} FROM boots b JOIN members m ON m.id = b.member ${MEMBER_MAC}
+           WHERE b.sender_index = ? AND ${TALKERS}`,
+          [index],
+        ),
       ),
       toMember,
     );
@@ -225,21 +320,31 @@ class SqlReads implements StoreReads {
 
   async groupKey(id: Id): Promise<GroupKey | undefined> {
     const { row, next } = await this.#groupRows(id);
-    return optional(row, (one) => toGroup(this.ring, one, next));
+    return optional(row, (one) => this.#toGroup(one, next));
+  }
+
+  /** @throws PairwireError SEAL_BROKEN also for a row that is not what was written */
+  #toGroup(row: Row, next: Row | undefined): GroupKey {
+    for (const one of next === undefined ? [row] : [row, next]) {
+      if (this.#good(GROUPS, one) === undefined) {
+        throw new PairwireError('SEAL_BROKEN', 'the row of a group key is not what was written');
+      }
+    }
+    return toGroup(this.ring, row, next);
   }
 
   async anyGroup(id: Id): Promise<GroupKey | BrokenGroup | undefined> {
     const { row, next } = await this.#groupRows(id);
     return optional(row, (one) =>
       this.ring.try(
-        () => toGroup(this.ring, one, next),
+        () => this.#toGroup(one, next),
         () => toBrokenGroup(one, next),
       ),
     );
   }
 
   async #groupRows(id: Id): Promise<{ row: Row | undefined; next: Row | undefined }> {
-    const rows = await this.sql.all('SELECT * FROM group_keys WHERE id = ?', [id]);
+    const rows = await this.sql.all(`${ALL_GROUPS} WHERE t.id = ?`, [id]);
     return {
       row: rows.find((one) => integer(one, 'in_force') === 1),
       next: rows.find((one) => integer(one, 'in_force') === 0),
@@ -247,8 +352,9 @@ class SqlReads implements StoreReads {
   }
 
   async net(id: Id): Promise<Net | undefined> {
-    return optional(await this.sql.get('SELECT * FROM nets WHERE net = ?', [id]), (row) =>
-      toNet(this.ring, row),
+    return optional(
+      this.#good(NETS, await this.sql.get(`${ALL_NETS} WHERE t.net = ?`, [id])),
+      (row) => toNet(this.ring, row),
     );
   }
 
@@ -266,14 +372,16 @@ class SqlReads implements StoreReads {
     );
   }
 
-  #netRows(): Promise<readonly Row[]> {
-    return this.sql.all('SELECT * FROM nets ORDER BY serial', []);
+  async #netRows(): Promise<readonly Row[]> {
+    return this.#allGood(NETS, await this.sql.all(`${ALL_NETS} ORDER BY t.serial`, []));
   }
 
   async revocations({ after, upTo, limit }: ChangeWindow): Promise<readonly Revocation[]> {
-    const rows = await this.sql.all(
-      'SELECT * FROM revocations WHERE changed > ? AND changed <= ? ORDER BY changed LIMIT ?',
-      [after, upTo, limit],
+    const rows = await this.#page(REVOCATIONS, after, limit, 'changed', (from) =>
+      this.sql.all(
+        `${ALL_REVOCATIONS} WHERE t.changed > ? AND t.changed <= ? ORDER BY t.changed LIMIT ?`,
+        [from, upTo, limit],
+      ),
     );
     return rows.map(toRevocation);
   }
@@ -310,12 +418,13 @@ class SqlReads implements StoreReads {
   }
 
   async peerServers(): Promise<readonly PeerServer[]> {
-    return (await this.sql.all('SELECT * FROM peer_servers ORDER BY server', [])).map(toPeerServer);
+    const rows = await this.sql.all(`${ALL_PEERS} ORDER BY t.server`, []);
+    return this.#allGood(PEER_SERVERS, rows).map(toPeerServer);
   }
 
   async peerServer(id: Id): Promise<PeerServer | undefined> {
     return optional(
-      await this.sql.get('SELECT * FROM peer_servers WHERE server = ?', [id]),
+      this.#good(PEER_SERVERS, await this.sql.get(`${ALL_PEERS} WHERE t.server = ?`, [id])),
       toPeerServer,
     );
   }
@@ -356,11 +465,13 @@ class SqlReads implements StoreReads {
   }
 
   async ownMembersChanged({ after, upTo, limit }: ChangeWindow): Promise<readonly Member[]> {
-    const rows = await this.sql.all(
-      `SELECT ${MEMBER} FROM ${MEMBER_FROM}
-       WHERE m.home = '' AND m.changed > ? AND m.changed <= ? AND ${TALKERS}
-       ORDER BY m.changed LIMIT ?`,
-      [after, upTo, limit],
+    const rows = await this.#page(MEMBERS, after, limit, 'changed', (from) =>
+      this.sql.all(
+        `SELECT ${MEMBER} FROM ${MEMBER_FROM}
+         WHERE m.home = '' AND m.changed > ? AND m.changed <= ? AND ${TALKERS}
+         ORDER BY m.changed LIMIT ?`,
+        [from, upTo, limit],
+      ),
     );
     return rows.map(toMember);
   }
@@ -393,7 +504,7 @@ class SqlReads implements StoreReads {
        ORDER BY m.online DESC, m.id`,
       [],
     );
-    return rows.map(toMember);
+    return this.#allGood(MEMBERS, rows).map(toMember);
   }
 
   async membersChanged(
@@ -404,31 +515,33 @@ class SqlReads implements StoreReads {
     const { after, upTo, limit } = window;
     const asked = (column: string): string => (askedOnly ? `AND ${column} > 0` : '');
     const inWindow = `m.changed > ? AND m.changed <= ? AND ${TALKERS} ORDER BY m.changed LIMIT ?`;
-    let rows: readonly Row[];
-    if (holder === undefined) {
-      rows = await this.sql.all(
-        `SELECT ${MEMBER}, 0 AS pair_changed FROM ${MEMBER_FROM} WHERE ${inWindow}`,
-        [after, upTo, limit],
-      );
-    } else if (upTo - after < FEW_CHANGES) {
-      // Few members can have changed: look for a pair key with each of them.
-      rows = await this.sql.all(
-        `SELECT ${MEMBER}, coalesce(p.changed, q.changed) AS pair_changed FROM ${MEMBER_FROM}
-           LEFT JOIN pair_keys p ON p.a = m.id AND p.b = ? ${asked('p.asked_b')}
-           LEFT JOIN pair_keys q ON q.a = ? AND q.b = m.id ${asked('q.asked_a')}
-         WHERE (p.changed IS NOT NULL OR q.changed IS NOT NULL) AND ${inWindow}`,
-        [holder, holder, after, upTo, limit],
-      );
-    } else {
-      rows = await this.sql.all(
+    const read = (from: number): Promise<readonly Row[]> => {
+      if (holder === undefined) {
+        return this.sql.all(
+          `SELECT ${MEMBER}, 0 AS pair_changed FROM ${MEMBER_FROM} WHERE ${inWindow}`,
+          [from, upTo, limit],
+        );
+      }
+      if (upTo - after < FEW_CHANGES) {
+        // Few members can have changed: look for a pair key with each of them.
+        return this.sql.all(
+          `SELECT ${MEMBER}, coalesce(p.changed, q.changed) AS pair_changed FROM ${MEMBER_FROM}
+             LEFT JOIN pair_keys p ON p.a = m.id AND p.b = ? ${asked('p.asked_b')}
+             LEFT JOIN pair_keys q ON q.a = ? AND q.b = m.id ${asked('q.asked_a')}
+           WHERE (p.changed IS NOT NULL OR q.changed IS NOT NULL) AND ${inWindow}`,
+          [holder, holder, from, upTo, limit],
+        );
+      }
+      return this.sql.all(
         `SELECT ${MEMBER}, p.changed AS pair_changed FROM
            (SELECT b AS peer, changed FROM pair_keys WHERE a = ? ${asked('asked_a')}
             UNION ALL SELECT a AS peer, changed FROM pair_keys WHERE b = ? ${asked('asked_b')}) p
-           JOIN members m ON m.id = p.peer LEFT JOIN boots b ON b.member = m.id
+           JOIN members m ON m.id = p.peer LEFT JOIN boots b ON b.member = m.id ${MEMBER_MAC}
          WHERE ${inWindow}`,
-        [holder, holder, after, upTo, limit],
+        [holder, holder, from, upTo, limit],
       );
-    }
+    };
+    const rows = await this.#page(MEMBERS, after, limit, 'changed', read);
     return rows.map((row) => ({
       member: toMember(row),
       pairChanged: integer(row, 'pair_changed'),
@@ -512,43 +625,50 @@ class SqlReads implements StoreReads {
   }
 
   async macsOf(id: Id): Promise<readonly MacEntry[]> {
-    return (await this.sql.all('SELECT * FROM macs WHERE member = ? ORDER BY serial', [id])).map(
-      toMac,
-    );
+    const rows = await this.sql.all(`${ALL_MACS} WHERE t.member = ? ORDER BY t.serial`, [id]);
+    return this.#allGood(MACS, rows).map(toMac);
   }
 
   async macEntries(mac: MacAddress): Promise<readonly MacEntry[]> {
+    // One that is not what was written counts here: it must not seem free.
     return (await this.sql.all('SELECT * FROM macs WHERE mac = ?', [mac])).map(toMac);
   }
 
   async macsChanged({ after, upTo, limit }: ChangeWindow): Promise<readonly MacEntry[]> {
     // Of an address with several rows (shared by members) those that are somebody's own count.
-    const rows = await this.sql.all(
-      `SELECT * FROM macs x WHERE x.changed > ? AND x.changed <= ?
-         AND (x.kind <> 'freed' OR NOT EXISTS
-           (SELECT 1 FROM macs y WHERE y.mac = x.mac AND y.kind <> 'freed'))
-       ORDER BY x.changed LIMIT ?`,
-      [after, upTo, limit],
+    const rows = await this.#page(MACS, after, limit, 'changed', (from) =>
+      this.sql.all(
+        `${ALL_MACS} WHERE t.changed > ? AND t.changed <= ?
+           AND (t.kind <> 'freed' OR NOT EXISTS
+             (SELECT 1 FROM macs y WHERE y.mac = t.mac AND y.kind <> 'freed'))
+         ORDER BY t.changed LIMIT ?`,
+        [from, upTo, limit],
+      ),
     );
     return rows.map(toMac);
   }
 
   async learned(vlan: number, mac: MacAddress): Promise<Learned | undefined> {
     return optional(
-      await this.sql.get('SELECT * FROM learned WHERE vlan = ? AND mac = ?', [vlan, mac]),
+      this.#good(
+        LEARNED,
+        await this.sql.get(`${ALL_LEARNED} WHERE t.vlan = ? AND t.mac = ?`, [vlan, mac]),
+      ),
       toLearned,
     );
   }
 
   async learnedAt(mac: MacAddress): Promise<readonly Learned[]> {
-    const rows = await this.sql.all('SELECT * FROM learned WHERE mac = ? ORDER BY vlan', [mac]);
-    return rows.map(toLearned);
+    const rows = await this.sql.all(`${ALL_LEARNED} WHERE t.mac = ? ORDER BY t.vlan`, [mac]);
+    return this.#allGood(LEARNED, rows).map(toLearned);
   }
 
   async learnedChanged({ after, upTo, limit }: ChangeWindow): Promise<readonly Learned[]> {
-    const rows = await this.sql.all(
-      'SELECT * FROM learned WHERE changed > ? AND changed <= ? ORDER BY changed LIMIT ?',
-      [after, upTo, limit],
+    const rows = await this.#page(LEARNED, after, limit, 'changed', (from) =>
+      this.sql.all(
+        `${ALL_LEARNED} WHERE t.changed > ? AND t.changed <= ? ORDER BY t.changed LIMIT ?`,
+        [from, upTo, limit],
+      ),
     );
     return rows.map(toLearned);
   }
@@ -586,7 +706,10 @@ class SqlReads implements StoreReads {
   }
 
   async binding(ip: string): Promise<Binding | undefined> {
-    return optional(await this.sql.get('SELECT * FROM bindings WHERE ip = ?', [ip]), toBinding);
+    return optional(
+      this.#good(BINDINGS, await this.sql.get(`${ALL_BINDINGS} WHERE t.ip = ?`, [ip])),
+      toBinding,
+    );
   }
 
   async bindingsOf(id: Id): Promise<readonly Binding[]> {
@@ -598,9 +721,11 @@ class SqlReads implements StoreReads {
   }
 
   async bindingsChanged({ after, upTo, limit }: ChangeWindow): Promise<readonly Binding[]> {
-    const rows = await this.sql.all(
-      'SELECT * FROM bindings WHERE changed > ? AND changed <= ? ORDER BY changed LIMIT ?',
-      [after, upTo, limit],
+    const rows = await this.#page(BINDINGS, after, limit, 'changed', (from) =>
+      this.sql.all(
+        `${ALL_BINDINGS} WHERE t.changed > ? AND t.changed <= ? ORDER BY t.changed LIMIT ?`,
+        [from, upTo, limit],
+      ),
     );
     return rows.map(toBinding);
   }
@@ -642,9 +767,11 @@ class SqlReads implements StoreReads {
   }
 
   async listMembers(after: number, limit: number): Promise<readonly Member[]> {
-    const rows = await this.sql.all(
-      `SELECT ${MEMBER} FROM ${MEMBER_FROM} WHERE m.serial > ? ORDER BY m.serial LIMIT ?`,
-      [after, limit],
+    const rows = await this.#page(MEMBERS, after, limit, 'serial', (from) =>
+      this.sql.all(
+        `SELECT ${MEMBER} FROM ${MEMBER_FROM} WHERE m.serial > ? ORDER BY m.serial LIMIT ?`,
+        [from, limit],
+      ),
     );
     return rows.map(toMember);
   }
@@ -716,6 +843,40 @@ class SqlReads implements StoreReads {
 
 class SqlTransaction extends SqlReads implements StoreTransaction {
   readonly touched = new Touched();
+  /** Undefined without the row key. */
+  readonly rows: RowChange | undefined;
+
+  constructor(connection: SqlConnection, ring: KeyRing) {
+    super(connection, ring);
+    this.rows = ring.rows?.begin(connection);
+  }
+
+  /** Runs a statement that leaves nothing of what these rows were. */
+  #whole<T>(
+    table: RowTable,
+    keys: readonly (readonly SqlValue[])[],
+    statement: () => Promise<T>,
+  ): Promise<T> {
+    return this.rows === undefined ? statement() : this.rows.around(table, keys, true, statement);
+  }
+
+  /** Runs a statement that changes these rows in part. */
+  #part<T>(
+    table: RowTable,
+    keys: readonly (readonly SqlValue[])[],
+    statement: () => Promise<T>,
+  ): Promise<T> {
+    return this.rows === undefined ? statement() : this.rows.around(table, keys, false, statement);
+  }
+
+  /** The keys of rows that a statement is about to change. */
+  async #keysOf(
+    table: RowTable,
+    condition: string,
+    params: readonly SqlValue[],
+  ): Promise<readonly (readonly SqlValue[])[]> {
+    return (await this.rows?.keys(table, condition, params)) ?? [];
+  }
 
   async nextChange(): Promise<number> {
     return this.#count('change', 1);
@@ -727,25 +888,34 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
 
   async insertMember(member: NewMember): Promise<void> {
     this.touched.members.add(member.id);
-    await this.sql.run(
-      `INSERT INTO members (id, serial, role, state, channel, membership, membership_signature,
+    const { rows } = this.ring;
+    if (rows !== undefined && !(await rows.isAbsent(this.sql, MEMBERS, [member.id]))) {
+      throw new PairwireError('ROW_BROKEN', 'the row of this member is not what was written', {
+        where: `members ${member.id}`,
+        hint: 'an id is never used again: revoke it, and take another one',
+      });
+    }
+    await this.#whole(MEMBERS, [[member.id]], () =>
+      this.sql.run(
+        `INSERT INTO members (id, serial, role, state, channel, membership, membership_signature,
          identity_digest, token_id, ips, online, endpoints, group_asked, enrolled_at, changed, home)
        VALUES (?, ?, ?, 'active', ?, ?, ?, ?, ?, ?, 0, ?, 0, ?, ?, ?)`,
-      [
-        member.id,
-        member.serial,
-        member.role,
-        member.channel,
-        Buffer.from(member.membership.b),
-        Buffer.from(member.membership.s),
-        member.identityDigest,
-        member.tokenId,
-        JSON.stringify(member.ips),
-        EMPTY_LIST,
-        member.enrolledAt,
-        member.changed,
-        member.home ?? '',
-      ],
+        [
+          member.id,
+          member.serial,
+          member.role,
+          member.channel,
+          Buffer.from(member.membership.b),
+          Buffer.from(member.membership.s),
+          member.identityDigest,
+          member.tokenId,
+          JSON.stringify(member.ips),
+          EMPTY_LIST,
+          member.enrolledAt,
+          member.changed,
+          member.home ?? '',
+        ],
+      ),
     );
     if (TALKER_ROLES.includes(member.role)) await this.#count('talkers', 1);
   }
@@ -756,19 +926,21 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     if (before === undefined) return;
     const talked = TALKER_ROLES.includes(before.role) ? 1 : 0;
     const talks = TALKER_ROLES.includes(member.role) ? 1 : 0;
-    await this.sql.run(
-      `UPDATE members SET role = ?, channel = ?, membership = ?, membership_signature = ?,
+    await this.#part(MEMBERS, [[member.id]], () =>
+      this.sql.run(
+        `UPDATE members SET role = ?, channel = ?, membership = ?, membership_signature = ?,
          token_id = ?, ips = ?, changed = ? WHERE id = ?`,
-      [
-        member.role,
-        member.channel,
-        Buffer.from(member.membership.b),
-        Buffer.from(member.membership.s),
-        member.tokenId,
-        JSON.stringify(member.ips),
-        member.changed,
-        member.id,
-      ],
+        [
+          member.role,
+          member.channel,
+          Buffer.from(member.membership.b),
+          Buffer.from(member.membership.s),
+          member.tokenId,
+          JSON.stringify(member.ips),
+          member.changed,
+          member.id,
+        ],
+      ),
     );
     if (talked !== talks) await this.#count('talkers', talks - talked);
   }
@@ -843,47 +1015,53 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
 
   async putMac(entry: MacEntry): Promise<void> {
     this.touched.macs.add(entry.mac);
-    await this.sql.run(
-      `INSERT INTO macs (mac, slot, member, kind, serial, seen_at, changed) VALUES (?, ?, ?, ?, ?, ?, ?)
+    await this.#whole(MACS, [[entry.mac, entry.shared ? entry.member : '']], () =>
+      this.sql.run(
+        `INSERT INTO macs (mac, slot, member, kind, serial, seen_at, changed) VALUES (?, ?, ?, ?, ?, ?, ?)
        ON CONFLICT (mac, slot) DO UPDATE SET member = excluded.member, kind = excluded.kind,
          seen_at = excluded.seen_at, changed = excluded.changed`,
-      [
-        entry.mac,
-        entry.shared ? entry.member : '',
-        entry.member,
-        entry.kind,
-        entry.serial,
-        entry.seenAt,
-        entry.changed,
-      ],
+        [
+          entry.mac,
+          entry.shared ? entry.member : '',
+          entry.member,
+          entry.kind,
+          entry.serial,
+          entry.seenAt,
+          entry.changed,
+        ],
+      ),
     );
   }
 
   async putLearned(entry: Learned): Promise<void> {
-    await this.sql.run(
-      `INSERT INTO learned (vlan, mac, member, since, sighted, sighting, refreshed, moves, held,
+    // What was pinned once stays kept.
+    const keys = entry.kept ? [[entry.vlan, entry.mac]] : [];
+    await this.#whole(LEARNED, keys, () =>
+      this.sql.run(
+        `INSERT INTO learned (vlan, mac, member, since, sighted, sighting, refreshed, moves, held,
          frozen_until, pinned, kept, serial, changed)
        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
        ON CONFLICT (vlan, mac) DO UPDATE SET member = excluded.member, since = excluded.since,
          sighted = excluded.sighted, sighting = excluded.sighting, refreshed = excluded.refreshed,
          moves = excluded.moves, held = excluded.held, frozen_until = excluded.frozen_until,
          pinned = excluded.pinned, kept = excluded.kept, changed = excluded.changed`,
-      [
-        entry.vlan,
-        entry.mac,
-        entry.member ?? '',
-        entry.since,
-        entry.sighted,
-        entry.sighting,
-        entry.refreshed,
-        JSON.stringify(entry.moves),
-        JSON.stringify(entry.held),
-        entry.frozenUntil,
-        entry.pinned ? 1 : 0,
-        entry.kept ? 1 : 0,
-        entry.serial,
-        entry.changed,
-      ],
+        [
+          entry.vlan,
+          entry.mac,
+          entry.member ?? '',
+          entry.since,
+          entry.sighted,
+          entry.sighting,
+          entry.refreshed,
+          JSON.stringify(entry.moves),
+          JSON.stringify(entry.held),
+          entry.frozenUntil,
+          entry.pinned ? 1 : 0,
+          entry.kept ? 1 : 0,
+          entry.serial,
+          entry.changed,
+        ],
+      ),
     );
   }
 
@@ -899,28 +1077,31 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
   }
 
   async putBinding(entry: Binding): Promise<void> {
-    await this.sql.run(
-      `INSERT INTO bindings (ip, mac, kind, member, since, refreshed, serial, changed)
+    await this.#whole(BINDINGS, [[entry.ip]], () =>
+      this.sql.run(
+        `INSERT INTO bindings (ip, mac, kind, member, since, refreshed, serial, changed)
        VALUES (?, ?, ?, ?, ?, ?, ?, ?)
        ON CONFLICT (ip) DO UPDATE SET mac = excluded.mac, kind = excluded.kind, member = excluded.member,
          since = excluded.since, refreshed = excluded.refreshed, changed = excluded.changed`,
-      [
-        entry.ip,
-        entry.mac,
-        entry.kind,
-        entry.member ?? '',
-        entry.since,
-        entry.refreshed,
-        entry.serial,
-        entry.changed,
-      ],
+        [
+          entry.ip,
+          entry.mac,
+          entry.kind,
+          entry.member ?? '',
+          entry.since,
+          entry.refreshed,
+          entry.serial,
+          entry.changed,
+        ],
+      ),
     );
   }
 
   async forgetBindings(freedBefore: number): Promise<void> {
-    await this.sql.run("DELETE FROM bindings WHERE kind = 'freed' AND refreshed < ?", [
-      freedBefore,
-    ]);
+    const condition = "kind = 'freed' AND refreshed < ?";
+    await this.#whole(BINDINGS, await this.#keysOf(BINDINGS, condition, [freedBefore]), () =>
+      this.sql.run(`DELETE FROM bindings WHERE ${condition}`, [freedBefore]),
+    );
   }
 
   async ipOwner(prefix: string): Promise<Id | undefined> {
@@ -931,12 +1112,18 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
   }
 
   async bindIps(id: Id, prefixes: readonly string[], shared: boolean, now: number): Promise<void> {
-    await this.sql.run("DELETE FROM ip_bindings WHERE member = ? AND source = 'granted'", [id]);
+    const granted = "member = ? AND source = 'granted'";
+    await this.#whole(IP_BINDINGS, await this.#keysOf(IP_BINDINGS, granted, [id]), () =>
+      this.sql.run(`DELETE FROM ip_bindings WHERE ${granted}`, [id]),
+    );
+    const slot = shared ? id : '';
     for (const prefix of new Set(prefixes)) {
-      await this.sql.run(
-        `INSERT INTO ip_bindings (prefix, slot, member, source, bound_at)
-         VALUES (?, ?, ?, 'granted', ?)`,
-        [prefix, shared ? id : '', id, now],
+      await this.#whole(IP_BINDINGS, [[prefix, slot]], () =>
+        this.sql.run(
+          `INSERT INTO ip_bindings (prefix, slot, member, source, bound_at)
+           VALUES (?, ?, ?, 'granted', ?)`,
+          [prefix, slot, id, now],
+        ),
       );
     }
   }
@@ -950,6 +1137,11 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
   }
 
   async tokenUses(tokenId: Uint8Array): Promise<number> {
+    const { rows } = this.ring;
+    // A count that somebody has changed or taken away is used up.
+    if (rows !== undefined && !(await rows.isRight(this.sql, TOKENS, [Buffer.from(tokenId)]))) {
+      return Number.MAX_SAFE_INTEGER;
+    }
     const row = await this.sql.get('SELECT used FROM tokens_used WHERE token_id = ?', [
       Buffer.from(tokenId),
     ]);
@@ -957,10 +1149,12 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
   }
 
   async countToken(tokenId: Uint8Array, now: number): Promise<void> {
-    await this.sql.run(
-      `INSERT INTO tokens_used (token_id, used, last_at) VALUES (?, 1, ?)
+    await this.#part(TOKENS, [[Buffer.from(tokenId)]], () =>
+      this.sql.run(
+        `INSERT INTO tokens_used (token_id, used, last_at) VALUES (?, 1, ?)
        ON CONFLICT (token_id) DO UPDATE SET used = tokens_used.used + 1, last_at = excluded.last_at`,
-      [Buffer.from(tokenId), now],
+        [Buffer.from(tokenId), now],
+      ),
     );
   }
 
@@ -1023,46 +1217,54 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     const { next } = group;
     if (next === undefined) return;
     const serial = await this.nextChange();
-    await this.sql.run(
-      `INSERT INTO group_keys (id, pw_id, key, reason, created_at, serial, changed, in_force)
+    await this.#whole(GROUPS, [[group.id, next.pwId]], () =>
+      this.sql.run(
+        `INSERT INTO group_keys (id, pw_id, key, reason, created_at, serial, changed, in_force)
        VALUES (?, ?, ?, ?, 0, ?, ?, 0)`,
-      [group.id, next.pwId, this.#sealGroup(group.id, next), next.reason, serial, group.changed],
+        [group.id, next.pwId, this.#sealGroup(group.id, next), next.reason, serial, group.changed],
+      ),
     );
   }
 
   async putPeerServer(peer: PeerServer): Promise<void> {
-    await this.removePeerServer(peer.server);
-    await this.sql.run(
-      `INSERT INTO peer_servers (server, member, contact, sender_number, epoch, cursor, complete,
+    await this.#whole(PEER_SERVERS, [[peer.server]], async () => {
+      await this.sql.run('DELETE FROM peer_servers WHERE server = ?', [peer.server]);
+      await this.sql.run(
+        `INSERT INTO peer_servers (server, member, contact, sender_number, epoch, cursor, complete,
          time_offset, serial, current_at, run)
        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-      [
-        peer.server,
-        peer.member ?? '',
-        peer.contact === undefined ? NOTHING : Buffer.from(encode(peer.contact)),
-        peer.number ?? -1,
-        peer.epoch,
-        peer.cursor,
-        peer.complete ? 1 : 0,
-        peer.timeOffset,
-        peer.serial,
-        peer.currentAt,
-        peer.run?.toString('hex') ?? '',
-      ],
-    );
+        [
+          peer.server,
+          peer.member ?? '',
+          peer.contact === undefined ? NOTHING : Buffer.from(encode(peer.contact)),
+          peer.number ?? -1,
+          peer.epoch,
+          peer.cursor,
+          peer.complete ? 1 : 0,
+          peer.timeOffset,
+          peer.serial,
+          peer.currentAt,
+          peer.run?.toString('hex') ?? '',
+        ],
+      );
+    });
   }
 
   async noteRevokedAt(home: Id, id: Id): Promise<void> {
-    await this.sql.run(
-      'INSERT INTO foreign_revocations (home, id) VALUES (?, ?) ON CONFLICT (home, id) DO NOTHING',
-      [home, id],
+    await this.#whole(FOREIGN_REVOCATIONS, [[home, id]], () =>
+      this.sql.run(
+        'INSERT INTO foreign_revocations (home, id) VALUES (?, ?) ON CONFLICT (home, id) DO NOTHING',
+        [home, id],
+      ),
     );
   }
 
   async noteFormerServer(server: Id): Promise<void> {
-    await this.sql.run(
-      'INSERT INTO former_servers (server) VALUES (?) ON CONFLICT (server) DO NOTHING',
-      [server],
+    await this.#whole(FORMER_SERVERS, [[server]], () =>
+      this.sql.run(
+        'INSERT INTO former_servers (server) VALUES (?) ON CONFLICT (server) DO NOTHING',
+        [server],
+      ),
     );
   }
 
@@ -1074,7 +1276,9 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
   }
 
   async removePeerServer(id: Id): Promise<void> {
-    await this.sql.run('DELETE FROM peer_servers WHERE server = ?', [id]);
+    await this.#whole(PEER_SERVERS, [[id]], () =>
+      this.sql.run('DELETE FROM peer_servers WHERE server = ?', [id]),
+    );
   }
 
   async takeIndexFromOthers(index: number, id: Id): Promise<void> {
@@ -1237,21 +1441,28 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
   }
 
   async replaceGroup(key: Omit<GroupKey, 'next'>): Promise<void> {
-    await this.sql.run('DELETE FROM group_keys WHERE id = ?', [key.id]);
-    await this.sql.run(
-      `INSERT INTO group_keys (id, pw_id, key, reason, created_at, serial, changed, oldest, due_at)
+    const keys = await this.#keysOf(GROUPS, 'id = ?', [key.id]);
+    await this.#whole(
+      GROUPS,
+      [...keys.filter(([, pwId]) => pwId !== key.pwId), [key.id, key.pwId]],
+      async () => {
+        await this.sql.run('DELETE FROM group_keys WHERE id = ?', [key.id]);
+        await this.sql.run(
+          `INSERT INTO group_keys (id, pw_id, key, reason, created_at, serial, changed, oldest, due_at)
        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-      [
-        key.id,
-        key.pwId,
-        this.#sealGroup(key.id, key),
-        key.reason,
-        key.createdAt,
-        key.serial,
-        key.changed,
-        key.oldest,
-        key.dueAt,
-      ],
+          [
+            key.id,
+            key.pwId,
+            this.#sealGroup(key.id, key),
+            key.reason,
+            key.createdAt,
+            key.serial,
+            key.changed,
+            key.oldest,
+            key.dueAt,
+          ],
+        );
+      },
     );
   }
 
@@ -1260,10 +1471,12 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     next: NextGroup & { readonly serial: number },
     changed: number,
   ): Promise<void> {
-    await this.sql.run(
-      `INSERT INTO group_keys (id, pw_id, key, reason, created_at, serial, changed, in_force)
+    await this.#whole(GROUPS, [[id, next.pwId]], () =>
+      this.sql.run(
+        `INSERT INTO group_keys (id, pw_id, key, reason, created_at, serial, changed, in_force)
        VALUES (?, ?, ?, ?, 0, ?, ?, 0)`,
-      [id, next.pwId, this.#sealGroup(id, next), next.reason, next.serial, changed],
+        [id, next.pwId, this.#sealGroup(id, next), next.reason, next.serial, changed],
+      ),
     );
     await this.sql.run('UPDATE group_keys SET changed = ? WHERE id = ? AND in_force = 1', [
       changed,
@@ -1276,12 +1489,14 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
     times: { readonly createdAt: number; readonly dueAt: number; readonly oldest: number },
     changed: number,
   ): Promise<void> {
-    await this.sql.run('DELETE FROM group_keys WHERE id = ? AND in_force = 1', [id]);
-    await this.sql.run(
-      `UPDATE group_keys SET in_force = 1, created_at = ?, due_at = ?, oldest = ?, changed = ?
+    await this.#part(GROUPS, await this.#keysOf(GROUPS, 'id = ?', [id]), async () => {
+      await this.sql.run('DELETE FROM group_keys WHERE id = ? AND in_force = 1', [id]);
+      await this.sql.run(
+        `UPDATE group_keys SET in_force = 1, created_at = ?, due_at = ?, oldest = ?, changed = ?
        WHERE id = ?`,
-      [times.createdAt, times.dueAt, times.oldest, changed, id],
-    );
+        [times.createdAt, times.dueAt, times.oldest, changed, id],
+      );
+    });
   }
 
   async redateGroup(intervalMs: number): Promise<void> {
@@ -1291,35 +1506,37 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
 
   async putNet(net: Net): Promise<void> {
     const { contact, next } = net;
-    await this.sql.run('DELETE FROM nets WHERE net = ?', [net.net]);
-    await this.sql.run(
-      `INSERT INTO nets (net, member, contact, local, told, key, pw_id, oldest, reason, created_at,
+    await this.#whole(NETS, [[net.net]], async () => {
+      await this.sql.run('DELETE FROM nets WHERE net = ?', [net.net]);
+      await this.sql.run(
+        `INSERT INTO nets (net, member, contact, local, told, key, pw_id, oldest, reason, created_at,
          due_at, next_key, next_pw_id, next_reason, serial, changed, far)
        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-      [
-        net.net,
-        net.member ?? '',
-        contact === undefined ? NOTHING : Buffer.from(encode(contact)),
-        JSON.stringify(net.local),
-        JSON.stringify(net.told),
-        net.key === undefined
-          ? NOTHING
-          : this.ring.seal('nets', 'key', [net.net], net.pwId, net.key),
-        net.pwId,
-        net.oldest,
-        net.reason,
-        net.createdAt,
-        net.dueAt,
-        next === undefined
-          ? NOTHING
-          : this.ring.seal('nets', 'next_key', [net.net], next.pwId, next.key),
-        next?.pwId ?? 0,
-        next?.reason ?? '',
-        net.serial,
-        net.changed,
-        net.far === undefined ? null : Buffer.from(encode(net.far)),
-      ],
-    );
+        [
+          net.net,
+          net.member ?? '',
+          contact === undefined ? NOTHING : Buffer.from(encode(contact)),
+          JSON.stringify(net.local),
+          JSON.stringify(net.told),
+          net.key === undefined
+            ? NOTHING
+            : this.ring.seal('nets', 'key', [net.net], net.pwId, net.key),
+          net.pwId,
+          net.oldest,
+          net.reason,
+          net.createdAt,
+          net.dueAt,
+          next === undefined
+            ? NOTHING
+            : this.ring.seal('nets', 'next_key', [net.net], next.pwId, next.key),
+          next?.pwId ?? 0,
+          next?.reason ?? '',
+          net.serial,
+          net.changed,
+          net.far === undefined ? null : Buffer.from(encode(net.far)),
+        ],
+      );
+    });
   }
 
   async redateNets(intervalMs: number): Promise<void> {
@@ -1330,24 +1547,34 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
 
   async revoke(id: Id, at: number, changed: number): Promise<number> {
     this.touched.all = true;
-    const member = await this.member(id);
+    // Whatever its row says.
+    const member = await this.anyMember(id);
     if (member === undefined) throw new PairwireError('STORE_FAILED', `there is no member ${id}`);
-    const number = await this.#count('revocation', 1);
-    await this.sql.run(
-      'INSERT INTO revocations (number, member, revoked_at, changed) VALUES (?, ?, ?, ?)',
-      [number, id, at, changed],
+    const number = await this.#part(COUNTERS, [['revocation']], () => this.#count('revocation', 1));
+    this.rows?.revoked.add(id);
+    await this.#whole(REVOCATIONS, [[number]], () =>
+      this.sql.run(
+        'INSERT INTO revocations (number, member, revoked_at, changed) VALUES (?, ?, ?, ?)',
+        [number, id, at, changed],
+      ),
     );
-    await this.sql.run(
-      "UPDATE members SET state = 'revoked', online = 0, endpoints = ?, changed = ? WHERE id = ?",
-      [EMPTY_LIST, changed, id],
+    await this.#whole(MEMBERS, [[id]], () =>
+      this.sql.run(
+        "UPDATE members SET state = 'revoked', online = 0, endpoints = ?, changed = ? WHERE id = ?",
+        [EMPTY_LIST, changed, id],
+      ),
     );
     await this.sql.run('DELETE FROM pair_keys WHERE a = ? OR b = ?', [id, id]);
     // Tombstones: what goes to its addresses must not go to a plain port instead.
-    await this.sql.run(
-      "UPDATE macs SET kind = 'tombstone', seen_at = ? WHERE member = ? AND kind = 'own'",
-      [at, id],
+    await this.#part(MACS, await this.#keysOf(MACS, "member = ? AND kind = 'own'", [id]), () =>
+      this.sql.run(
+        "UPDATE macs SET kind = 'tombstone', seen_at = ? WHERE member = ? AND kind = 'own'",
+        [at, id],
+      ),
     );
-    await this.sql.run('DELETE FROM ip_bindings WHERE member = ?', [id]);
+    await this.#whole(IP_BINDINGS, await this.#keysOf(IP_BINDINGS, 'member = ?', [id]), () =>
+      this.sql.run('DELETE FROM ip_bindings WHERE member = ?', [id]),
+    );
     await this.sql.run(
       'UPDATE sender_indices SET released_at = ? WHERE member = ? AND released_at IS NULL',
       [at, id],
@@ -1390,22 +1617,26 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
   }
 
   async raiseRevocation(atLeast: number): Promise<void> {
-    await this.sql.run("UPDATE counters SET value = ? WHERE name = 'revocation' AND value < ?", [
-      atLeast,
-      atLeast,
-    ]);
+    await this.#part(COUNTERS, [['revocation']], () =>
+      this.sql.run("UPDATE counters SET value = ? WHERE name = 'revocation' AND value < ?", [
+        atLeast,
+        atLeast,
+      ]),
+    );
   }
 
   async insertSettings(settings: StoredSettings, now: number): Promise<void> {
-    await this.sql.run(
-      'INSERT INTO settings (version, body, signature, installed_at, changed) VALUES (?, ?, ?, ?, ?)',
-      [
-        settings.version,
-        Buffer.from(settings.record.b),
-        Buffer.from(settings.record.s),
-        now,
-        settings.changed,
-      ],
+    await this.#whole(SETTINGS, [[settings.version]], () =>
+      this.sql.run(
+        'INSERT INTO settings (version, body, signature, installed_at, changed) VALUES (?, ?, ?, ?, ?)',
+        [
+          settings.version,
+          Buffer.from(settings.record.b),
+          Buffer.from(settings.record.s),
+          now,
+          settings.changed,
+        ],
+      ),
     );
   }
 
@@ -1502,6 +1733,10 @@ class SqlStore extends SqlReads implements Store {
     return this.#driver.mayCache() ? this.#kept : undefined;
   }
 
+  get rows(): RowGuard | undefined {
+    return this.ring.rows;
+  }
+
   get evicted(): number {
     return this.#kept?.evicted ?? 0;
   }
@@ -1544,13 +1779,17 @@ class SqlStore extends SqlReads implements Store {
 
   async write<T>(fn: (tx: StoreTransaction) => Promise<T>): Promise<T> {
     let touched: Touched | undefined;
+    let rows: RowChange | undefined;
     let result: T;
     try {
-      result = await this.#driver.transaction((connection) => {
+      result = await this.#driver.transaction(async (connection) => {
         const tx = new SqlTransaction(connection, this.ring);
-        touched = tx.touched;
-        return fn(tx);
+        ({ touched, rows } = tx);
+        const done = await fn(tx);
+        await rows?.finish();
+        return done;
       });
+      if (rows !== undefined) this.ring.rows?.committed(rows);
     } finally {
       // Of one that failed too: a commit whose answer was lost may have happened.
       if (touched !== undefined) this.#kept?.drop(touched);

@@ -15,6 +15,7 @@ import type { Endpoint, NetFar } from '../../src/protocol/messages.js';
 import type { Role } from '../../src/protocol/records.js';
 import type { Signed } from '../../src/protocol/signed.js';
 import type { ServerAddress } from '../../src/protocol/token.js';
+import type { RowGuard } from './row-guard.js';
 
 /** What a store is, drawn once by `init`. */
 export interface StoreMeta {
@@ -377,6 +378,8 @@ export interface Counters {
 export interface StoreReads {
   counters(): Promise<Counters>;
   member(id: Id): Promise<Member | undefined>;
+  /** Also one whose row is not what was written (docs/protocol.md 11.6): what it says is not to be believed. */
+  anyMember(id: Id): Promise<Member | undefined>;
   /** Revoked ones, too: a channel key is never another member's. */
   memberByChannel(channel: Uint8Array): Promise<Member | undefined>;
   /** The member that owns an address; of several that share it, one that is online, then the latest start. */
@@ -635,6 +638,8 @@ export interface StoreTransaction extends StoreReads {
 
 export interface Store extends StoreReads {
   readonly meta: StoreMeta;
+  /** What looks after the MACs over rows; undefined in a store without its keys. */
+  readonly rows: RowGuard | undefined;
   /** Entries of its memory that made room for others since the start: they are read from the database again. */
   readonly evicted: number;
   /** Runs `fn` atomically; settles after the commit is durable. @throws PairwireError STORE_FAILED, or what `fn` threw */

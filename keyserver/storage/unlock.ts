@@ -8,14 +8,17 @@
  * outside of it too: from then on a key in clear, which somebody put there who can write to the database, is refused.
  */
 import { randomBytes } from 'node:crypto';
-import { existsSync, readFileSync } from 'node:fs';
+import { chownSync, existsSync, readFileSync, statSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { STORE_ID_SIZE } from '../../src/protocol/envelope.js';
 import { MAX_DEKS, type StoredDek } from '../../src/protocol/kms-messages.js';
+import { ROW_KEY_SIZE, RowKeys } from '../../src/protocol/row-macs.js';
 import { PairwireError } from '../../src/runtime/errors.js';
 import { writeFileAtomic } from '../../src/runtime/files.js';
 import type { Logger } from '../../src/runtime/log.js';
 import { KeyRing } from './key-ring.js';
 import { RESEAL_BEGIN, type ResealCursor, resealPage } from './reseal.js';
+import { macAll, openHead, RowGuard } from './row-guard.js';
 import { blob, integer, type SqlConnection, type SqlDriver, text } from './sql.js';
 
 /** Whoever makes and opens DEKs: the KMS, or root keys at hand. */
@@ -107,6 +110,7 @@ export async function unlock(driver: SqlDriver, options: UnlockOptions): Promise
       );
     }
   }
+  ring.rows = await unlockRows(driver, ring, id, rowMarkOf(markFile), log);
   if (mark === undefined) writeFileAtomic(markFile, `${id.toString('hex')}\n`);
   return ring;
 }
@@ -118,6 +122,102 @@ export async function tryDeks(driver: SqlDriver, service: DekService): Promise<v
   for (let at = 0; at < deks.length; at += MAX_DEKS) {
     for (const key of await service.open(deks.slice(at, at + MAX_DEKS))) key.fill(0);
   }
+}
+
+/** Where the version of the rows' MACs is noted outside of the database. */
+export function rowMarkOf(sealMark: string): string {
+  return join(dirname(sealMark), ROW_MARK_NAME);
+}
+
+interface RowMark {
+  readonly version: number;
+  /** The operator has looked at the rows, and they shall count as they are. */
+  readonly accept: boolean;
+}
+
+/** What is noted; undefined if nothing ever was. */
+function readRowMark(path: string): RowMark | undefined {
+  if (!existsSync(path)) return undefined;
+  const [, accept, version] = /^(accept )?(\d{1,15})\n$/.exec(readFileSync(path, 'latin1')) ?? [];
+  if (version !== undefined) return { version: Number(version), accept: accept !== undefined };
+  throw new PairwireError('FILE_UNREADABLE', 'the noted version of the rows is damaged', {
+    where: path,
+    hint: 'docs/operations.md, "A row that is not what was written"',
+  });
+}
+
+/** Has the next start take the rows as they are. @throws PairwireError FILE_UNREADABLE */
+export function acceptRows(path: string): void {
+  writeRowMark(path, { version: readRowMark(path)?.version ?? 0, accept: true });
+  // The key server that reads it may run as another user, whose the folder is.
+  const { uid, gid } = statSync(dirname(path));
+  if (process.geteuid?.() === 0 && (uid !== 0 || gid !== 0)) chownSync(path, uid, gid);
+}
+
+/** Notes the version of the last write; a database that is older than that was put back. */
+export function noteRowVersion(path: string, version: number): void {
+  writeRowMark(path, { version, accept: false });
+}
+
+function writeRowMark(path: string, { version, accept }: RowMark): void {
+  writeFileAtomic(path, `${accept ? 'accept ' : ''}${version}\n`);
+}
+
+const ROW_MARK_NAME = 'store.rows';
+const ROW_KEY_ID = 'rows';
+
+/**
+ * Opens the row key and the sums. Rows of a database from before they had MACs, and those that the operator accepts as they are, get MACs
+ * here, all in one transaction.
+ */
+async function unlockRows(
+  driver: SqlDriver,
+  ring: KeyRing,
+  store: Buffer,
+  markFile: string,
+  log: Logger | undefined,
+): Promise<RowGuard> {
+  const mark = readRowMark(markFile);
+  const row = await driver.reader.get('SELECT * FROM row_keys WHERE id = ?', [ROW_KEY_ID]);
+  if (mark !== undefined && !mark.accept && row === undefined) {
+    throw new PairwireError('ROW_BROKEN', 'the MACs over the rows of this database are gone', {
+      where: markFile,
+      hint: 'somebody took them away, or put back a database from before there were any: if that was you, pairwire kms accept-rows',
+    });
+  }
+  const note = (version: number): void => {
+    // Somebody may have accepted the rows while this server runs.
+    writeRowMark(markFile, { version, accept: readRowMark(markFile)?.accept ?? false });
+  };
+  let guard: RowGuard;
+  if (row === undefined || mark?.accept === true) {
+    const generation = row === undefined ? 1 : integer(row, 'pw_id') + 1;
+    const key = randomBytes(ROW_KEY_SIZE);
+    const sealed = ring.seal('row_keys', 'key', [ROW_KEY_ID], generation, key);
+    const keys = new RowKeys(store, key);
+    const head = await driver.transaction(async (sql) => {
+      await sql.run('DELETE FROM row_keys', []);
+      await sql.run('INSERT INTO row_keys (id, key, pw_id) VALUES (?, ?, ?)', [
+        ...[ROW_KEY_ID, sealed, generation],
+      ]);
+      // Above all that was noted: a database from before that is then an older one.
+      return macAll(sql, keys, mark?.version ?? 0);
+    });
+    if (mark?.accept === true) log?.warn('the rows of the database count as they are from now on');
+    guard = new RowGuard(driver, keys, head, note);
+    noteRowVersion(markFile, head.version);
+  } else {
+    const generation = integer(row, 'pw_id');
+    const key = ring.open('row_keys', 'key', [ROW_KEY_ID], generation, blob(row, 'key'));
+    const keys = new RowKeys(store, key);
+    guard = new RowGuard(driver, keys, await openHead(driver.reader, keys), note);
+    if (mark !== undefined && guard.version < mark.version) {
+      guard.note({ table: 'row_head', name: '', why: 'rolled back' });
+    }
+    if (guard.version !== mark?.version) note(guard.version);
+  }
+  await guard.load(driver.reader);
+  return guard;
 }
 
 /** Adds a DEK that seals from now on; those before it open what they sealed. */

@@ -66,6 +66,9 @@ export const LABEL = {
   kmsAudit: 'pairwire/1 kms audit',
   kmsIdentity: 'pairwire/1 kms identity',
   backup: 'pairwire/1 backup',
+  rowMac: 'pairwire/1 row mac',
+  rowTerm: 'pairwire/1 row term',
+  rowHead: 'pairwire/1 row head',
 } as const;
 
 /** What tells two net keys of one number apart, docs/protocol.md 9.2. */

@@ -4,6 +4,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { ChannelClient } from '../../../src/net/channel-client.js';
 import { type Asker, MAY_SEND, maySend } from '../../../src/protocol/authorisation.js';
 import { type RequestType, requestSchema } from '../../../src/protocol/messages.js';
+import { generateRawKeyPair } from '../../../src/protocol/public-keys.js';
 import { ROLES } from '../../../src/protocol/records.js';
 import { TestMember, TestSubnet, until } from './support/subnet.js';
 
@@ -132,6 +133,34 @@ describe('authorisation', () => {
       });
     }
   }
+
+  it('takes none of all messages from a stranger, from who was revoked, before and after a reconnect, and from a row that is not what was written', async () => {
+    const gone = await subnet.enrolled('gone');
+    const forged = await subnet.enrolled('forged');
+    await subnet.admin().request({ t: 'revoke', member: 'gone' });
+    await subnet.driver.transaction((sql) =>
+      sql.run("UPDATE members SET role = 'operator' WHERE id = 'forged'", []),
+    );
+    await subnet.store.write((tx) => tx.redatePairs(0));
+    const nobody: readonly (readonly [string, ChannelClient])[] = [
+      ['a stranger', subnet.client(generateRawKeyPair('x25519').privateKey)],
+      ['a revoked member in its old session', gone.client],
+      ['a revoked member in a new one', subnet.client(gone.channelKeys.privateKey)],
+      ['a forged row', subnet.client(forged.channelKeys.privateKey)],
+    ];
+    const taken = await Promise.all(
+      nobody.flatMap(([who, client]) =>
+        TYPES.map((type) =>
+          client.request({ t: type, ...FIELDS[type] }, { timeoutMs: 1_500 }).then(
+            () => [`${who}: ${type}`],
+            (thrown: { code: string }) =>
+              thrown.code.startsWith('CHANNEL') ? [] : [`${who}: ${type} ${thrown.code}`],
+          ),
+        ),
+      ),
+    );
+    expect(taken.flat()).toEqual([]);
+  });
 
   it('audits what was refused, repeats as a count', async () => {
     const viewer = clients.get('viewer');

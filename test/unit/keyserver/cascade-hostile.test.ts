@@ -174,15 +174,16 @@ describe('key servers of one subnet, of which somebody says what is not so', () 
       const ring = await ringOf(one.driver, one.paths);
       await one.driver.transaction(async (connection) => {
         const forget = 'pw_id = 1, key = ?, created_at = created_at - 60000';
-        for (const [table, ids] of [
-          ['pair_keys', ['alice', 'bob']],
-          ['group_keys', [GROUP_ID]],
-        ] as const) {
-          await connection.run(`UPDATE ${table} SET ${forget}, changed = changed + 100`, [
-            ring.seal(table, 'key', ids, 1, Buffer.alloc(32, 3)),
-          ]);
-        }
+        await connection.run(`UPDATE pair_keys SET ${forget}, changed = changed + 100`, [
+          ring.seal('pair_keys', 'key', ['alice', 'bob'], 1, Buffer.alloc(32, 3)),
+        ]);
         await connection.run("UPDATE counters SET value = value + 100 WHERE name = 'change'", []);
+      });
+      const group = await one.store.groupKey(GROUP_ID);
+      if (group === undefined) throw new Error('there is no group key');
+      await one.store.write(async (tx) => {
+        const old = { key: Buffer.alloc(32, 3), pwId: 1, createdAt: group.createdAt - 60_000 };
+        await tx.replaceGroup({ ...group, ...old, changed: await tx.nextChange() });
       });
       await one.stopServer();
       await one.startServer();

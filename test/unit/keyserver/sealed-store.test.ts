@@ -9,7 +9,7 @@ import { KeyRing } from '../../../keyserver/storage/key-ring.js';
 import { openDatabase } from '../../../keyserver/storage/open.js';
 import { RESEAL_BEGIN, resealPage } from '../../../keyserver/storage/reseal.js';
 import { openStore } from '../../../keyserver/storage/sql-store.js';
-import { insertDek } from '../../../keyserver/storage/unlock.js';
+import { insertDek, rowMarkOf } from '../../../keyserver/storage/unlock.js';
 import { GROUP_ID, type Id, parseId } from '../../../src/protocol/ids.js';
 import { defaultMac } from '../../../src/protocol/mac.js';
 import { backUp, ON_POSTGRES, openKeys, putBack, ringOf } from './support/store.js';
@@ -340,15 +340,16 @@ async function inClear(subnet: TestSubnet): Promise<Buffer[]> {
   file
     .prepare('UPDATE nets SET key = ?, next_key = ?')
     .run([net?.key ?? null, net?.next?.key ?? null]);
-  file.exec('DROP TABLE deks');
-  file.exec('DELETE FROM schema_version WHERE version = 11');
+  for (const table of ['deks', 'row_macs', 'row_head', 'row_keys'])
+    file.exec(`DROP TABLE ${table}`);
+  file.exec('DELETE FROM schema_version WHERE version >= 11');
   file.exec("DELETE FROM meta WHERE name IN ('store_id', 'sealing')");
   // Killed: the log is there, whole.
   for (const end of ['', '-wal']) copyFileSync(`${database}${end}`, `${database}${end}.killed`);
   file.close();
   for (const end of ['', '-wal']) renameSync(`${database}${end}.killed`, `${database}${end}`);
   rmSync(`${database}-shm`, { force: true });
-  rmSync(sealMark);
+  for (const mark of [sealMark, rowMarkOf(sealMark)]) rmSync(mark);
   // Its root key never sealed anything: the same may go on.
   expect(existsSync(kms)).toBe(true);
   return gone;

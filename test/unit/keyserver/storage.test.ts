@@ -192,7 +192,7 @@ describe('rows that somebody else wrote', () => {
       const store = await openStore(subnet.driver);
       const set = (ips: string, endpoints: Buffer): Promise<number> =>
         subnet.driver.transaction((sql) =>
-          sql.run('UPDATE members SET ips = ?, endpoints = ?', [ips, endpoints]),
+          sql.run("UPDATE members SET ips = ?, endpoints = ? WHERE id = 'alice'", [ips, endpoints]),
         );
       const bomb = Buffer.from('dd7fffffff', 'hex');
       const ips = fc.oneof(fc.json(), fc.string(), fc.constant('["192.0.2.1"]'));

@@ -489,6 +489,28 @@ describe('the peer table', () => {
     expectOnlyBobStopped('RECORD_MISMATCH');
   });
 
+  it("another's boot record under bob's id stops bob only", async () => {
+    await both();
+    expect(bench.table.takeMember(bob.record(2, 150, { boot: carol.boot(150) }))).toBe(false);
+    expectOnlyBobStopped('RECORD_SIGNATURE');
+  });
+
+  it('a puppet that the operator let in has the address of its own grant, whomever the server says it is', async () => {
+    await both();
+    const puppet = bench.peer('puppet');
+    expect(bench.table.takeMember(puppet.record(4, 100))).toBe(true);
+    bench.table.takePair(puppet.id, { pwId: 1, key: KEY });
+    // Told as the answer for the address of each of the others, known or not.
+    for (const mac of [bob.mac, carol.mac, defaultMac(SUBNET, 'dave')]) {
+      const boot = puppet.boot(200, { macs: [puppet.mac, mac] });
+      expect(bench.table.takeMember(puppet.record(4, 200, { boot }))).toBe(false);
+      expect(bench.refused.at(-1)).toEqual({ id: 'puppet', code: 'RECORD_MISMATCH' });
+    }
+    expect(bench.table.byMac(bob.mac)?.id).toBe('bob');
+    expect(bench.table.byMac(carol.mac)?.id).toBe('carol');
+    expect(bench.table.byMac(defaultMac(SUBNET, 'dave'))).toBeUndefined();
+  });
+
   it('a role that the grant does not give stops that peer only', async () => {
     await both();
     expect(bench.table.takeMember(bob.record(2, 150, { role: 'plain' }))).toBe(false);
