@@ -32,6 +32,8 @@ export interface VaultStatus {
   readonly connected: boolean;
   /** Root keys of the KMS; empty while it can't be asked. */
   readonly generations: readonly number[];
+  /** Those of them that are in a PKCS#11 token. */
+  readonly inToken: readonly number[];
   /** DEKs in use; one unless keys are being sealed anew. */
   readonly deks: number;
   /** When the active one was made, ms since 1970. */
@@ -190,14 +192,16 @@ export class KeyVault {
 
   async status(): Promise<VaultStatus> {
     let generations: readonly number[] = [];
+    let inToken: readonly number[] = [];
     try {
-      if (this.#kms.connected) ({ generations } = await this.#kms.status());
+      if (this.#kms.connected) ({ generations, inToken } = await this.#kms.status());
     } catch (thrown) {
       this.#log.warn({ reason: messageOf(thrown) }, 'the KMS was not asked');
     }
     return {
       connected: this.#kms.connected,
       generations,
+      inToken,
       deks: this.#ring.size,
       since: await this.#since(),
       resealing: this.#working !== undefined,

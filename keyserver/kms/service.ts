@@ -11,7 +11,7 @@ import {
 import { ChannelServer } from '../../src/net/channel-server.js';
 import type { KeyPair } from '../../src/protocol/channel/keys.js';
 import { type KmsRequest, kmsRequestSchema } from '../../src/protocol/kms-messages.js';
-import { PairwireError } from '../../src/runtime/errors.js';
+import { type ErrorCode, PairwireError, type PeerCode } from '../../src/runtime/errors.js';
 import type { Logger } from '../../src/runtime/log.js';
 import type { KmsAudit } from './audit-file.js';
 import type { KmsConfig } from './config.js';
@@ -23,6 +23,12 @@ const CONNECTIONS = { maxConnections: 256, maxHalfOpen: 64, maxPerKey: 8 };
 const TYPES: ReadonlySet<string> = new Set(
   kmsRequestSchema.options.map((option) => option.shape.t.value),
 );
+
+/** What a key server hears of an error; of all others, that it was refused. */
+const PEER_CODE: Partial<Record<ErrorCode, PeerCode>> = {
+  LIMIT: 'limit',
+  KMS_TOKEN: 'unavailable',
+};
 
 export interface KmsOptions {
   readonly config: Pick<KmsConfig, 'subnet' | 'keyServers'>;
@@ -103,7 +109,7 @@ export class Kms {
       if (!(thrown instanceof PairwireError)) throw thrown;
       this.#refused(server, request.t, thrown.code);
       log.warn({ err: thrown, server, type: request.t }, 'a request was refused');
-      throw new RequestError(thrown.code === 'LIMIT' ? 'limit' : 'refused');
+      throw new RequestError(PEER_CODE[thrown.code] ?? 'refused');
     }
   }
 
@@ -116,7 +122,11 @@ export class Kms {
       case 'ping':
         return {};
       case 'kms.status':
-        return { generation: roots.generation, generations: roots.generations };
+        return {
+          generation: roots.generation,
+          generations: roots.generations,
+          inToken: roots.inToken,
+        };
       case 'dek.make': {
         const { id, key, sealed } = roots.makeDek(owner);
         done({ dek: id.toString('hex'), generation: roots.generation });

@@ -40,6 +40,8 @@ export const kmsAnswerSchemas = {
     generation,
     /** Generations of the root key that it has. */
     generations: z.array(generation).max(1_024),
+    /** Those of them that are in a PKCS#11 token. */
+    inToken: z.array(generation).max(1_024).default([]),
   }),
   'dek.make': z.object({ dek: dekId, key: bytesSchema(KEY_SIZE), sealed: sealedDek }),
   'dek.open': z.object({ keys: z.array(bytesSchema(KEY_SIZE)).max(MAX_DEKS) }),

@@ -603,6 +603,8 @@ export const answerSchemas = {
     id: requestId,
     connected: z.boolean(),
     generations: z.array(z.int().positive()).max(1_024),
+    /** Those of them that are in a PKCS#11 token. */
+    inToken: z.array(z.int().positive()).max(1_024).default([]),
     deks: z.int().nonnegative(),
     since: z.int().nonnegative(),
     resealing: z.boolean(),

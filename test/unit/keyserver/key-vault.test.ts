@@ -38,7 +38,7 @@ describe('DEKs', () => {
     const deks = LocalDeks.load(subnet.paths.kms);
     return {
       connected: true,
-      status: () => Promise.resolve({ generation: 1, generations: [1] }),
+      status: () => Promise.resolve({ generation: 1, generations: [1], inToken: [] }),
       rotateRoot: () => Promise.reject(new Error('not here')),
       make: async () => {
         await pause(1);
