@@ -27,13 +27,9 @@ export interface KmsService extends DekService {
   rotateRoot(after: number): Promise<number>;
 }
 
-/** What `pairwire kms status` shows. */
-export interface VaultStatus {
+/** What `pairwire kms status` shows; of the KMS nothing while it can't be asked. */
+export interface VaultStatus extends Omit<KmsStatus, 'generation'> {
   readonly connected: boolean;
-  /** Root keys of the KMS; empty while it can't be asked. */
-  readonly generations: readonly number[];
-  /** Those of them that are in a PKCS#11 token. */
-  readonly inToken: readonly number[];
   /** DEKs in use; one unless keys are being sealed anew. */
   readonly deks: number;
   /** When the active one was made, ms since 1970. */
@@ -44,6 +40,8 @@ export interface VaultStatus {
   /** Keys that were not what had been sealed in their place, since the start. */
   readonly broken: number;
 }
+
+const UNASKED = { generations: [], inToken: [], limited: 0, auditBytes: 0 };
 
 export class KeyVault {
   readonly #driver: SqlDriver;
@@ -191,17 +189,18 @@ export class KeyVault {
   }
 
   async status(): Promise<VaultStatus> {
-    let generations: readonly number[] = [];
-    let inToken: readonly number[] = [];
+    let kms: Omit<KmsStatus, 'generation'> = UNASKED;
     try {
-      if (this.#kms.connected) ({ generations, inToken } = await this.#kms.status());
+      if (this.#kms.connected) kms = await this.#kms.status();
     } catch (thrown) {
       this.#log.warn({ reason: messageOf(thrown) }, 'the KMS was not asked');
     }
     return {
       connected: this.#kms.connected,
-      generations,
-      inToken,
+      generations: kms.generations,
+      inToken: kms.inToken,
+      limited: kms.limited,
+      auditBytes: kms.auditBytes,
       deks: this.#ring.size,
       since: await this.#since(),
       resealing: this.#working !== undefined,

@@ -115,7 +115,7 @@ function checkCommand(kms: Command): void {
         auditKey.fill(0);
         if (broken !== undefined) {
           throw new PairwireError('KMS_FAILED', `the audit log is broken: ${broken.reason}`, {
-            where: `${paths.auditLog}:${broken.line}`,
+            where: `${broken.file}:${broken.line}`,
             hint: 'somebody has written to it: look for who may',
           });
         }

@@ -23,6 +23,10 @@ export interface KmsStatus {
   readonly generations: readonly number[];
   /** Those of them that are in a PKCS#11 token. */
   readonly inToken: readonly number[];
+  /** Requests of all key servers that went over a limit of kms.yaml, since it began. */
+  readonly limited: number;
+  /** Bytes of the file of its log that it writes to. */
+  readonly auditBytes: number;
 }
 
 /** One KMS, wherever it is; the channel comes back by itself. */

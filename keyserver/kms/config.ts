@@ -6,6 +6,7 @@
  *   root-N.key   root key, generation N, unless it is in a PKCS#11 token; the highest one seals, all of them open
  *   token.pin    PIN of that token
  *   audit.key, audit.log      its own log of what it did, and the key of that log's chain
+ *   audit-N.log               the part of that log before entry N, when it was full
  */
 import { join, resolve } from 'node:path';
 import { stringify } from 'yaml';
@@ -15,6 +16,7 @@ import { KEY_SIZE } from '../../src/protocol/constants.js';
 import { idSchema } from '../../src/protocol/ids.js';
 import { LOG_LEVELS } from '../../src/runtime/log.js';
 import { jsonSchemaOf, loadYaml } from '../../src/settings/load-yaml.js';
+import { quotaSchema } from './quota.js';
 import { requireTrusted } from './secret-files.js';
 import { tokenSchema } from './token-config.js';
 
@@ -23,6 +25,10 @@ export const KMS_CONFIG_FILE = 'kms.yaml';
 export const DEFAULT_KMS_LISTEN = '127.0.0.1:7910';
 /** Key servers of one KMS. */
 export const MAX_KEY_SERVERS = 64;
+
+/** A file of the audit log has at least so many bytes, and so many of them are kept at most. */
+const MIN_AUDIT_BYTES = 65_536;
+const MAX_AUDIT_FILES = 1_000;
 
 /** A public key as text. */
 export const publicKeySchema = z
@@ -51,6 +57,15 @@ export const kmsConfigSchema = z.strictObject({
     .max(MAX_KEY_SERVERS),
   /** Root keys in a PKCS#11 token. */
   token: tokenSchema.optional(),
+  /** For each key server. */
+  limits: quotaSchema.prefault({}),
+  /** Its own log: bytes of a file of it, and how many full files are kept. */
+  audit: z
+    .strictObject({
+      maxBytes: z.int().min(MIN_AUDIT_BYTES).max(1_073_741_824).default(16_777_216),
+      keep: z.int().min(1).max(MAX_AUDIT_FILES).default(8),
+    })
+    .prefault({}),
   log: z
     .strictObject({
       level: z.enum(LOG_LEVELS).default('info'),

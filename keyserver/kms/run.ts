@@ -33,7 +33,7 @@ export async function runKms(
   const roots = RootKeys.load(paths.dir, config.token);
   life.started('root keys', async () => roots.close());
   const auditKey = readKeyFile(paths.auditKey, KMS_KEY_KIND.audit);
-  const { audit, torn } = KmsAudit.open(paths.auditLog, auditKey);
+  const { audit, torn } = KmsAudit.open(paths.auditLog, auditKey, Date.now, config.audit);
   if (torn > 0)
     log.warn({ bytes: torn }, 'the last line of the audit log was torn, and is cut off');
   const listen = options.child === true ? LOOPBACK : requireAddress(config.listen);

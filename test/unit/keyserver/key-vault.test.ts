@@ -38,7 +38,10 @@ describe('DEKs', () => {
     const deks = LocalDeks.load(subnet.paths.kms);
     return {
       connected: true,
-      status: () => Promise.resolve({ generation: 1, generations: [1], inToken: [] }),
+      status: async () => ({
+        ...{ generation: 1, generations: [1], inToken: [] },
+        ...{ limited: 0, auditBytes: 0 },
+      }),
       rotateRoot: () => Promise.reject(new Error('not here')),
       make: async () => {
         await pause(1);
