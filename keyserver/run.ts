@@ -41,7 +41,7 @@ const LOCK_WAIT_MS = 2_000;
 const RETRY_MS = 500;
 /** While it stands by: between trials whether the KMS opens the DEKs, and after one that failed. */
 const TRIAL_MS = 30_000;
-const TRIAL_RETRY_MS = 2_000;
+const TRIAL_RETRY_MS = 5_000;
 /** Where others could serve: so long the KMS may take. */
 const KMS_PATIENCE_MS = 5_000;
 
