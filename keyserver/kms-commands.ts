@@ -1,6 +1,6 @@
 /**
  * Commands of the KMS: `kms` runs one, `kms status` and `kms rotate` ask the key server about it, `kms check` looks at a KMS's folder,
- * `kms token` has root keys made in a PKCS#11 token.
+ * `kms token` has root keys made in a PKCS#11 token, `kms forget-keys` goes on without those that are lost.
  */
 import { readFileSync } from 'node:fs';
 import type { Command } from 'commander';
@@ -10,6 +10,7 @@ import { messageOf, PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
 import { asOperator, example, isoTime } from './command-tools.js';
 import { KEY_KIND, loadKeyServerConfig, pathsOf } from './config.js';
+import { forgetKeys } from './forget-keys.js';
 import { checkKmsAudit } from './kms/audit-file.js';
 import { KMS_KEY_KIND, kmsPaths, loadKmsConfig } from './kms/config.js';
 import { RootKeys } from './kms/root-keys.js';
@@ -47,6 +48,7 @@ export function kmsCommands(program: Command): void {
   rotateCommand(command);
   checkCommand(command);
   tokenCommand(command);
+  forgetCommand(command);
 }
 
 function statusCommand(kms: Command): void {
@@ -126,6 +128,28 @@ function checkCommand(kms: Command): void {
           rootKeys: rootKeysText(roots),
           auditEntries: entries,
         });
+      }),
+    );
+}
+
+function forgetCommand(kms: Command): void {
+  kms
+    .command('forget-keys')
+    .description(
+      'where the root keys are lost for good: drop all keys that they sealed, and go on with new ones',
+    )
+    .requiredOption('--dir <dir>', 'folder of the key server, which is stopped')
+    .option('--yes', 'drop them')
+    .option('--json', 'print JSON')
+    .addHelpText('after', example('pairwire kms forget-keys --dir /etc/pairwire/east --yes'))
+    .action(
+      action(async (target, flags: { readonly dir: string; readonly yes?: true }) => {
+        if (flags.yes !== true) {
+          throw new PairwireError('USAGE', 'every key of pairs, group and nets would be dropped', {
+            hint: 'only if no copy of the root keys and no token with them is left anywhere: once more with --yes; members, grants and revocations stay, and all get new keys',
+          });
+        }
+        printFields(target, { ...(await forgetKeys(flags.dir)), next: 'start the key server' });
       }),
     );
 }
