@@ -311,7 +311,7 @@ async function serve(
   const copied = targetOf(paths) !== undefined && config.kms.address === undefined;
   const vault = new KeyVault(driver, ring, kms.client, { log, metrics, copied });
   life.started('vault', () => vault.close());
-  vault.resume();
+  await vault.resume();
   const server = await KeyServer.start({
     store,
     vault,

@@ -613,6 +613,8 @@ export const answerSchemas = {
     since: z.int().nonnegative(),
     resealing: z.boolean(),
     resealed: z.int().nonnegative(),
+    /** Keys that the active DEK has sealed, at most. */
+    seals: z.int().nonnegative().default(0),
     broken: z.int().nonnegative(),
   }),
   'kms.rotate': z.object({ t: z.literal('ok'), id: requestId, generation: z.int().positive() }),
