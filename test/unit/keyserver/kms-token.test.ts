@@ -357,7 +357,8 @@ describe('a key server whose root key is in a token', () => {
       await server.remove();
       hsm.remove();
     }
-  });
+    // For a machine that is busy: two starts of a server and a command.
+  }, 240_000);
 });
 
 /** Lets the user have the token that the KMS of a server runs as: that of its folder from the first start on. */

@@ -341,7 +341,7 @@ async function inClear(subnet: TestSubnet): Promise<Buffer[]> {
     .prepare('UPDATE nets SET key = ?, next_key = ?')
     .run([net?.key ?? null, net?.next?.key ?? null]);
   file.exec('DROP TABLE deks');
-  file.exec('DELETE FROM schema_version WHERE version = 11');
+  file.exec('DELETE FROM schema_version WHERE version >= 11');
   file.exec("DELETE FROM meta WHERE name IN ('store_id', 'sealing')");
   // Killed: the log is there, whole.
   for (const end of ['', '-wal']) copyFileSync(`${database}${end}`, `${database}${end}.killed`);
