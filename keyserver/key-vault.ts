@@ -15,6 +15,8 @@ import { type DekService, insertDek } from './storage/unlock.js';
 /** A DEK that is older than this, or has sealed so many keys, gets a successor; nonces are random (docs/protocol.md 11.1). */
 export const MAX_DEK_AGE_MS = 30 * 86_400_000;
 export const MAX_SEALS_PER_DEK = 2 ** 30;
+/** Seals that are counted ahead at a time; the rest of a block is lost with each start. */
+const SEAL_BLOCK = 2 ** 16;
 const LOOK_MS = 60_000;
 /** After a failure of store or KMS. */
 const RETRY_MS = 5_000;
@@ -27,11 +29,9 @@ export interface KmsService extends DekService {
   rotateRoot(after: number): Promise<number>;
 }
 
-/** What `pairwire kms status` shows. */
-export interface VaultStatus {
+/** What `pairwire kms status` shows; of the KMS nothing while it can't be asked. */
+export interface VaultStatus extends Omit<KmsStatus, 'generation'> {
   readonly connected: boolean;
-  /** Root keys of the KMS; empty while it can't be asked. */
-  readonly generations: readonly number[];
   /** DEKs in use; one unless keys are being sealed anew. */
   readonly deks: number;
   /** When the active one was made, ms since 1970. */
@@ -39,9 +39,13 @@ export interface VaultStatus {
   readonly resealing: boolean;
   /** Keys sealed anew since this run of it began, rows looked at. */
   readonly resealed: number;
+  /** Keys that the active DEK has sealed, at most. */
+  readonly seals: number;
   /** Keys that were not what had been sealed in their place, since the start. */
   readonly broken: number;
 }
+
+const UNASKED = { generations: [], inToken: [], limited: 0, auditBytes: 0 };
 
 export class KeyVault {
   readonly #driver: SqlDriver;
@@ -55,6 +59,7 @@ export class KeyVault {
   #working: Promise<void> | undefined;
   #rotating: Promise<void> = Promise.resolve();
   #resealed = 0;
+  #uncounted = false;
 
   constructor(
     driver: SqlDriver,
@@ -74,6 +79,13 @@ export class KeyVault {
     this.#log = options.log;
     this.#now = options.now ?? Date.now;
     this.#copied = options.copied ?? false;
+    ring.onUsed = () => {
+      this.#reserve().catch((err: unknown) => {
+        // The next look tries again.
+        this.#log.warn({ err }, 'the seals of the DEK were not counted');
+        this.#uncounted = true;
+      });
+    };
     this.#looker = setInterval(() => {
       this.look().catch((err: unknown) => this.#log.warn({ err }, 'the DEK was not renewed'));
     }, LOOK_MS);
@@ -93,15 +105,22 @@ export class KeyVault {
     );
   }
 
-  /** Goes on with what was interrupted. */
-  resume(): void {
+  /** Goes on with what was interrupted, and with the count of seals. @throws PairwireError STORE_FAILED */
+  async resume(): Promise<void> {
+    const row = await this.#driver.reader.get('SELECT seals FROM deks WHERE active = 1', []);
+    if (row !== undefined) this.#ring.countBefore(integer(row, 'seals'));
+    await this.#reserve();
     if (this.#ring.size > 1) this.#work();
   }
 
   /** Renews a DEK that is too old, or has sealed too much. @throws PairwireError KMS_FAILED, STORE_FAILED */
   async look(): Promise<void> {
+    if (this.#uncounted) {
+      await this.#reserve();
+      this.#uncounted = false;
+    }
     const age = this.#now() - (await this.#since());
-    if (age > MAX_DEK_AGE_MS || this.#ring.seals > MAX_SEALS_PER_DEK) await this.rotate(false);
+    if (age > MAX_DEK_AGE_MS || this.#ring.seals >= MAX_SEALS_PER_DEK) await this.rotate(false);
   }
 
   /**
@@ -134,11 +153,34 @@ export class KeyVault {
         throw thrown;
       }
       this.#ring.add(made.id, made.key, true);
+      this.#uncounted = true;
       this.#log.info({ dek: made.id.toString('hex'), generation }, 'another DEK seals from now on');
       return generation;
     });
     this.#work();
+    // It is done, whether or not that could be counted now.
+    await this.#reserve().then(
+      () => {
+        this.#uncounted = false;
+      },
+      (err: unknown) => this.#log.warn({ err }, 'the seals of the DEK were not counted'),
+    );
     return generation;
+  }
+
+  /** Counts a block of seals ahead. */
+  #reserve(): Promise<void> {
+    return this.#exclusively(async () => {
+      const { active } = this.#ring;
+      if (active === undefined) return;
+      const seals = await this.#driver.transaction(async (sql) => {
+        await sql.run('UPDATE deks SET seals = seals + ? WHERE id = ?', [SEAL_BLOCK, active]);
+        const row = await sql.get('SELECT seals FROM deks WHERE id = ?', [active]);
+        return row === undefined ? undefined : integer(row, 'seals');
+      });
+      if (seals === undefined || this.#ring.active?.equals(active) !== true) return;
+      this.#ring.reserve(seals, SEAL_BLOCK);
+    });
   }
 
   /** One at a time: a DEK comes, or those that seal nothing any more go. */
@@ -164,6 +206,7 @@ export class KeyVault {
     }
     const active = rows.find((row) => integer(row, 'active') === 1);
     if (active !== undefined) this.#ring.activate(blob(active, 'id'));
+    this.#uncounted = true;
   }
 
   /**
@@ -189,19 +232,23 @@ export class KeyVault {
   }
 
   async status(): Promise<VaultStatus> {
-    let generations: readonly number[] = [];
+    let kms: Omit<KmsStatus, 'generation'> = UNASKED;
     try {
-      if (this.#kms.connected) ({ generations } = await this.#kms.status());
+      if (this.#kms.connected) kms = await this.#kms.status();
     } catch (thrown) {
       this.#log.warn({ reason: messageOf(thrown) }, 'the KMS was not asked');
     }
     return {
       connected: this.#kms.connected,
-      generations,
+      generations: kms.generations,
+      inToken: kms.inToken,
+      limited: kms.limited,
+      auditBytes: kms.auditBytes,
       deks: this.#ring.size,
       since: await this.#since(),
       resealing: this.#working !== undefined,
       resealed: this.#resealed,
+      seals: this.#ring.seals,
       broken: this.#ring.broken,
     };
   }

@@ -5,6 +5,7 @@
  * stands by until the lease is its own (storage/postgres.ts), serves, and stands by again when it has lost it.
  */
 import { keyPairFromPrivate } from '../src/protocol/channel/keys.js';
+import { MAX_DEKS, type StoredDek } from '../src/protocol/kms-messages.js';
 import { warmUp } from '../src/protocol/warm-up.js';
 import { messageOf, PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
@@ -31,14 +32,19 @@ import { KeyServer } from './server.js';
 import { openDatabase, targetOf } from './storage/open.js';
 import { PostgresDriver } from './storage/postgres.js';
 import type { PostgresTarget } from './storage/postgres-target.js';
-import type { SqlDriver } from './storage/sql.js';
+import { blob, type SqlDriver } from './storage/sql.js';
 import { openStore } from './storage/sql-store.js';
-import { countDeks, tryDeks, unlock } from './storage/unlock.js';
+import { countDeks, type DekService, unlock } from './storage/unlock.js';
 
 /** One that ends takes so long at most to let go of its folder. */
 const LOCK_WAIT_MS = 2_000;
 /** Before one that could not serve, or could not reach the database, tries again. */
 const RETRY_MS = 500;
+/** While it stands by: between trials whether the KMS opens the DEKs, and after one that failed. */
+const TRIAL_MS = 30_000;
+const TRIAL_RETRY_MS = 5_000;
+/** Where others could serve: so long the KMS may take. */
+const KMS_PATIENCE_MS = 5_000;
 
 /** Runs the key server of a folder until a signal. @throws PairwireError if it can't start */
 export async function runKeyServer(dir: string): Promise<void> {
@@ -46,7 +52,15 @@ export async function runKeyServer(dir: string): Promise<void> {
   const log = createLogger('keyserver', config.log);
   const life = new Lifecycle(log);
   const paths = pathsOf(dir, config);
-  const folder: Folder = { config, paths, log, keys: readKeys(paths), life, kms: undefined };
+  const folder: Folder = {
+    config,
+    paths,
+    log,
+    keys: readKeys(paths),
+    life,
+    kms: undefined,
+    hadKms: false,
+  };
   const shown = new Shown();
   let ended: Promise<void> = new Promise(() => {
     // It ends by a signal only.
@@ -88,6 +102,7 @@ interface Folder {
   readonly life: Lifecycle;
   /** From the first turn on. */
   kms: KmsLink | undefined;
+  hadKms: boolean;
 }
 
 function readKeys(paths: KeyServerPaths) {
@@ -103,6 +118,8 @@ function readKeys(paths: KeyServerPaths) {
 /** What /metrics and /healthz show: a server that serves again counts from nothing. */
 class Shown {
   state: 'starting' | 'standby' | 'serving' = 'starting';
+  /** The KMS does not open the DEKs: it stands by, and could not serve. */
+  locked = false;
   metrics!: Metrics;
 
   constructor() {
@@ -114,11 +131,18 @@ class Shown {
     this.metrics.gauge('keyserver_serving', '1: this process serves; 0: it stands by', [], (one) =>
       one.set(this.state === 'serving' ? 1 : 0),
     );
+    this.metrics.gauge(
+      'keyserver_deks_open',
+      '1: its KMS opens the DEKs of the database; 0: it could not serve',
+      [],
+      (one) => one.set(this.locked ? 0 : 1),
+    );
     return this.metrics;
   }
 
   get health(): Health {
-    return { serving: this.state === 'serving', state: this.state };
+    const serving = this.state === 'serving';
+    return { serving, state: this.locked && !serving ? 'locked' : this.state };
   }
 }
 
@@ -141,9 +165,109 @@ async function kmsOf(folder: Folder, driver?: SqlDriver): Promise<KmsLink> {
   const sealed = async (): Promise<boolean> =>
     driver === undefined || (await countDeks(driver)) > 0;
   const kms = await linkKms(config, paths, keys.staticKeys, log, sealed);
-  life.started('kms', () => kms.close());
+  // One that could not start is followed by another one.
+  if (!folder.hadKms) life.started('kms', async () => folder.kms?.close());
+  folder.hadKms = true;
   folder.kms = kms;
   return kms;
+}
+
+/**
+ * While a server stands by: tries again and again whether its KMS opens the DEKs. One that can't leaves the lease to others, and says
+ * so before it is needed.
+ */
+class DekTrials {
+  readonly #folder: Folder;
+  readonly #driver: PostgresDriver;
+  readonly #shown: Shown;
+  readonly #stop = new AbortController();
+  readonly #ended: Promise<void>;
+  #opens: boolean | undefined;
+
+  constructor(folder: Folder, driver: PostgresDriver, shown: Shown) {
+    this.#folder = folder;
+    this.#driver = driver;
+    this.#shown = shown;
+    this.#ended = this.#run();
+  }
+
+  /** The last trial went well. */
+  get passed(): boolean {
+    return this.#opens === true;
+  }
+
+  async close(): Promise<void> {
+    this.#stop.abort();
+    await this.#ended;
+  }
+
+  async #run(): Promise<void> {
+    const { log } = this.#folder;
+    const { signal } = this.#stop;
+    while (!signal.aborted) {
+      try {
+        await this.#try();
+        if (this.#opens === false) log.info('the KMS opens the DEKs again');
+        this.#opens = true;
+      } catch (err) {
+        if (signal.aborted) return;
+        const text = 'the KMS does not open the DEKs: this server could not serve, and stands by';
+        if (this.#opens !== false) log.error({ err }, text);
+        this.#opens = false;
+      }
+      this.#shown.locked = !this.#opens;
+      await pause(this.#opens ? TRIAL_MS : TRIAL_RETRY_MS, signal);
+    }
+  }
+
+  async #try(): Promise<void> {
+    const folder = this.#folder;
+    const { config, paths } = folder;
+    // One that was never there is made by the first who serves.
+    if (config.kms.address === undefined && !hasKms(paths.kms) && folder.kms === undefined) return;
+    const kms = await kmsOf(folder);
+    try {
+      await kms.ready();
+    } catch (thrown) {
+      await kms.close();
+      folder.kms = undefined;
+      throw thrown;
+    }
+    let deks: readonly StoredDek[];
+    try {
+      const rows = await this.#driver.reader.all('SELECT id, sealed FROM deks', []);
+      deks = rows.map((row) => ({ id: blob(row, 'id'), sealed: blob(row, 'sealed') }));
+    } catch {
+      // A database that is away, or from before there were any: whoever gets the lease sees to that.
+      return;
+    }
+    for (let at = 0; at < deks.length; at += MAX_DEKS) {
+      const keys = await impatient(kms.client).open(deks.slice(at, at + MAX_DEKS));
+      for (const key of keys) key.fill(0);
+    }
+  }
+}
+
+/** A KMS that has to answer soon: who waits for it holds a lease that others could use. */
+function impatient(service: DekService): DekService {
+  const within = async <T>(work: Promise<T>): Promise<T> => {
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<never>((_resolve, reject) => {
+      timer = setTimeout(
+        () => reject(new PairwireError('KMS_FAILED', 'the KMS does not answer in time')),
+        KMS_PATIENCE_MS,
+      );
+    });
+    try {
+      return await Promise.race([work, late]);
+    } finally {
+      clearTimeout(timer);
+    }
+  };
+  return {
+    make: () => within(service.make()),
+    open: (deks) => within(service.open(deks)),
+  };
 }
 
 /** Starts a server on an open database. @throws PairwireError */
@@ -158,7 +282,8 @@ async function serve(
   const kms = await kmsOf(folder, driver);
   await kms.ready();
   const markFile = paths.sealMark;
-  const ring = await unlock(driver, { service: kms.client, markFile, log });
+  const service = driver instanceof PostgresDriver ? impatient(kms.client) : kms.client;
+  const ring = await unlock(driver, { service, markFile, log });
   const store = await openStore(driver, { onlyWriter: true, ring });
   if (!store.meta.operator.equals(operator)) {
     throw new PairwireError('CONFIG_INVALID', 'the database belongs to another operator key', {
@@ -187,7 +312,7 @@ async function serve(
   const copied = targetOf(paths) !== undefined && config.kms.address === undefined;
   const vault = new KeyVault(driver, ring, kms.client, { log, metrics, copied });
   life.started('vault', () => vault.close());
-  vault.resume();
+  await vault.resume();
   const server = await KeyServer.start({
     store,
     vault,
@@ -263,14 +388,16 @@ async function oneTurn(
   const parts = new Lifecycle(log);
   parts.started('store', () => driver.close());
   try {
-    // Who can't open the keys must not take the lease from one that can.
-    if (folder.kms !== undefined) await tryDeks(driver, folder.kms.client);
     shown.state = 'standby';
     const waiting = (holder: string | undefined, failure: unknown): void => {
       if (failure === undefined) log.info({ holder }, 'standing by: another key server serves');
       else log.warn({ reason: messageOf(failure) }, 'standing by: the database cannot be asked');
     };
-    if (!(await driver.waitForLease(stop, { waiting }))) return;
+    const trials = new DekTrials(folder, driver, shown);
+    parts.started('trials', () => trials.close());
+    const mayTake = (): boolean => trials.passed;
+    if (!(await driver.waitForLease(stop, { waiting, mayTake }))) return;
+    await trials.close();
     await driver.migrate();
     await serve(folder, driver, shown, parts);
     shown.state = 'serving';

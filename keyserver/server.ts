@@ -287,6 +287,7 @@ export class KeyServer {
       tellLinks: (change) => this.#tellLinks(change),
       tellServer: (id) => this.#tellServer(id),
       confirmToMaker: (to, pwId) => this.#netLinks.confirm(to, pwId),
+      askMakers: () => this.#netLinks.askAll(),
     });
     this.#putBack = new PutBack(this.#services, this.#rekey, this.#groups);
     this.#keys = new KeyRequests(
@@ -730,9 +731,15 @@ export class KeyServer {
   /** Net keys made here are renewed, the makers of others are asked. @returns how many */
   async #renewNets(actor: Id, which: Id | true, force: boolean): Promise<number> {
     const { store, audit } = this.#services;
-    const nets = (await store.nets()).filter(
-      ({ net, key }) => key !== undefined && (which === true || which === net),
+    const meant = (net: Id): boolean => which === true || which === net;
+    const broken = (await store.anyNets()).flatMap((entry) =>
+      'isBroken' in entry && meant(entry.net) ? [entry.net] : [],
     );
+    const mended = broken.length === 0 ? [] : await this.#netKeys.mend(actor, broken);
+    const nets = (await store.nets()).filter(
+      ({ net, key }) => key !== undefined && meant(net) && !mended.includes(net),
+    );
+    if (nets.length === 0 && mended.length > 0) return mended.length;
     if (nets.length === 0) throw new NotFound();
     const detail = { nets: nets.map(({ net }) => net), force };
     await store.write((tx) =>
@@ -751,7 +758,7 @@ export class KeyServer {
       }
     }
     if (done === 0) throw failure;
-    return done;
+    return done + mended.length;
   }
 
   async #netSync(id: Id, request: Extract<Request, { t: 'net.sync' }>): Promise<Answer> {

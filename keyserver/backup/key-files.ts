@@ -30,7 +30,10 @@ export class KeyFiles {
   kms(): string | undefined {
     return this.#folders
       .filter(
-        (folder) => existsSync(join(folder, KMS_CONFIG_PART)) && rootKeysIn(folder).length > 0,
+        (folder) =>
+          existsSync(join(folder, KMS_CONFIG_PART)) &&
+          // With its PIN, root keys may all be in a token.
+          (rootKeysIn(folder).length > 0 || existsSync(join(folder, 'kms/token.pin'))),
       )
       .map((folder) => join(folder, 'kms'))
       .at(0);

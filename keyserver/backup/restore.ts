@@ -190,7 +190,7 @@ function differ(there: string, part: string): boolean {
 function requireKeys(keys: KeyFiles, { kms }: KeyServerConfig): void {
   const wanted: string[] = SERVER_KEY_PARTS.filter((name) => keys.find(name) === undefined);
   if (kms.address === undefined && keys.kms() === undefined) {
-    wanted.push(KMS_CONFIG_PART, 'kms/root-*.key');
+    wanted.push(KMS_CONFIG_PART, 'kms/root-*.key (or kms/token.pin)');
   }
   if (kms.address === undefined) {
     wanted.push(...KMS_KEY_PARTS.filter((name) => keys.find(name) === undefined));

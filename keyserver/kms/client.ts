@@ -21,6 +21,12 @@ export interface KmsStatus {
   /** Of the root key that seals. */
   readonly generation: number;
   readonly generations: readonly number[];
+  /** Those of them that are in a PKCS#11 token. */
+  readonly inToken: readonly number[];
+  /** Requests of all key servers that went over a limit of kms.yaml, since it began. */
+  readonly limited: number;
+  /** Bytes of the file of its log that it writes to. */
+  readonly auditBytes: number;
 }
 
 /** One KMS, wherever it is; the channel comes back by itself. */
@@ -112,7 +118,8 @@ export class KmsClient {
       return await client.request(message, { timeoutMs: REQUEST_TIMEOUT_MS, parse });
     } catch (thrown) {
       if (thrown instanceof RequestError) {
-        throw new PairwireError('KMS_FAILED', `the KMS refuses ${message.t}: ${thrown.message}`, {
+        const what = thrown.code === 'unavailable' ? 'can not do' : 'refuses';
+        throw new PairwireError('KMS_FAILED', `the KMS ${what} ${message.t}: ${thrown.message}`, {
           where: this.#where,
           hint: 'its own log and audit.log say why; its folder must be the one whose root key sealed these DEKs',
           cause: thrown,

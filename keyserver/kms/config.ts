@@ -3,25 +3,32 @@
  *
  *   kms.yaml     whom it serves, and where it listens when it runs by itself
  *   kms.key      static key of its channel
- *   root-N.key   root key, generation N; the highest one seals, all of them open
+ *   root-N.key   root key, generation N, unless it is in a PKCS#11 token; the highest one seals, all of them open
+ *   token.pin    PIN of that token
  *   audit.key, audit.log      its own log of what it did, and the key of that log's chain
+ *   audit-N.log               the part of that log before entry N, when it was full
  */
-import { closeSync, constants, fstatSync, openSync, statSync } from 'node:fs';
-import { dirname, join, resolve } from 'node:path';
+import { join, resolve } from 'node:path';
 import { stringify } from 'yaml';
 import { z } from 'zod';
 import { parseChannelAddress } from '../../src/net/address.js';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
 import { idSchema } from '../../src/protocol/ids.js';
-import { PairwireError } from '../../src/runtime/errors.js';
 import { LOG_LEVELS } from '../../src/runtime/log.js';
 import { jsonSchemaOf, loadYaml } from '../../src/settings/load-yaml.js';
+import { quotaSchema } from './quota.js';
+import { requireTrusted } from './secret-files.js';
+import { tokenSchema } from './token-config.js';
 
 export const KMS_CONFIG_FILE = 'kms.yaml';
 /** Where a KMS listens that runs by itself. */
 export const DEFAULT_KMS_LISTEN = '127.0.0.1:7910';
 /** Key servers of one KMS. */
 export const MAX_KEY_SERVERS = 64;
+
+/** A file of the audit log has at least so many bytes, and so many of them are kept at most. */
+const MIN_AUDIT_BYTES = 65_536;
+const MAX_AUDIT_FILES = 1_000;
 
 /** A public key as text. */
 export const publicKeySchema = z
@@ -48,6 +55,17 @@ export const kmsConfigSchema = z.strictObject({
     .array(z.strictObject({ server: idSchema, key: publicKeySchema }))
     .min(1)
     .max(MAX_KEY_SERVERS),
+  /** Root keys in a PKCS#11 token. */
+  token: tokenSchema.optional(),
+  /** For each key server. */
+  limits: quotaSchema.prefault({}),
+  /** Its own log: bytes of a file of it, and how many full files are kept. */
+  audit: z
+    .strictObject({
+      maxBytes: z.int().min(MIN_AUDIT_BYTES).max(1_073_741_824).default(16_777_216),
+      keep: z.int().min(1).max(MAX_AUDIT_FILES).default(8),
+    })
+    .prefault({}),
   log: z
     .strictObject({
       level: z.enum(LOG_LEVELS).default('info'),
@@ -90,9 +108,13 @@ export function kmsPaths(dir: string): KmsPaths {
   };
 }
 
-/** Reads DIR/kms.yaml. @throws PairwireError CONFIG_NOT_FOUND, CONFIG_INVALID with file and line */
+/** Reads DIR/kms.yaml. @throws PairwireError CONFIG_NOT_FOUND, CONFIG_INVALID with file and line, FILE_MODE */
 export function loadKmsConfig(dir: string): KmsConfig {
-  return loadYaml(kmsPaths(dir).config, kmsConfigSchema);
+  const { config: path } = kmsPaths(dir);
+  const config = loadYaml(path, kmsConfigSchema);
+  // It names a library that the KMS runs.
+  if (config.token !== undefined) requireTrusted(path);
+  return config;
 }
 
 /** The text of kms.yaml. */
@@ -101,43 +123,4 @@ export function kmsConfigText(config: KmsConfigInput): string {
     '# Pairwire KMS. keyServers: whom it opens keys for. listen: where, if it runs by itself (docs/operations.md).',
     stringify(config),
   ].join('\n');
-}
-
-/**
- * Refuses a secret file that is a link, has another owner, or may be read by others.
- * @throws PairwireError FILE_UNREADABLE, FILE_MODE
- */
-export function requireOwnSecret(path: string): void {
-  let file: number;
-  try {
-    // O_NONBLOCK: a FIFO in its place must not keep us waiting.
-    file = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
-  } catch (cause) {
-    const link = (cause as { code?: unknown }).code === 'ELOOP';
-    throw new PairwireError(
-      link ? 'FILE_MODE' : 'FILE_UNREADABLE',
-      link ? 'a file with secrets is a symbolic link' : 'the file cannot be opened',
-      { where: path, cause },
-    );
-  }
-  try {
-    const info = fstatSync(file);
-    const uid = process.geteuid?.() ?? info.uid;
-    // Root looks at the folder of a KMS that has a user of its own.
-    const own = uid === 0 ? statSync(dirname(path)).uid : uid;
-    const wrong = !info.isFile()
-      ? 'is no file'
-      : info.uid !== own
-        ? `belongs to user ${info.uid}, not to ${own}`
-        : (info.mode & 0o077) !== 0
-          ? `has mode ${(info.mode & 0o777).toString(8).padStart(4, '0')}`
-          : undefined;
-    if (wrong === undefined) return;
-    throw new PairwireError('FILE_MODE', `a file with secrets ${wrong}`, {
-      where: path,
-      hint: `it must belong to the user of the KMS alone: chown and chmod 600 ${path}`,
-    });
-  } finally {
-    closeSync(file);
-  }
 }

@@ -14,9 +14,9 @@ export class LocalDeks {
 
   /** Those of the first key server that a KMS's folder names. @throws PairwireError as `loadKmsConfig` and `RootKeys.load` */
   static load(dir: string): LocalDeks {
-    const { subnet, keyServers } = loadKmsConfig(dir);
+    const { subnet, keyServers, token } = loadKmsConfig(dir);
     const server = keyServers[0]?.server ?? '';
-    return new LocalDeks(RootKeys.load(dir), { subnet, server });
+    return new LocalDeks(RootKeys.load(dir, token), { subnet, server });
   }
 
   /** Makes one. */

@@ -12,8 +12,9 @@ import { lockFolder } from '../../src/runtime/folder-lock.js';
 import { Lifecycle } from '../../src/runtime/lifecycle.js';
 import { createLogger } from '../../src/runtime/log.js';
 import { KmsAudit } from './audit-file.js';
-import { KMS_KEY_KIND, kmsPaths, loadKmsConfig, requireOwnSecret } from './config.js';
+import { KMS_KEY_KIND, kmsPaths, loadKmsConfig } from './config.js';
 import { RootKeys } from './root-keys.js';
+import { requireOwnSecret } from './secret-files.js';
 import { Kms } from './service.js';
 
 /** Runs the KMS of a folder until a signal, as a child also until its parent ends. @throws PairwireError if it can't start */
@@ -29,9 +30,10 @@ export async function runKms(
   const unlock = lockFolder(paths.dir, 'a KMS', LOCK_WAIT_MS);
   for (const file of [paths.key, paths.auditKey]) requireOwnSecret(file);
   const staticKeys = keyPairFromPrivate(readKeyFile(paths.key, KMS_KEY_KIND.channel));
-  const roots = RootKeys.load(paths.dir);
+  const roots = RootKeys.load(paths.dir, config.token);
+  life.started('root keys', async () => roots.close());
   const auditKey = readKeyFile(paths.auditKey, KMS_KEY_KIND.audit);
-  const { audit, torn } = KmsAudit.open(paths.auditLog, auditKey);
+  const { audit, torn } = KmsAudit.open(paths.auditLog, auditKey, Date.now, config.audit);
   if (torn > 0)
     log.warn({ bytes: torn }, 'the last line of the audit log was torn, and is cut off');
   const listen = options.child === true ? LOOPBACK : requireAddress(config.listen);

@@ -11,10 +11,11 @@ import {
 import { ChannelServer } from '../../src/net/channel-server.js';
 import type { KeyPair } from '../../src/protocol/channel/keys.js';
 import { type KmsRequest, kmsRequestSchema } from '../../src/protocol/kms-messages.js';
-import { PairwireError } from '../../src/runtime/errors.js';
+import { type ErrorCode, PairwireError, type PeerCode } from '../../src/runtime/errors.js';
 import type { Logger } from '../../src/runtime/log.js';
 import type { KmsAudit } from './audit-file.js';
 import type { KmsConfig } from './config.js';
+import { Quotas } from './quota.js';
 import type { RootKeys } from './root-keys.js';
 
 const SWEEP_MS = 10_000;
@@ -24,8 +25,14 @@ const TYPES: ReadonlySet<string> = new Set(
   kmsRequestSchema.options.map((option) => option.shape.t.value),
 );
 
+/** What a key server hears of an error; of all others, that it was refused. */
+const PEER_CODE: Partial<Record<ErrorCode, PeerCode>> = {
+  LIMIT: 'limit',
+  KMS_TOKEN: 'unavailable',
+};
+
 export interface KmsOptions {
-  readonly config: Pick<KmsConfig, 'subnet' | 'keyServers'>;
+  readonly config: Pick<KmsConfig, 'subnet' | 'keyServers' | 'limits'>;
   readonly roots: RootKeys;
   readonly audit: KmsAudit;
   readonly staticKeys: KeyPair;
@@ -38,11 +45,13 @@ export class Kms {
   readonly #options: KmsOptions;
   readonly #servers: ReadonlyMap<string, string>;
   readonly #channels: ChannelServer<KmsRequest>;
+  readonly #quotas: Quotas;
   readonly #sweeper: NodeJS.Timeout;
 
   private constructor(options: KmsOptions) {
     const { config, staticKeys, listen, log } = options;
     this.#options = options;
+    this.#quotas = new Quotas(config.limits);
     this.#servers = new Map(config.keyServers.map(({ server, key }) => [key, server]));
     this.#channels = new ChannelServer<KmsRequest>({
       listen,
@@ -54,8 +63,9 @@ export class Kms {
       onRequest: (session, request) => this.#request(session, request),
       onClose: ({ address, reason }) => {
         if (reason !== 'unknown_key') return;
-        log.warn({ address }, 'somebody unknown was turned away');
-        this.#refused('-', 'channel', address.slice(0, address.lastIndexOf(':')));
+        if (this.#refused('-', 'channel', address.slice(0, address.lastIndexOf(':')))) {
+          log.warn({ address }, 'somebody unknown was turned away');
+        }
       },
       onError: (err) => log.error({ err }, 'a request failed'),
       limits: CONNECTIONS,
@@ -101,14 +111,18 @@ export class Kms {
       return this.#handle(server, request);
     } catch (thrown) {
       if (!(thrown instanceof PairwireError)) throw thrown;
-      this.#refused(server, request.t, thrown.code);
-      log.warn({ err: thrown, server, type: request.t }, 'a request was refused');
-      throw new RequestError(thrown.code === 'LIMIT' ? 'limit' : 'refused');
+      // Its repeats are counted in the audit log: whoever is refused must not fill ours.
+      if (this.#refused(server, request.t, thrown.code)) {
+        log.warn({ err: thrown, server, type: request.t }, 'a request was refused');
+      }
+      throw new RequestError(PEER_CODE[thrown.code] ?? 'refused');
     }
   }
 
   #handle(server: string, request: KmsRequest): Answer {
     const { roots, audit, config } = this.#options;
+    const quotas = this.#quotas;
+    quotas.take(server, 'request');
     const owner = { subnet: config.subnet, server };
     const done = (detail: Record<string, string | number>): void =>
       audit.note({ actor: server, action: request.t, outcome: 'done', detail });
@@ -116,13 +130,21 @@ export class Kms {
       case 'ping':
         return {};
       case 'kms.status':
-        return { generation: roots.generation, generations: roots.generations };
+        return {
+          generation: roots.generation,
+          generations: roots.generations,
+          inToken: roots.inToken,
+          limited: quotas.refusals,
+          auditBytes: audit.size,
+        };
       case 'dek.make': {
+        quotas.take(server, 'make');
         const { id, key, sealed } = roots.makeDek(owner);
         done({ dek: id.toString('hex'), generation: roots.generation });
         return { dek: id, key, sealed };
       }
       case 'dek.open': {
+        quotas.take(server, 'open', request.deks.length);
         const keys = request.deks.map((dek) => roots.openDek(owner, dek));
         done({
           deks: request.deks.length,
@@ -132,6 +154,7 @@ export class Kms {
       }
       case 'root.rotate': {
         const before = roots.generation;
+        if (request.after === before) quotas.take(server, 'root');
         const generation = roots.rotate(request.after);
         if (generation !== before) done({ generation });
         return { generation };
@@ -139,9 +162,10 @@ export class Kms {
     }
   }
 
-  #refused(actor: string, action: string, reason: string): void {
+  /** @returns true for the first of its kind in a minute */
+  #refused(actor: string, action: string, reason: string): boolean {
     const { audit, log } = this.#options;
-    audit.refused(actor, action, reason, (err) =>
+    return audit.refused(actor, action, reason, (err) =>
       log.error({ err }, 'the audit log cannot be written'),
     );
   }

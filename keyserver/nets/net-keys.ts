@@ -20,7 +20,7 @@ import { TokenBuckets } from '../registry/token-bucket.js';
 import type { Services } from '../services.js';
 import type { Net, NetContact } from '../storage/store.js';
 import { type NetChange, netChange, netMark } from './net-change.js';
-import { inForceNow, madeNow } from './net-members.js';
+import { inForceNow, madeNow, mendNets } from './net-members.js';
 import { isSameFar, isSameSubnet, ownPorts, portsIn, prefixesFor } from './net-ports.js';
 import { keptAhead, linkAhead } from './net-time.js';
 
@@ -46,6 +46,8 @@ export interface NetKeysDeps {
   tellServer(member: Id): void;
   /** Tells the server that made it that our link ports can receive under a next generation. */
   confirmToMaker(net: Id, pwId: number): void;
+  /** Asks those who make keys of nets for them. */
+  askMakers(): void;
 }
 
 /** What a far key server says and asks. */
@@ -313,6 +315,22 @@ export class NetKeys {
 
   // ------------------------------------------------------------------------------ both
 
+  /** Gives nets with a broken seal another key, or has it told anew. @returns which */
+  async mend(actor: string, which?: readonly Id[]): Promise<readonly Id[]> {
+    const { store, log } = this.#services;
+    const mended = await store.write((tx) => mendNets(tx, this.#services, actor, which));
+    if (mended.length === 0) return [];
+    for (const entry of mended) {
+      this.#waiting.delete(entry.net);
+      this.#count('broken', entry.key === undefined ? 'forgotten' : 'forced');
+      this.changed(entry);
+    }
+    this.#deps.askMakers();
+    const nets = mended.map(({ net }) => net);
+    log.warn({ nets }, 'keys of nets that were not what had been sealed there are replaced');
+    return nets;
+  }
+
   /** Those who ask us may go by our time, and that has changed. */
   async #tellTime(): Promise<void> {
     for (const { member, key } of await this.#services.store.nets()) {
@@ -336,7 +354,9 @@ export class NetKeys {
   /** Prepares what is due, tells again who has not confirmed, commits when nobody is waited for. */
   async #round(): Promise<void> {
     const { store, now } = this.#services;
-    for (const entry of await store.nets()) {
+    const all = await store.anyNets();
+    if (all.some((entry) => 'isBroken' in entry)) await this.mend('-');
+    for (const entry of all) {
       const { net, key, member, next, dueAt } = entry;
       if (key === undefined) continue;
       if (next !== undefined) await this.#lookAfter(net);

@@ -86,7 +86,7 @@ export class NetLinks {
 
   /** Takes up the links that the store knows. */
   async resume(): Promise<void> {
-    for (const { net, contact } of await this.#services.store.nets()) {
+    for (const { net, contact } of await this.#services.store.anyNets()) {
       if (contact !== undefined) this.#open(net, contact);
     }
   }

@@ -135,6 +135,35 @@ export async function replaceNets(
 }
 
 /**
+ * Nets whose key is not what was sealed there: those made here get another key, above all numbers that the row names and in force at
+ * once, since nobody can be prepared for it; those that others make lose theirs, and it is asked for anew.
+ * @param which of them; all without it
+ */
+export async function mendNets(
+  tx: StoreTransaction,
+  services: Pick<Services, 'now' | 'settings' | 'audit'>,
+  actor: string,
+  which?: readonly Id[],
+): Promise<readonly Net[]> {
+  const mended: Net[] = [];
+  for (const entry of await tx.anyNets()) {
+    if (!('isBroken' in entry) || which?.includes(entry.net) === false) continue;
+    const { isBroken: _broken, ...row } = entry;
+    const changed = await tx.nextChange();
+    const pwId = numberAbove(row.pwId);
+    const net: Net =
+      row.member === undefined
+        ? { ...row, key: undefined, next: undefined, pwId: pwId - 1, changed }
+        : { ...row, ...madeNow(services), pwId, oldest: pwId, reason: 'broken', changed };
+    await tx.putNet(net);
+    const detail = { net: net.net, pwId: net.pwId };
+    await services.audit.append(tx, { actor, action: 'net_mended', outcome: 'done', detail });
+    mended.push(net);
+  }
+  return mended;
+}
+
+/**
  * Part of a revocation, or of an enrolment under another grant: the nets that the member spoke for are linked no
  * more, but for one. @returns them
  */

@@ -20,21 +20,34 @@ export class KeyRing {
   readonly #deks = new Map<string, Dek>();
   #active: Dek | undefined;
   #seals = 0;
+  #reserved = Number.POSITIVE_INFINITY;
   #broken = 0;
   readonly #told = new Set<string>();
   /** The MACs over rows, whose key is sealed by a DEK as well; undefined until `unlock` has it. */
   rows: RowGuard | undefined;
   /** Told of each place whose key is not what was sealed there, once. */
   onBroken: (error: PairwireError) => void = () => {};
+  /** Told once when half of what was counted ahead is used up. */
+  onUsed: () => void = () => {};
 
   /** @param store its id, part of what each key is bound to */
   constructor(store: Buffer) {
     this.#store = store;
   }
 
-  /** Keys sealed by the active DEK since it came. */
+  /** Keys that the active DEK has sealed, in all runs of the server: never fewer than there are. */
   get seals(): number {
     return this.#seals;
+  }
+
+  /** Adds what runs of the server before this one may have sealed by the active DEK. */
+  countBefore(seals: number): void {
+    this.#seals += seals;
+  }
+
+  /** So many seals of the active DEK stand in the database from now on, a block of them ahead. */
+  reserve(seals: number, block: number): void {
+    this.#reserved = seals - block / 2;
   }
 
   /** Keys that were not what had been sealed in their place. */
@@ -60,6 +73,7 @@ export class KeyRing {
     if (!active) return;
     this.#active = dek;
     this.#seals = 0;
+    this.#reserved = Number.POSITIVE_INFINITY;
   }
 
   /** The DEKs that open, and seal no more. */
@@ -77,6 +91,7 @@ export class KeyRing {
     if (dek === undefined || dek === this.#active) return;
     this.#active = dek;
     this.#seals = 0;
+    this.#reserved = Number.POSITIVE_INFINITY;
   }
 
   /** Forgets DEKs; never the active one. */
@@ -97,6 +112,10 @@ export class KeyRing {
   ): Buffer {
     if (this.#active === undefined) throw locked();
     this.#seals += 1;
+    if (this.#seals > this.#reserved) {
+      this.#reserved = Number.POSITIVE_INFINITY;
+      this.onUsed();
+    }
     return sealKey(this.#active, { store: this.#store, table, column, ids, pwId }, key);
   }
 

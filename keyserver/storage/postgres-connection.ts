@@ -70,6 +70,7 @@ interface Tally {
  * half of it on another connection would be committed by itself. Each statement settles, whatever the server does.
  */
 export class PostgresSession implements SqlConnection {
+  readonly batches = true;
   readonly #client: Client;
   readonly #socket: Socket;
   readonly #target: PostgresTarget;

@@ -225,10 +225,18 @@ export class PostgresDriver implements SqlDriver {
    */
   async waitForLease(
     signal: AbortSignal,
-    options: { readonly waiting?: (holder: string | undefined, failure: unknown) => void } = {},
+    options: {
+      readonly waiting?: (holder: string | undefined, failure: unknown) => void;
+      /** False while this process could do nothing with it. */
+      readonly mayTake?: () => boolean;
+    } = {},
   ): Promise<boolean> {
     let told: string | undefined;
     while (!signal.aborted) {
+      if (options.mayTake?.() === false) {
+        await pause(POLL_MS, signal);
+        continue;
+      }
       let state: string;
       let failure: unknown;
       let holder: string | undefined;

@@ -11,6 +11,8 @@ export type Row = Readonly<Record<string, unknown>>;
 
 /** One place where statements run: a reader that sees committed state, or a transaction. */
 export interface SqlConnection {
+  /** True where each statement costs a round trip, so many rows are changed by one; with VALUES and casts as PostgreSQL has them. */
+  readonly batches?: boolean;
   get(sql: string, params: readonly SqlValue[]): Promise<Row | undefined>;
   all(sql: string, params: readonly SqlValue[]): Promise<readonly Row[]>;
   /** @returns the number of rows changed */

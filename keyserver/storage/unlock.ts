@@ -115,15 +115,6 @@ export async function unlock(driver: SqlDriver, options: UnlockOptions): Promise
   return ring;
 }
 
-/** Has every DEK of a store opened, and keeps none: whether this KMS is the one to serve with. @throws PairwireError KMS_FAILED, STORE_FAILED */
-export async function tryDeks(driver: SqlDriver, service: DekService): Promise<void> {
-  const rows = await driver.reader.all('SELECT id, sealed FROM deks ORDER BY made_at, id', []);
-  const deks = rows.map((row) => ({ id: blob(row, 'id'), sealed: blob(row, 'sealed') }));
-  for (let at = 0; at < deks.length; at += MAX_DEKS) {
-    for (const key of await service.open(deks.slice(at, at + MAX_DEKS))) key.fill(0);
-  }
-}
-
 /** Where the version of the rows' MACs is noted outside of the database. */
 export function rowMarkOf(sealMark: string): string {
   return join(dirname(sealMark), ROW_MARK_NAME);
@@ -170,7 +161,7 @@ const ROW_KEY_ID = 'rows';
  * Opens the row key and the sums. Rows of a database from before they had MACs, and those that the operator accepts as they are, get MACs
  * here, all in one transaction.
  */
-async function unlockRows(
+export async function unlockRows(
   driver: SqlDriver,
   ring: KeyRing,
   store: Buffer,

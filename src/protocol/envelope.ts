@@ -129,10 +129,53 @@ export function sealDek(
   dek: Uint8Array,
   nonce: Uint8Array = nextNonce(),
 ): Buffer {
+  const header = dekHeader(root.generation);
+  return seal(root.key, header, dekData(header, owner), dek, nonce);
+}
+
+/** AES-256-GCM by a root key that is not at hand: in a PKCS#11 token. */
+export interface RemoteCipher {
+  /** @returns ciphertext and tag */
+  seal(nonce: Buffer, data: Buffer, plain: Uint8Array): Buffer;
+  /** @throws PairwireError SEAL_BROKEN for what it did not seal */
+  open(nonce: Buffer, data: Buffer, box: Uint8Array): Buffer;
+}
+
+/** Seals a DEK as `sealDek` does. @throws PairwireError as the cipher, SEAL_BROKEN if that gives something else than AES-256-GCM does */
+export function sealDekBy(
+  root: { readonly generation: number; readonly cipher: RemoteCipher },
+  owner: readonly FieldValue[],
+  dek: Uint8Array,
+): Buffer {
+  const header = dekHeader(root.generation);
+  const nonce = Buffer.from(nextNonce());
+  const box = root.cipher.seal(nonce, dekData(header, owner), dek);
+  if (box.length !== KEY_SIZE + TAG_SIZE) throw broken('a DEK');
+  return Buffer.concat([header, nonce, box]);
+}
+
+/** Opens a DEK as `openDek` does. @throws PairwireError SEAL_BROKEN, and as the cipher */
+export function openDekBy(
+  cipher: RemoteCipher,
+  owner: readonly FieldValue[],
+  sealed: Uint8Array,
+): Buffer {
+  const header = sealed.subarray(0, 1 + GENERATION_SIZE);
+  if (sealed.length !== SEALED_DEK_SIZE || sealed[0] !== VERSION) throw broken('a DEK');
+  const from = header.length + NONCE_SIZE;
+  const nonce = Buffer.from(sealed.subarray(header.length, from));
+  return cipher.open(nonce, dekData(header, owner), sealed.subarray(from));
+}
+
+function dekHeader(generation: number): Buffer {
   const header = Buffer.alloc(1 + GENERATION_SIZE);
   header.writeUInt8(VERSION);
-  header.writeUInt32BE(root.generation, 1);
-  return seal(root.key, header, fields(LABEL.dek, header, ...owner), dek, nonce);
+  header.writeUInt32BE(generation, 1);
+  return header;
+}
+
+function dekData(header: Uint8Array, owner: readonly FieldValue[]): Buffer {
+  return Buffer.from(fields(LABEL.dek, header, ...owner));
 }
 
 /** The generation of the root key that sealed a DEK; undefined for what is none. */
@@ -145,7 +188,7 @@ export function generationOf(sealed: Uint8Array): number | undefined {
 export function openDek(root: KeyObject, owner: readonly FieldValue[], sealed: Uint8Array): Buffer {
   const header = sealed.subarray(0, 1 + GENERATION_SIZE);
   if (sealed.length !== SEALED_DEK_SIZE || sealed[0] !== VERSION) throw broken('a DEK');
-  return open(root, header.length, fields(LABEL.dek, header, ...owner), sealed, 'a DEK');
+  return open(root, header.length, dekData(header, owner), sealed, 'a DEK');
 }
 
 function seal(

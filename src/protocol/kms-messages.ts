@@ -40,6 +40,12 @@ export const kmsAnswerSchemas = {
     generation,
     /** Generations of the root key that it has. */
     generations: z.array(generation).max(1_024),
+    /** Those of them that are in a PKCS#11 token. */
+    inToken: z.array(generation).max(1_024).default([]),
+    /** Requests of all key servers that went over a limit of kms.yaml, since the KMS began. */
+    limited: z.int().nonnegative().default(0),
+    /** Bytes of the file of its log that it writes to. */
+    auditBytes: z.int().nonnegative().default(0),
   }),
   'dek.make': z.object({ dek: dekId, key: bytesSchema(KEY_SIZE), sealed: sealedDek }),
   'dek.open': z.object({ keys: z.array(bytesSchema(KEY_SIZE)).max(MAX_DEKS) }),

@@ -603,10 +603,18 @@ export const answerSchemas = {
     id: requestId,
     connected: z.boolean(),
     generations: z.array(z.int().positive()).max(1_024),
+    /** Those of them that are in a PKCS#11 token. */
+    inToken: z.array(z.int().positive()).max(1_024).default([]),
+    /** Requests of all key servers that went over a limit of kms.yaml, since the KMS began. */
+    limited: z.int().nonnegative().default(0),
+    /** Bytes of the file of its log that it writes to. */
+    auditBytes: z.int().nonnegative().default(0),
     deks: z.int().nonnegative(),
     since: z.int().nonnegative(),
     resealing: z.boolean(),
     resealed: z.int().nonnegative(),
+    /** Keys that the active DEK has sealed, at most. */
+    seals: z.int().nonnegative().default(0),
     broken: z.int().nonnegative(),
   }),
   'kms.rotate': z.object({ t: z.literal('ok'), id: requestId, generation: z.int().positive() }),

@@ -39,6 +39,7 @@ export const ERROR_CODES = [
   'SEAL_BROKEN',
   'ROW_BROKEN',
   'KMS_FAILED',
+  'KMS_TOKEN',
   'BACKUP_DAMAGED',
   'BACKUP_REFUSED',
   'REFUSED',

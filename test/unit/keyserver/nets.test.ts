@@ -88,6 +88,43 @@ describe('peered key servers', () => {
       .request({ t: 'rekey', net, force }, { parse: (it) => answerSchemas.rekey.parse(it) });
   }
 
+  it('replace a key that somebody broke in the database: where it is made, and where it was learned', async () => {
+    await peered();
+    const [gate, port] = [await link(west, 'gate'), await link(east, 'port')];
+    const before = await atEast();
+    const breakIt = (subnet: TestSubnet) =>
+      subnet.driver.transaction((sql) =>
+        sql.run('UPDATE nets SET key = ?', [Buffer.concat([Buffer.from([1]), randomBytes(68)])]),
+      );
+    await breakIt(east);
+    await until(() => told(port)?.kind === 'net', 'the link port at home to be told');
+    await until(async () => (await atWest())?.pwId === 2, 'the far server to learn it');
+    const made = await atEast();
+    expect(made).toMatchObject({ pwId: 2, oldest: 2, reason: 'broken' });
+    expect(made?.key?.equals(before?.key ?? Buffer.alloc(0))).toBe(false);
+    await until(
+      () => (told(gate) as { pwId?: number } | undefined)?.pwId === 2,
+      'the far link port',
+    );
+
+    // Only the maker makes one: here it is asked for again.
+    await breakIt(west);
+    await until(async () => {
+      const learned = await atWest().catch(() => undefined);
+      return learned?.key?.equals(made?.key ?? Buffer.alloc(0)) === true;
+    }, 'it to be learned anew');
+    expect((await atEast())?.pwId).toBe(2);
+    for (const subnet of [east, west]) {
+      expect((await subnet.audit()).filter(({ action }) => action === 'net_mended')).toHaveLength(
+        1,
+      );
+    }
+    // By command, whichever comes first: that, or the next round.
+    await breakIt(east);
+    expect(await rekey(east, 'west', true)).toMatchObject({ nets: 1 });
+    expect((await atEast())?.pwId).toBeGreaterThan(2);
+  });
+
   it('have one key, which link ports get with what may be behind it, and nobody else', async () => {
     await peered();
     const [made, learned] = [await atEast(), await atWest()];

@@ -400,7 +400,14 @@ describe('a key server on rows that somebody has changed', () => {
       connected: true,
       make: () => service.make(),
       open: service.open.bind(service),
-      status: () => Promise.resolve({ generation: 1, generations: [1] }),
+      status: () =>
+        Promise.resolve({
+          generation: 1,
+          generations: [1],
+          inToken: [],
+          limited: 0,
+          auditBytes: 0,
+        }),
       rotateRoot: () => Promise.resolve(1),
     };
     const vault = new KeyVault(subnet.driver, ring, kms, {
