@@ -119,7 +119,7 @@ export class Rekey {
   }
 
   /**
-   * Renews the key of pairs. One that has a next generation already gets no other.
+   * Renews the key of pairs. One that has a next generation already gets no other; forced, that one is in force.
    * One with a broken seal is mended, unless another server makes it.
    * @param force puts it in force without waiting for the ends
    * @returns how many were prepared, or put in force
@@ -147,7 +147,11 @@ export class Rekey {
         for (const [at, pair] of batch.entries()) {
           const next = { key: drawn.subarray(at * KEY_SIZE, (at + 1) * KEY_SIZE), reason };
           const prepared =
-            pair.key === undefined ? undefined : await tx.prepareNext(pair, next, number++);
+            pair.key === undefined
+              ? undefined
+              : ((await tx.prepareNext(pair, next, number++)) ??
+                // What is prepared waits for an end, and shall not any more: no other one has its number.
+                (force ? await this.#preparedBefore(tx, pair) : undefined));
           if (prepared === undefined) {
             // Also one whose seal was broken since it was read.
             const whole = await this.#mendIn(tx, pair, next.key, number++);
@@ -162,7 +166,10 @@ export class Rekey {
       });
       const { changed, mended } = done;
       metrics.rekeys.inc({ reason, step: force ? 'forced' : 'prepared' }, changed.length);
-      for (const pair of changed) if (!force) this.#wait(pair, this.#elapsed(), reason);
+      for (const pair of changed) {
+        if (force) this.#waiting.delete(nameOf(pair));
+        else this.#wait(pair, this.#elapsed(), reason);
+      }
       this.#countMended(mended);
       renewed += changed.length + mended.length;
       // A member of many pairs is told of them, and confirms them, together.
@@ -171,6 +178,16 @@ export class Rekey {
     }
     tell();
     return renewed;
+  }
+
+  async #preparedBefore(
+    tx: StoreTransaction,
+    { a, b }: PairEnds,
+  ): Promise<(ToldPair & Pick<ConfirmedPair, 'next'>) | undefined> {
+    const pair = await tx.anyPair(a, b);
+    if (pair?.key === undefined || pair.maker !== undefined) return undefined;
+    const { next } = pair;
+    return next === undefined ? undefined : { ...pair, next };
   }
 
   /** The pair of two members, all pairs of one, or all there are. */

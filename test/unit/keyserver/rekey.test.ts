@@ -119,6 +119,16 @@ describe('rekeying', () => {
     expect(after?.key.equals(next?.key ?? Buffer.alloc(0))).toBe(true);
   });
 
+  it('by force puts what was prepared in force, whoever has not confirmed it', async () => {
+    await rekey();
+    const next = (await stored())?.next;
+    expect(await rekey({ a: 'bob', force: true })).toBe(1);
+    expect(await stored()).toMatchObject({ pwId: 2, key: next?.key, next: undefined });
+    await until(() => both((told) => told?.pwId === 2), 'it at both');
+    expect(await rekey({ a: 'bob', force: true })).toBe(1);
+    expect((await stored())?.pwId).toBe(3);
+  });
+
   it('by force is in force at once; an end that was not told asks: case 1', async () => {
     expect(await rekey({ a: 'bob', force: true })).toBe(1);
     expect((await stored())?.pwId).toBe(2);
