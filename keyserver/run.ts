@@ -190,6 +190,7 @@ async function serve(
   const server = await KeyServer.start({
     store,
     vault,
+    kms: kms.client,
     listen: listenAddresses(config),
     ...own,
     net: ownNet(config),

@@ -2,12 +2,14 @@
 import { randomBytes } from 'node:crypto';
 import { existsSync, readdirSync, renameSync, rmdirSync, rmSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
+import { keyPairFromPrivate } from '../../src/protocol/channel/keys.js';
 import { KEY_SIZE } from '../../src/protocol/constants.js';
 import type { Id } from '../../src/protocol/ids.js';
 import { generateRawKeyPair } from '../../src/protocol/public-keys.js';
 import { messageOf, PairwireError } from '../../src/runtime/errors.js';
 import {
   makeSecretFolder,
+  readKeyFile,
   syncPath,
   writeFileAtomic,
   writeKeyFile,
@@ -21,6 +23,8 @@ export interface NewKms {
   readonly server: Id;
   /** Public channel key of that key server. */
   readonly serverKey: Uint8Array;
+  /** The operator's public key. */
+  readonly operator: Uint8Array;
 }
 
 /**
@@ -47,13 +51,18 @@ export function hasKms(dir: string): boolean {
   }
 }
 
+/** The public channel key of the KMS in a folder. @throws PairwireError FILE_UNREADABLE, FILE_MODE */
+export function kmsPublicKey(dir: string): Buffer {
+  return keyPairFromPrivate(readKeyFile(kmsPaths(dir).key, KMS_KEY_KIND.channel)).publicKey;
+}
+
 /**
  * Makes root key, channel key, audit key and kms.yaml, in a folder that gets its name when it is whole. What is in a folder
  * of that name already is never touched.
  * @returns the root key, for the first DEK
  * @throws PairwireError FILE_EXISTS
  */
-export function makeKms(dir: string, { subnet, server, serverKey }: NewKms): RootKeys {
+export function makeKms(dir: string, { subnet, server, serverKey, operator }: NewKms): RootKeys {
   if (hasKms(dir)) {
     throw new PairwireError('FILE_EXISTS', 'there is a KMS in this folder already', { where: dir });
   }
@@ -74,9 +83,11 @@ export function makeKms(dir: string, { subnet, server, serverKey }: NewKms): Roo
   for (const secret of [channel.privateKey, auditKey]) secret.fill(0);
   RootKeys.make(paths.dir);
   const key = Buffer.from(serverKey).toString('base64url');
-  writeFileAtomic(paths.config, kmsConfigText({ subnet, keyServers: [{ server, key }] }), {
-    exclusive: true,
-  });
+  const config = {
+    ...{ subnet, operator: Buffer.from(operator).toString('base64url') },
+    keyServers: [{ server, key }],
+  };
+  writeFileAtomic(paths.config, kmsConfigText(config), { exclusive: true });
   if (existsSync(dir)) rmdirSync(dir);
   renameSync(making, dir);
   // Before anything is sealed by it.

@@ -35,6 +35,16 @@ function storeOwner({ subnet, server }: Owner, id: Uint8Array): readonly FieldVa
   return ['store', subnet, server, id];
 }
 
+/** What the DEK of an identity document belongs to. */
+export interface DocumentOwner {
+  readonly subnet: string;
+  readonly id: string;
+}
+
+function documentOwner({ subnet, id }: DocumentOwner): readonly FieldValue[] {
+  return ['identity', subnet, id];
+}
+
 /** A key server. */
 export interface Owner {
   readonly subnet: string;
@@ -114,6 +124,23 @@ export class RootKeys {
       throw new PairwireError('SEAL_BROKEN', `a sealed DEK has ${SEALED_DEK_SIZE} bytes`);
     }
     return openDek(this.#root(generation), storeOwner(owner, id), sealed);
+  }
+
+  /** Makes a DEK for an identity document. The caller wipes `key`. */
+  makeDocumentDek(owner: DocumentOwner): { readonly key: Buffer; readonly sealed: Buffer } {
+    const key = randomBytes(KEY_SIZE);
+    const { generation } = this;
+    const root = { generation, key: this.#root(generation) };
+    return { key, sealed: sealDek(root, documentOwner(owner), key) };
+  }
+
+  /** @throws PairwireError SEAL_BROKEN, KMS_FAILED as `openDek` */
+  openDocumentDek(owner: DocumentOwner, sealed: Uint8Array): Buffer {
+    const generation = generationOf(sealed);
+    if (generation === undefined) {
+      throw new PairwireError('SEAL_BROKEN', `a sealed DEK has ${SEALED_DEK_SIZE} bytes`);
+    }
+    return openDek(this.#root(generation), documentOwner(owner), sealed);
   }
 
   #root(generation: number): KeyObject {

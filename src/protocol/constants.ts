@@ -65,6 +65,10 @@ export const LABEL = {
   ticket: 'pairwire/1 ticket',
   kmsAudit: 'pairwire/1 kms audit',
   kmsIdentity: 'pairwire/1 kms identity',
+  kmsDocument: 'pairwire/1 kms document',
+  kmsTicket: 'pairwire/1 kms ticket',
+  kmsExchange: 'pairwire/1 kms exchange',
+  identityChange: 'pairwire/1 identity change',
   backup: 'pairwire/1 backup',
 } as const;
 

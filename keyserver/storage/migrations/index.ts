@@ -11,6 +11,7 @@ import { netPorts } from './0008-net-ports.js';
 import { cascade } from './0009-cascade.js';
 import { cascadeCare } from './0010-cascade-care.js';
 import { deks } from './0011-deks.js';
+import { identities } from './0012-identities.js';
 import type { Migration } from './migration.js';
 
 export const MIGRATIONS: readonly Migration[] = [
@@ -25,6 +26,7 @@ export const MIGRATIONS: readonly Migration[] = [
   cascade,
   cascadeCare,
   deks,
+  identities,
 ];
 
 /** The version of a database that this program has brought up to date. */

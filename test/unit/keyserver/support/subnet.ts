@@ -76,7 +76,8 @@ export class TestSubnet extends SubnetFolder {
       dir,
       listen: '127.0.0.1:7900',
       advertise: [],
-      settings: options.settings ?? {},
+      // No KMS runs beside it, unless a test starts one.
+      settings: { identity: 'off', ...options.settings },
       ...(await storeChoice()),
     });
     const subnet = new TestSubnet(dir, options);
