@@ -35,6 +35,8 @@ import { messageOf, PairwireError } from '../../src/runtime/errors.js';
 const TOGETHER = 2;
 const RETRY_FIRST = 200;
 const RETRY_LAST = 30_000;
+/** The same for one that is pinned and has no document: it may be away for good, and says so itself when it comes. */
+const RETRY_PINNED = 600_000;
 /** A peer that was refused is looked at again after so long: its key server may have been mended. */
 const REFUSED_AGAIN = 60_000;
 /** The seal of our own document is renewed after so long, and when the gateway starts: a KMS may seal by another root key now. */
@@ -296,7 +298,8 @@ export class Identities {
       const wanted = asked.get(id);
       if (wanted === undefined) continue;
       wanted.tries += 1;
-      wanted.at = performance.now() + this.#backoff(wanted.tries);
+      const last = wanted.isPinned ? RETRY_PINNED : RETRY_LAST;
+      wanted.at = performance.now() + this.#backoff(wanted.tries, last);
     }
     // Who was pinned before is no problem of today.
     const [first, ...others] = [...missing].filter((id) => asked.get(id)?.isPinned === false);
@@ -396,8 +399,8 @@ export class Identities {
     return question.answer(await this.#deps.server.exchange(question.message));
   }
 
-  #backoff(failures: number): number {
-    const ceiling = Math.min(RETRY_LAST, RETRY_FIRST * 2 ** Math.min(failures - 1, 10));
+  #backoff(failures: number, last = RETRY_LAST): number {
+    const ceiling = Math.min(last, RETRY_FIRST * 2 ** Math.min(failures - 1, 12));
     return ceiling / 2 + (this.#random() * ceiling) / 2;
   }
 
