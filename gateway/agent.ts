@@ -49,6 +49,7 @@ import {
   splitHostPort,
 } from './config.js';
 import { AuditHeads, alarmText } from './control/audit-heads.js';
+import { Identities } from './control/identities.js';
 import { Misses } from './control/misses.js';
 import { machineDigest, type Registration, Session } from './control/session.js';
 import { DataPlaneLink } from './dataplane/link.js';
@@ -157,6 +158,7 @@ export class Agent extends EventEmitter<AgentEvents> {
   readonly #time: ServerTime;
   readonly #channel: ChannelClient;
   readonly #session: Session;
+  readonly #identities: Identities;
   readonly #auditHeads: AuditHeads;
   readonly #control: ControlSocket;
   readonly #rates = new Rates();
@@ -210,11 +212,32 @@ export class Agent extends EventEmitter<AgentEvents> {
       this.#log.warn({ differenceMs: Math.round(differenceMs) }, 'key-server time has jumped'),
     );
     const now = (): number => this.#time.now();
+    const { keys, membership, member } = this.#identity;
+    this.#identities = new Identities({
+      ...{ id: config.member, home: member.grant.home, membership, channel: keys.channel },
+      server: {
+        get: (ids) => this.#session.identityServer.get(ids),
+        put: (pair) => this.#session.identityServer.put(pair),
+        exchange: (message) => this.#session.identityServer.exchange(message),
+      },
+      pins: this.#pins,
+      onConfirmed: (id) => {
+        this.#table.takeAgain(id);
+        this.#fetchKeys();
+      },
+      onRefused: (id, error) => this.#table.refuse(id as Id, error),
+      onMode: () => this.#table.takeAgain(),
+      onProblem: (problem) => {
+        if (problem === undefined) this.#log.info('the KMS confirms who peers are again');
+        else this.#log.warn({ problem }, 'not everybody is confirmed by the KMS: trying again');
+      },
+    });
     this.#verifier = new Verifier({
       subnet: config.subnet,
       operator: importPublic('ed25519', operator),
       pins: this.#pins,
       now,
+      judge: (peer, isThere) => this.#identities.judge(peer, isThere),
     });
     this.#link = new DataPlaneLink(
       options.dataPlaneSocket,
@@ -229,7 +252,14 @@ export class Agent extends EventEmitter<AgentEvents> {
     this.#table = new PeerTable({
       self: this.#self,
       port: PORT,
-      verifier: this.#verifier,
+      verifier: {
+        peer: (record) => this.#verifier.peer(record),
+        revoked: (id, number) => this.#verifier.revoked(id, number),
+        forget: (id) => {
+          this.#verifier.forget(id);
+          this.#identities.forget(id);
+        },
+      },
       dataPlane: this.#link,
       acceptsEndpoint: (endpoint) => this.#acceptsEndpoint(endpoint),
       isNear: (endpoint) => isOnOwnNetwork(endpoint.ip),
@@ -353,9 +383,10 @@ export class Agent extends EventEmitter<AgentEvents> {
       outside: this.#outside,
       bindings: this.#bindings,
       verifier: this.#verifier,
+      identities: this.#identities,
       auditHeads: this.#auditHeads,
       handlers: {
-        registered: (registration) => this.#registered(registration),
+        registered: (registration, sealed) => this.#registered(registration, sealed),
         relay: (offer) => this.#setRelay(offer),
         settings: (settings, record) => this.#newSettings(settings, record),
         refused: (what, error) => this.#refused(what, error),
@@ -402,6 +433,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     this.#reporter.stop();
     this.#claims.stop();
     this.#guarded.stop();
+    this.#identities.stop();
     const sessionEnded = this.#session.stop();
     this.#channel.stop();
     await sessionEnded;
@@ -735,7 +767,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     this.#session.onState(state);
   }
 
-  async #registered(registration: Registration): Promise<void> {
+  async #registered(registration: Registration, sealed: boolean): Promise<void> {
     const { index, tag } = registration;
     // Before there is an index nothing is sent, so no frame goes out with a wrong tag.
     if (this.#state.setTag(tag) && this.#config.transport.kind === 'ethernet') {
@@ -743,6 +775,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     }
     await this.#boots.registered(registration);
     this.#log.info({ index }, 'registered with the key server');
+    this.#identities.registered(sealed);
     this.#reporter.registered();
     this.#claims.registered();
     this.#guarded.registered();
@@ -784,6 +817,7 @@ export class Agent extends EventEmitter<AgentEvents> {
   #useSettings(settings: Settings): void {
     this.#settings = settings;
     this.#table.useSettings(settings);
+    this.#identities.useSettings(settings);
     this.#boots.setInterval(settings.bootSeconds);
   }
 
@@ -1014,6 +1048,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       claims: this.#claims.status,
       guardedTold: this.#guarded.told,
       auditHeads: this.#auditHeads,
+      identities: this.#identities.status,
       stats,
       rates: this.#rates,
     });

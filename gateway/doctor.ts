@@ -602,7 +602,19 @@ function checkOperatorKey(subject: Subject): Verdict {
   const status = subject.status;
   if (status === undefined || status.settings === null) return ok('pinned at join');
   const text = `pinned: ${status.operator.fingerprint}; verify: ${status.settings.verify}`;
-  return status.settings.verify === 'verify'
-    ? ok(`${text}; whether it lies on the key server can't be seen from here`)
-    : warn(text, 'the key server is believed: let the operator turn verify on');
+  const turnOn = 'pairwire settings --identity verify, at the key server';
+  if (status.settings.verify !== 'verify') {
+    return warn(text, `the KMS is not asked who peers are: ${turnOn}`);
+  }
+  const { mode, own, refused } = status.identities;
+  if (mode === 'unnamed') {
+    return warn(`${text}, but the settings name no KMS of our key server`, turnOn);
+  }
+  if (refused > 0 || own === 'taken') {
+    return fail(
+      `${text}; the KMS contradicts the key server (see \`pairwire status\`)`,
+      'somebody may pretend to be a member: ask the operator; the audit log of the KMS says who registered what',
+    );
+  }
+  return ok(`${text}; whether it lies on the key server can't be seen from here`);
 }

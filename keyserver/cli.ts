@@ -43,6 +43,8 @@ import {
   requireHostPort,
 } from './config.js';
 import { choose, DEFAULT_SERVER, initSubnet, type SettingsChoice } from './init.js';
+import { kmsPaths, loadKmsConfig } from './kms/config.js';
+import { kmsPublicKey } from './kms/folder.js';
 import { kmsCommands } from './kms-commands.js';
 import { peerCommands } from './peer-commands.js';
 import { policyCommands } from './policy-commands.js';
@@ -69,6 +71,7 @@ export function keyserverCommands(program: Command): void {
 // ------------------------------------------------------------------------------ init
 
 interface SettingsFlags {
+  readonly identity?: Settings['verify'];
   readonly hold?: string;
   readonly suite?: Suite;
   readonly freshness?: string;
@@ -342,7 +345,9 @@ function settingsCommand(program: Command): void {
     .addHelpText('after', example('pairwire settings --dir /etc/pairwire/east --freshness 10s'))
     .action(
       action(async (target, flags: SettingsCommandFlags) => {
-        const choice = settingsChoice(flags);
+        const chosen = settingsChoice(flags);
+        const kms = flags.identity === undefined ? undefined : namedKms(flags.dir);
+        const choice = { ...chosen, kms };
         const wanted = Object.values(choice).some((value) => value !== undefined);
         const settings = wanted
           ? await changeSettings(flags, (current, version) => choose(current, version, choice))
@@ -352,9 +357,35 @@ function settingsCommand(program: Command): void {
     );
 }
 
-function printSettings(target: OutputTarget, { policy, ...settings }: Settings): void {
+function printSettings(target: OutputTarget, { policy, kms = [], ...settings }: Settings): void {
+  const named = kms.map(({ server, key }) => ({
+    ...{ server, key: Buffer.from(key).toString('base64url') },
+  }));
+  if (target.json) {
+    printFields(target, { ...settings, kms: named, policy });
+    return;
+  }
   const seen = policy === undefined ? {} : { policy: 'see `pairwire policy show`' };
-  printFields(target, target.json ? { ...settings, policy } : { ...settings, ...seen });
+  const who = named.map(({ server, key }) => `${server} ${key}`).join(', ');
+  printFields(target, { ...settings, kms: who || 'none named', ...seen });
+}
+
+/** The KMS of a key server's folder, for the settings that name it. @throws PairwireError CONFIG_INVALID for one that keeps no identities */
+function namedKms(dir: string): SettingsChoice['kms'] {
+  const config = loadKeyServerConfig(dir);
+  const { server } = config;
+  if (config.kms.key !== undefined) {
+    return { server, key: Buffer.from(config.kms.key, 'base64url') };
+  }
+  const paths = pathsOf(dir, config);
+  if (loadKmsConfig(paths.kms).operator === undefined) {
+    const operator = readKeyFile(paths.operatorPublic, KEY_KIND.operatorPublic, { public: true });
+    throw new PairwireError('CONFIG_INVALID', 'the KMS does not know the operator key', {
+      where: kmsPaths(paths.kms).config,
+      hint: `write "operator: ${operator.toString('base64url')}" into it, and start the key server again`,
+    });
+  }
+  return { server, key: kmsPublicKey(paths.kms) };
 }
 
 // ----------------------------------------------------------------------------- rekey
@@ -606,6 +637,12 @@ function settingsOptions(command: Command): Command {
       '--hold <n>',
       "frames held for each destination while its key is fetched; 0: the documents' own rule",
     )
+    .addOption(
+      new Option(
+        '--identity <mode>',
+        'whether gateways have the KMS confirm who a peer unknown so far is (default of a new subnet: verify)',
+      ).choices(['verify', 'off']),
+    )
     .addOption(new Option('--suite <suite>', 'AEAD of sealed frames').choices(SUITES))
     .option('--freshness <time>', 'largest age of a frame, as 30s; 0s turns the check off')
     .option('--lease <time>', 'how long a gateway without key server uses its keys, as 24h')
@@ -635,6 +672,7 @@ function settingsChoice(flags: SettingsFlags): SettingsChoice {
   const { hold, suite, freshness, lease, rekey, rekeyBoot, rekeyGroup, replicate } = flags;
   const { unknown, defaultPlain } = flags;
   return {
+    identity: flags.identity,
     suite,
     unknown,
     defaultPlain:

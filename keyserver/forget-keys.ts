@@ -3,7 +3,7 @@
  * and records go on under a new KMS. Each pair, group and net whose key is made here gets another one, above all numbers of before, so
  * members take it as any newer one; what other servers make is told by them again.
  *
- *   KMS of before moved aside -> new KMS -> its first DEK in the database instead of all others -> group and nets -> pairs
+ *   KMS of before moved aside -> new KMS with what did not hang on root keys -> its first DEK in the database instead of all others -> group and nets -> pairs
  *
  * Killed in the middle, it goes on when it is run again; and a server that starts instead mends the rest one by one.
  */
@@ -124,6 +124,8 @@ async function forgetIn(
         await sql.run('DELETE FROM deks', []);
         // The key of the rows' MACs is lost with the others.
         await sql.run('DELETE FROM row_keys', []);
+        // Members seal their documents anew when they register, and the KMS knows which those are.
+        await sql.run('DELETE FROM identities', []);
         await insertDek(sql, made, Date.now());
         await sql.run('DELETE FROM meta WHERE name = ?', ['forgetting']);
         await sql.run('INSERT INTO meta (name, value) VALUES (?, ?)', [
@@ -196,7 +198,9 @@ async function newKms(
     renameSync(paths.kms, before);
   }
   const { subnet, server } = config;
-  const roots = makeKms(paths.kms, { subnet, server, serverKey: keys.publicKey });
+  const operator = readKeyFile(paths.operatorPublic, KEY_KIND.operatorPublic, { public: true });
+  const whom = { subnet, server, serverKey: keys.publicKey, operator, inPlaceOf: before };
+  const roots = makeKms(paths.kms, whom);
   return { service: new LocalDeks(roots, { subnet, server }), before, close: () => {} };
 }
 

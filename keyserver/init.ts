@@ -45,8 +45,9 @@ import {
 } from './config.js';
 import { groupInterval, installSettings } from './current-settings.js';
 import { makeGroupKey } from './keys/group-key.js';
-import { makeKms } from './kms/folder.js';
+import { kmsPublicKey, makeKms } from './kms/folder.js';
 import { LocalDeks } from './kms/local-deks.js';
+import type { RootKeys } from './kms/root-keys.js';
 import { openDatabase } from './storage/open.js';
 import { isPostgres } from './storage/postgres-target.js';
 import { initialiseStore, openStore } from './storage/sql-store.js';
@@ -58,6 +59,10 @@ export const DEFAULT_SERVER = 's1' as Id;
 
 /** Settings that `init` and `settings` can choose. */
 export interface SettingsChoice {
+  /** Whether gateways have the KMS confirm who a peer is. */
+  readonly identity?: Settings['verify'] | undefined;
+  /** The KMS of a key server, to be named from now on. */
+  readonly kms?: { readonly server: Id; readonly key: Uint8Array } | undefined;
   readonly hold?: number | undefined;
   readonly suite?: Suite | undefined;
   readonly freshnessMs?: number | undefined;
@@ -113,9 +118,13 @@ export function defaultSettings(subnet: Id): Settings {
 
 /** Settings with what was chosen in place. */
 export function choose(before: Settings, version: number, choice: SettingsChoice): Settings {
+  const { kms } = choice;
+  const others = (before.kms ?? []).filter(({ server }) => server !== kms?.server);
   return {
     ...before,
     version,
+    verify: choice.identity ?? before.verify,
+    ...(kms === undefined ? {} : { kms: [...others, kms] }),
     suite: choice.suite ?? before.suite,
     freshnessMs: choice.freshnessMs ?? before.freshnessMs,
     hold: choice.hold ?? before.hold,
@@ -277,6 +286,8 @@ export interface NewStore extends Omit<StoreMeta, 'epoch'> {
   readonly admin: Signed;
   readonly now: number;
   readonly auditDetail: Readonly<Record<string, string>>;
+  /** The root key of a KMS that was made already. */
+  readonly roots?: RootKeys;
   /** Stores the group key and whatever else there is. */
   fill(tx: StoreTransaction): Promise<void>;
 }
@@ -291,7 +302,9 @@ export async function makeStore(
   const driver = await openDatabase(paths, { create: true });
   await initialiseStore(driver, { ...made, epoch: randomBytes(8) });
   // Both are made here, so this once the root key is at hand; from the first start on only the KMS has it.
-  const roots = makeKms(paths.kms, { subnet, server, serverKey: serverPublic });
+  const { operator: operatorKey } = made;
+  const whom = { subnet, server, serverKey: serverPublic, operator: operatorKey };
+  const roots = made.roots ?? makeKms(paths.kms, whom);
   const service = new LocalDeks(roots, { subnet, server });
   const store = await openStore(driver, {
     ring: await unlock(driver, { service, markFile: paths.sealMark }),
@@ -348,9 +361,14 @@ async function makeFirst(
   const operatorPublic = publicOf(operator);
   const keys = writeServerKeys(paths, operatorPublic);
   const now = Date.now();
-  const settings = choose(defaultSettings(subnet), 1, choice);
+  const { serverPublic } = keys;
+  const roots = makeKms(paths.kms, {
+    ...{ subnet, server, serverKey: serverPublic, operator: operatorPublic },
+  });
+  const kms = [{ server, key: kmsPublicKey(paths.kms) }];
+  const settings = choose({ ...defaultSettings(subnet), kms }, 1, choice);
   await makeStore(paths, keys, {
-    ...{ subnet, server, tag: randomInt(0, 64), operator: operatorPublic, number: 0, now },
+    ...{ subnet, server, tag: randomInt(0, 64), operator: operatorPublic, number: 0, now, roots },
     settings: signRecord(LABEL.settings, { ...settings }, operator),
     admin: adminGrant(subnet, server, operator, now),
     auditDetail: { subnet },

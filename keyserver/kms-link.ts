@@ -1,13 +1,12 @@
 /** The KMS of a key server: the one that its configuration names, or a child in the folder `kms`, which is made if there is none. */
 import { parseChannelAddress } from '../src/net/address.js';
-import { type KeyPair, keyPairFromPrivate } from '../src/protocol/channel/keys.js';
+import type { KeyPair } from '../src/protocol/channel/keys.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
 import type { Logger } from '../src/runtime/log.js';
-import type { KeyServerConfig, KeyServerPaths } from './config.js';
+import { KEY_KIND, type KeyServerConfig, type KeyServerPaths } from './config.js';
 import { KmsClient } from './kms/client.js';
-import { KMS_KEY_KIND, kmsPaths } from './kms/config.js';
-import { hasKms, makeKms } from './kms/folder.js';
+import { hasKms, kmsPublicKey, makeKms } from './kms/folder.js';
 import { KmsProcess } from './kms-process.js';
 
 /** The channel to a KMS, and the process if it is ours. */
@@ -68,12 +67,11 @@ export async function linkKms(
       });
     }
     const { subnet, server } = config;
-    makeKms(paths.kms, { subnet, server, serverKey: keys.publicKey });
+    const operator = readKeyFile(paths.operatorPublic, KEY_KIND.operatorPublic, { public: true });
+    makeKms(paths.kms, { subnet, server, serverKey: keys.publicKey, operator });
     log.warn({ folder: paths.kms }, 'made a KMS: back its root key up, apart from the database');
   }
-  const { publicKey } = keyPairFromPrivate(
-    readKeyFile(kmsPaths(paths.kms).key, KMS_KEY_KIND.channel),
-  );
+  const publicKey = kmsPublicKey(paths.kms);
   const child = new KmsProcess(paths.kms, user, log, (port) =>
     client.setAddress({ scheme: 'tcp', host: '127.0.0.1', port, publicKey }),
   );

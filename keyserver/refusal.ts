@@ -29,6 +29,7 @@ export const REFUSAL_KINDS = [
   'lookup_rate',
   'notice_rate',
   'held_rate',
+  'identity_rate',
   'settings_record',
   /** A key server speaks for a net that is not its own, or of prefixes that can't be behind it. */
   'net_foreign',

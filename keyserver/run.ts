@@ -316,6 +316,7 @@ async function serve(
   const server = await KeyServer.start({
     store,
     vault,
+    kms: kms.client,
     listen: listenAddresses(config),
     ...own,
     net: ownNet(config),

@@ -30,6 +30,7 @@ import { RepeatedLines } from './cascade/repeated-lines.js';
 import { SubnetTime } from './cascade/subnet-time.js';
 import type { KeyServerConfig, OwnNet } from './config.js';
 import { CurrentSettings } from './current-settings.js';
+import { type ExchangeService, IdentityPairs } from './identity-pairs.js';
 import type { KeyVault } from './key-vault.js';
 import { GroupRekey } from './keys/group-rekey.js';
 import { KeyRequests, requireOwn } from './keys/key-requests.js';
@@ -74,6 +75,8 @@ export interface KeyServerOptions {
   readonly store: Store;
   /** Its keys at rest; without it they can't be sealed anew. */
   readonly vault?: KeyVault;
+  /** The KMS, for members' questions; without it nobody's identity is confirmed. */
+  readonly kms?: ExchangeService;
   /** Where it accepts channels; port 0 takes a free one. */
   readonly listen: readonly ListenAddress[];
   /** Static keys of the channel. */
@@ -154,6 +157,7 @@ export class KeyServer {
   readonly #netReach: NetReach;
   readonly #cascade: Cascade;
   readonly #vault: KeyVault | undefined;
+  readonly #identities: IdentityPairs;
   readonly #netAsks = new TokenBuckets(NET_ASK_BURST, NET_ASKS_PER_SECOND);
   readonly #putBack: PutBack;
   readonly #auditIntake: AuditIntake;
@@ -207,6 +211,7 @@ export class KeyServer {
       },
     };
     const signPublic = publicOf(options.auditSignKey);
+    this.#identities = new IdentityPairs(this.#services, options.kms, options.auditSignKey);
     this.#auditIntake = new AuditIntake(this.#services, this.#witnesses, signPublic);
     this.#lines = new RepeatedLines(log);
     this.#relay =
@@ -596,6 +601,16 @@ export class KeyServer {
         peer.synced = true;
         return this.#sync(memberOf(peer), request);
       }
+      case 'identity.get':
+        return this.#identities.get(memberOf(peer), peer.session.remoteKey, request.ids);
+      case 'identity.put':
+        // Whoever waits for it hears of the member once more.
+        if (await this.#identities.put(memberOf(peer), request)) {
+          this.#hints.memberChanged(memberOf(peer));
+        }
+        return {};
+      case 'kms.exchange':
+        return this.#identities.exchange(memberOf(peer), request.message);
       case 'learned':
         return { refused: await this.#plain.report(memberOf(peer), request) };
       case 'mac.pin': {
@@ -1076,7 +1091,9 @@ export class KeyServer {
       log.info({ member: id, index, address: peer.session.remoteAddress }, 'a member registered');
       this.#memberChanged(id);
     }
-    return { index, tag: store.meta.tag, settings: settings.inForce.record, ...shown };
+    const sealed = (await store.identityPair(id)) !== undefined;
+    const { record } = settings.inForce;
+    return { index, tag: store.meta.tag, settings: record, sealed, ...shown };
   }
 
   /** Whatever is wrong with it, the member is served: its traffic must not hang on the log. */

@@ -9,8 +9,9 @@
  */
 import { createHash } from 'node:crypto';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { encode } from '@msgpack/msgpack';
 import { ecb, gcm } from '@noble/ciphers/aes.js';
-import { x25519 } from '@noble/curves/ed25519.js';
+import { ed25519, x25519 } from '@noble/curves/ed25519.js';
 import { hmac } from '@noble/hashes/hmac.js';
 import { sha256 } from '@noble/hashes/sha2.js';
 import {
@@ -36,6 +37,9 @@ function bytes(name: string, length: number): Buffer {
 }
 
 const hex = (data: Uint8Array) => Buffer.from(data).toString('hex');
+
+const seal = (key: Buffer, header: Buffer, nonce: Buffer, data: Buffer, plain: Buffer) =>
+  hex(Buffer.concat([header, nonce, gcm(key, nonce, data).encrypt(plain)]));
 
 function bootPair(name: string) {
   const privateKey = bytes(name, 32);
@@ -345,8 +349,6 @@ function relayVectors() {
 
 /** Sealed keys and DEKs, computed from docs/protocol.md section 11. */
 function envelopeVectors() {
-  const seal = (key: Buffer, header: Buffer, nonce: Buffer, data: Buffer, plain: Buffer) =>
-    hex(Buffer.concat([header, nonce, gcm(key, nonce, data).encrypt(plain)]));
   const places = [
     { table: 'pair_keys', column: 'key', ids: ['alice', 'bob'], pwId: 1 },
     { table: 'pair_keys', column: 'next_key', ids: ['alice', 'bob'], pwId: 2 },
@@ -388,7 +390,7 @@ function envelopeVectors() {
   return { keys, deks };
 }
 
-/** MACs, terms and a head of rows, computed from docs/protocol.md 11.6. */
+/** MACs, terms and a head of rows, computed from docs/protocol.md 11.9. */
 function rowVectors() {
   const store = bytes('rows store', 16);
   const rowKey = bytes('rows key', 32);
@@ -461,7 +463,55 @@ function rowVectors() {
   };
 }
 
+function identityVectors() {
+  const [subnet, id] = ['lab', 'alice'];
+  const signed = (label: string, seed: Buffer, body: Record<string, unknown>) => {
+    const b = Buffer.from(encode(body, { sortKeys: true }));
+    return { b, s: Buffer.from(ed25519.sign(fields(label, b), seed)) };
+  };
+  const seed = bytes('identity seed', 32);
+  const identity = {
+    ...{ subnet, id, sign: Buffer.from(ed25519.getPublicKey(seed)) },
+    box: bootPair('identity box').publicKey,
+  };
+  const document = signed('pairwire/1 identity', seed, identity);
+  const digest = Buffer.from(sha256(Buffer.concat([document.b, document.s])));
+  const dek = bytes('identity dek', 32);
+  const nonce = bytes('identity nonce', 12);
+  const header = Buffer.of(1);
+  const data = fields('pairwire/1 kms document', header, subnet, id);
+  const plain = Buffer.concat([document.s, document.b]);
+  const generation = 3;
+  const root = bytes('identity root', 32);
+  const dekNonce = bytes('identity dek nonce', 12);
+  const dekHeader = Buffer.of(1, 0, 0, 0, generation);
+  const dekData = fields('pairwire/1 dek', dekHeader, 'identity', subnet, id);
+  const signer = bytes('ticket signer', 32);
+  const ticket = {
+    ...{ subnet, server: 's1', id, channel: bootPair('ticket channel').publicKey },
+    ...{ kms: bootPair('ticket kms').publicKey, notAfter: 1_700_000_600_000 },
+  };
+  const record = signed('pairwire/1 kms ticket', signer, ticket);
+  return {
+    document: {
+      ...{ subnet, id, seed: hex(seed), box: hex(identity.box) },
+      ...{ body: hex(document.b), signature: hex(document.s), digest: hex(digest) },
+    },
+    sealed: {
+      ...{ dek: hex(dek), nonce: hex(nonce), document: seal(dek, header, nonce, data, plain) },
+      ...{ root: hex(root), generation, dekNonce: hex(dekNonce) },
+      sealedDek: seal(root, dekHeader, dekNonce, dekData, dek),
+    },
+    ticket: {
+      ...{ signer: hex(signer), server: ticket.server, channel: hex(ticket.channel) },
+      ...{ kms: hex(ticket.kms), notAfter: ticket.notAfter },
+      ...{ body: hex(record.b), signature: hex(record.s) },
+    },
+  };
+}
+
 const files = {
+  'identity.json': identityVectors(),
   'channel.json': { admission: admissionVector(), records: recordVectors() },
   'kdf.json': { pair: pairVectors(), net: netVectors(), group: groupVectors() },
   'frame.json': frameVectors(),

@@ -36,6 +36,7 @@ import type { NetTable } from '../link/net-table.js';
 import type { Outside } from '../plain/outside.js';
 import type { Report } from '../plain/reporter.js';
 import type { AuditHeads } from './audit-heads.js';
+import type { Identities, IdentityServer } from './identities.js';
 import type { Outcome, Question } from './misses.js';
 import { Wake } from './wake.js';
 
@@ -46,6 +47,8 @@ const SYNCS_A_LEASE = 4;
 const REQUEST_TIMEOUT = 10_000;
 /** A key that comes later than the hold queue waits is still useful for the next frame. */
 const KEY_TIMEOUT = 3_000;
+/** The key server waits for its KMS for 15 s. */
+const EXCHANGE_TIMEOUT = 20_000;
 const RETRY_FIRST = 100;
 const RETRY_MAX = 10_000;
 /** A boot record outlives two leases, so an expiry is never what ends a peer's trust first. */
@@ -96,6 +99,7 @@ export interface SessionDeps {
   readonly outside: Outside;
   readonly bindings: Bindings;
   readonly verifier: Pick<Verifier, 'settings' | 'revocation'>;
+  readonly identities: Pick<Identities, 'settled'>;
   readonly auditHeads: Pick<AuditHeads, 'head' | 'alarm' | 'evidence' | 'take'>;
   readonly handlers: SessionHandlers;
   readonly random?: () => number;
@@ -103,8 +107,8 @@ export interface SessionDeps {
 
 /** What the agent hears. */
 export interface SessionHandlers {
-  /** The key server drew a sender index for our boot key. */
-  registered(registration: Registration): Promise<void> | void;
+  /** The key server drew a sender index for our boot key. @param sealed it has our identity document as the KMS sealed it */
+  registered(registration: Registration, sealed: boolean): Promise<void> | void;
   /** Where the relay is, with a ticket; undefined if there is none. */
   relay(offer: RelayOffer | undefined): Promise<void> | void;
   /** Settings that are verified and newer than those before. */
@@ -326,6 +330,38 @@ export class Session {
     );
   }
 
+  /** What the key server does for whoever confirms identities. */
+  get identityServer(): IdentityServer {
+    return {
+      get: (ids) =>
+        this.#request(
+          { t: 'identity.get', ids },
+          {
+            timeoutMs: REQUEST_TIMEOUT,
+            parse: (value) => answerSchemas['identity.get'].parse(value),
+          },
+        ),
+      put: (pair) =>
+        this.#request(
+          { t: 'identity.put', ...pair },
+          {
+            timeoutMs: REQUEST_TIMEOUT,
+            parse: (value) => answerSchemas['identity.put'].parse(value),
+          },
+        ),
+      exchange: async (message) => {
+        const answer = await this.#request(
+          { t: 'kms.exchange', message },
+          {
+            timeoutMs: EXCHANGE_TIMEOUT,
+            parse: (value) => answerSchemas['kms.exchange'].parse(value),
+          },
+        );
+        return answer.message;
+      },
+    };
+  }
+
   /** Synchronises at once. */
   syncNow(): void {
     this.#syncDue = true;
@@ -345,7 +381,14 @@ export class Session {
     }
     // After changes that came before the answer.
     await this.#applying;
-    return this.#take(question, answer);
+    const outcome = this.#take(question, answer);
+    if (outcome !== 'waits' || answer.kind !== 'pair')
+      return outcome === 'waits' ? 'later' : outcome;
+    const { id } = answer.peer;
+    await this.#deps.identities.settled(id, KEY_TIMEOUT);
+    const state = this.#deps.table.get(id)?.state;
+    if (state === 'unconfirmed') return 'later';
+    return state === 'refused' ? 'none' : this.#settle(question, answer);
   }
 
   // ------------------------------------------------------------------ the loop
@@ -523,7 +566,7 @@ export class Session {
       });
     }
     const registration = { boot: boot.boot, index: answer.index, tag: answer.tag };
-    await this.#deps.handlers.registered(registration);
+    await this.#deps.handlers.registered(registration, answer.sealed === true);
     this.status.registered = registration;
     this.#registeredOn = opening;
   }
@@ -733,7 +776,8 @@ export class Session {
     }
   }
 
-  #take(question: Question, answer: KeyAnswer): Outcome {
+  /** @returns waits: who the peer is must be known first */
+  #take(question: Question, answer: KeyAnswer): Outcome | 'waits' {
     const { table } = this.#deps;
     const wantsGroup = question.kind === 'group' || (question.kind === 'index' && question.group);
     if ((answer.kind === 'group') !== wantsGroup) {
@@ -748,6 +792,16 @@ export class Session {
       return this.#contradiction('named ourselves as the other end');
     }
     if (!table.takeMember(answer.peer)) return 'none';
+    if (table.get(answer.peer.id)?.state === 'unconfirmed') {
+      table.takePair(answer.peer.id, answer);
+      return 'waits';
+    }
+    return this.#settle(question, answer);
+  }
+
+  /** Takes the key with a peer whose record was taken. */
+  #settle(question: Question, answer: Extract<KeyAnswer, { kind: 'pair' }>): Outcome {
+    const { table } = this.#deps;
     const entry = table.get(answer.peer.id);
     const { behind } = answer;
     if (question.kind === 'mac' && behind !== undefined) {

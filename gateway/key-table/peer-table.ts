@@ -80,6 +80,7 @@ export interface GroupGenerations extends PairGenerations {
  * One member.
  *
  *   absent (no boot record or index) <-> ready <-> refused (a record contradicted)
+ *   unconfirmed (the KMS was not heard yet) -> one of them
  */
 export interface PeerEntry {
   readonly id: Id;
@@ -88,7 +89,9 @@ export interface PeerEntry {
   subject: Subject | undefined;
   /** Of its grant. */
   rights: readonly Right[];
-  state: 'absent' | 'ready' | 'refused';
+  state: 'absent' | 'ready' | 'refused' | 'unconfirmed';
+  /** As it was told last. */
+  record: PeerRecord | undefined;
   /** Why, if refused: code and message. */
   refusal: { code: string; message: string } | undefined;
   online: boolean;
@@ -186,6 +189,7 @@ export class PeerTable {
     } catch (thrown) {
       this.#seen?.add(record.id);
       const refused = this.#entry(record.id);
+      refused.record = record;
       if (seq !== undefined) refused.seq = seq;
       this.refuse(record.id, asPairwireError(thrown));
       return false;
@@ -197,10 +201,19 @@ export class PeerTable {
     this.#seen?.add(record.id);
     const entry = this.#entry(record.id);
     if (seq !== undefined) entry.seq = seq;
+    entry.record = record;
     this.#apply(entry, record, verified);
     if (entry.state === 'ready') this.#install(entry);
     else if (this.#sent.has(entry.id)) this.#remove(entry.id);
     return true;
+  }
+
+  /** Takes what was told last of a member, or of all, once more: what is known of who they are is new. */
+  takeAgain(id?: Id): void {
+    const entries = id === undefined ? [...this.#entries.values()] : [this.#entries.get(id)];
+    for (const entry of entries) {
+      if (entry?.record !== undefined) this.takeMember(entry.record);
+    }
   }
 
   /**
@@ -530,6 +543,7 @@ export class PeerTable {
       subject: undefined,
       rights: [],
       state: 'absent',
+      record: undefined,
       refusal: undefined,
       online: false,
       index: undefined,
@@ -556,6 +570,13 @@ export class PeerTable {
     entry.online = record.online;
     entry.ips = record.ips;
     entry.endpoints = record.endpoints.filter(this.#deps.acceptsEndpoint);
+    if (verified.waits === true) {
+      entry.state = 'unconfirmed';
+      entry.index = undefined;
+      entry.boot = undefined;
+      entry.macs = [];
+      return;
+    }
     entry.index = record.index;
     entry.boot = verified.boot?.boot;
     entry.bootSequence = verified.boot?.sequence ?? 0;

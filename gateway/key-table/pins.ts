@@ -29,6 +29,8 @@ const memberPinSchema = z.strictObject({
   sequence: z.int().nonnegative(),
   /** The boot key of that sequence: two keys under one sequence are a contradiction too. */
   boot: hex(32).optional(),
+  /** The KMS remembers that document for that id. */
+  confirmed: z.literal(true).optional(),
 });
 
 const pinsSchema = z.strictObject({
@@ -111,6 +113,16 @@ export class Pins {
     return this.#members.get(id)?.sequence ?? 0;
   }
 
+  /** Whether a member was seen before. */
+  isPinned(id: Id): boolean {
+    return this.#members.has(id);
+  }
+
+  /** Whether the KMS has confirmed the pinned identity. */
+  isConfirmed(id: Id): boolean {
+    return this.#members.get(id)?.confirmed === true;
+  }
+
   /** Number of the last revocation that was heard of. */
   get revocation(): number {
     return this.#revocation;
@@ -168,12 +180,13 @@ export class Pins {
     }
   }
 
-  /** Remembers what was checked. */
-  acceptMember(member: VerifiedMember): void {
-    if (!this.#members.has(member.id)) {
+  /** Remembers what was checked. @param confirmed by the KMS, too */
+  acceptMember(member: VerifiedMember, confirmed = false): void {
+    const pin = this.#members.get(member.id);
+    if (pin === undefined || (confirmed && pin.confirmed !== true)) {
       this.#members.set(member.id, {
-        identity: member.identityDigest.toString('hex'),
-        sequence: 0,
+        ...(pin ?? { identity: member.identityDigest.toString('hex'), sequence: 0 }),
+        ...(confirmed ? { confirmed } : {}),
       });
       this.#touch();
     }

@@ -19,6 +19,7 @@ import {
 } from '../../src/protocol/records.js';
 import type { Signed } from '../../src/protocol/signed.js';
 import { PairwireError } from '../../src/runtime/errors.js';
+import type { Verdict } from '../control/identities.js';
 import type { Pins } from './pins.js';
 
 /** A member's record of which every part held. */
@@ -26,6 +27,8 @@ export interface VerifiedPeer {
   readonly member: VerifiedMember;
   /** Missing until the member's data plane has started once, and after its boot record has expired. */
   readonly boot?: BootRecord;
+  /** It is not known yet who the member is, whose data plane has started: no traffic with it, and nothing of it is pinned. */
+  readonly waits?: true;
 }
 
 interface Remembered {
@@ -39,25 +42,31 @@ export class Verifier {
   readonly #operator: KeyObject;
   readonly #pins: Pins;
   readonly #now: () => number;
+  readonly #judge: (member: VerifiedMember, isThere: boolean) => Verdict;
   /** The last good membership of each id, so that a change of endpoints costs no signatures. */
   readonly #remembered = new Map<Id, Remembered>();
 
-  /** @param now key-server time in ms */
+  /**
+   * @param now key-server time in ms
+   * @param judge says whether the KMS has confirmed who a member is; without it nobody is asked
+   */
   constructor(input: {
     readonly subnet: Id;
     readonly operator: KeyObject;
     readonly pins: Pins;
     readonly now: () => number;
+    readonly judge?: (member: VerifiedMember, isThere: boolean) => Verdict;
   }) {
     this.#subnet = input.subnet;
     this.#operator = input.operator;
     this.#pins = input.pins;
     this.#now = input.now;
+    this.#judge = input.judge ?? (() => 'off');
   }
 
   /**
    * Verifies a member's membership and boot record and pins them.
-   * @throws PairwireError RECORD_* or PIN_MISMATCH
+   * @throws PairwireError RECORD_*, PIN_MISMATCH or IDENTITY_REFUSED
    */
   peer(record: PeerRecord): VerifiedPeer {
     const member = this.#member(record.id, record.membership);
@@ -77,7 +86,9 @@ export class Verifier {
     this.#pins.checkMember(member);
     const boot = record.boot === undefined ? undefined : this.#boot(member, record.boot);
     this.#remembered.set(member.id, { digest: digestOf(record.membership), member });
-    this.#pins.acceptMember(member);
+    const verdict = this.#judge(member, boot !== undefined);
+    if (verdict === 'waits') return boot === undefined ? { member } : { member, boot, waits: true };
+    this.#pins.acceptMember(member, verdict === 'confirmed');
     if (boot === undefined) return { member };
     this.#pins.acceptBoot(member, boot);
     return { member, boot };

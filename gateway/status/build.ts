@@ -10,6 +10,7 @@ import type { ServerTime } from '../../src/runtime/clock.js';
 import type { BootKeys } from '../boot-keys.js';
 import { type GatewayConfig, netsOf } from '../config.js';
 import { type AuditHeads, alarmText } from '../control/audit-heads.js';
+import type { IdentitiesStatus } from '../control/identities.js';
 import type { MissCounters } from '../control/misses.js';
 import type { SessionStatus } from '../control/session.js';
 import type { DataPlaneLink } from '../dataplane/link.js';
@@ -54,6 +55,7 @@ export interface StatusParts {
   readonly claims: ClaimsStatus;
   readonly guardedTold: number;
   readonly auditHeads: Pick<AuditHeads, 'head' | 'alarm'>;
+  readonly identities: IdentitiesStatus;
   readonly stats: AnswerTo<'stats'> | undefined;
   readonly rates: Rates;
 }
@@ -93,6 +95,7 @@ export function buildStatus(parts: StatusParts): Status {
       ageMs: Number.isFinite(parts.time.age()) ? Math.round(parts.time.age()) : null,
     },
     settings: settingsStatus(parts.settings),
+    identities: { ...parts.identities, problem: parts.identities.problem ?? null },
     dataPlane: {
       state: parts.link.state,
       instance: parts.instance?.toString('hex') ?? null,
@@ -129,6 +132,11 @@ function problemsOf(parts: StatusParts, ports: readonly PortStatus[]): Status['p
       'no key server; traffic of known pairs goes on until the lease ends',
     );
   }
+  const { identities } = parts;
+  if (identities.own === 'taken') {
+    add('IDENTITY_REFUSED', 'another identity document is remembered for our id at the KMS');
+  }
+  if (identities.problem !== undefined) add('IDENTITY_UNCONFIRMED', identities.problem);
   const { alarm } = parts.auditHeads;
   if (alarm !== undefined) add('AUDIT_CONTRADICTED', alarmText(alarm));
   const age = parts.time.age();

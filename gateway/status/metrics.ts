@@ -72,6 +72,15 @@ export class GatewayMetrics extends Metrics {
     'gateway_audit_alarm',
     "1 if the key server's audit log was cut or changed.",
   );
+  readonly #identities = this.gauge(
+    'gateway_identities',
+    'Peers whose identity the KMS has not confirmed, by what became of it.',
+    ['state'],
+  );
+  readonly #identityAlarm = this.gauge(
+    'gateway_identity_alarm',
+    '1 while the KMS contradicts a peer, remembers another document for our id, or can not be asked.',
+  );
   readonly #drops = this.counter('gateway_dropped_frames_total', 'Frames not passed on.', [
     'port',
     'reason',
@@ -174,6 +183,11 @@ export class GatewayMetrics extends Metrics {
     each(this.#session, { connects, registrations, syncs, pushes });
     const { audit } = status.server;
     this.#auditHead.set(audit?.seq ?? 0);
+    const { waiting, pinned, refused, own, problem } = status.identities;
+    for (const [state, count] of Object.entries({ waiting, pinned, refused })) {
+      this.#identities.set({ state }, count);
+    }
+    this.#identityAlarm.set(refused > 0 || own === 'taken' || problem !== null ? 1 : 0);
     this.#auditAlarm.set((audit?.alarm ?? null) === null ? 0 : 1);
     setOrNothing(this.#lease, status.lease.secondsLeft);
     setOrNothing(this.#clockAge, status.clock.ageMs, 1_000);

@@ -18,8 +18,8 @@ export type Traffic = z.infer<typeof trafficSchema>;
 const peerStatusSchema = z.object({
   id: z.string(),
   role: maybe(z.string()),
-  /** ready: may be heard; absent: no boot record yet; refused: a record contradicted, see refusal. */
-  state: z.enum(['ready', 'absent', 'refused']),
+  /** ready: may be heard; absent: no boot record yet; refused: a record or the KMS contradicted, see refusal; unconfirmed: the KMS was not heard yet. */
+  state: z.enum(['ready', 'absent', 'refused', 'unconfirmed']),
   refusal: maybe(z.object({ code: z.string(), message: z.string() })),
   online: z.boolean(),
   index: maybe(count),
@@ -217,6 +217,15 @@ export const statusSchema = z.object({
       defaultPlain: maybe(z.string()),
     }),
   ),
+  /** Whether the KMS confirms who peers are; our own document there; peers that wait for it, are pinned without it, or were contradicted. */
+  identities: z.object({
+    mode: z.enum(['verify', 'off', 'unnamed']),
+    own: z.enum(['kept', 'not yet', 'taken']),
+    waiting: count,
+    pinned: count,
+    refused: count,
+    problem: maybe(z.string()),
+  }),
   dataPlane: z.object({
     state: z.enum(['connecting', 'attached', 'waiting', 'stopped']),
     instance: maybe(z.string()),

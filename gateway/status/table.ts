@@ -15,6 +15,7 @@ export function printStatus(target: OutputTarget, status: Status): void {
   line(`  lease       ${leaseText(status)}`);
   line(`  clock       ${clockText(status)}`);
   line(`  believed    ${believedText(status)}`);
+  line(`  identities  ${identitiesText(status)}`);
   line(`  data plane  ${dataPlaneText(status)}`);
   for (const port of status.ports) printPort(target, port, status.dataPlane.backends, line);
 }
@@ -186,6 +187,23 @@ function clockText(status: Status): string {
 function believedText(status: Status): string {
   const verify = status.settings?.verify ?? 'not known yet';
   return `operator key ${status.operator.fingerprint}, verify: ${verify} (whether that key lies on the key server can't be seen from here)`;
+}
+
+function identitiesText({ identities, settings }: Status): string {
+  const { mode, own, waiting, pinned, refused, problem } = identities;
+  if (settings === null) return 'not known yet';
+  if (mode === 'off') return 'the KMS is not asked who peers are (verify: off)';
+  if (mode === 'unnamed') {
+    return 'the KMS is not asked who peers are: the settings name none of our key server';
+  }
+  const open = [
+    ...(waiting > 0 ? [`${waiting} peers wait, without traffic`] : []),
+    ...(pinned > 0 ? [`${pinned} pinned before and not confirmed`] : []),
+    ...(refused > 0 ? [`${refused} contradicted`] : []),
+    ...(problem === null ? [] : [problem]),
+  ];
+  const rest = open.length === 0 ? 'all peers confirmed' : open.join(', ');
+  return `the KMS confirms who peers are: ${rest}; our own document: ${own}`;
 }
 
 function dataPlaneText(status: Status): string {

@@ -12,7 +12,7 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs';
-import { dirname, join, resolve } from 'node:path';
+import { basename, dirname, join, resolve } from 'node:path';
 import Database from 'libsql';
 import { keyPairFromPrivate } from '../../src/protocol/channel/keys.js';
 import { messageOf, PairwireError } from '../../src/runtime/errors.js';
@@ -36,6 +36,7 @@ import {
   CONFIG_PART,
   DATABASE_PART,
   KMS_CONFIG_PART,
+  KMS_IDENTITY_PARTS,
   KMS_KEY_PARTS,
   KMS_LOG_PART,
   MARK_PART,
@@ -134,16 +135,18 @@ function partsOf(
       for (const name of [...rootKeysIn(dir), ...KMS_KEY_PARTS, KMS_CONFIG_PART]) {
         wanted.push([name, join(dir, name)]);
       }
-      if (existsSync(join(dir, KMS_LOG_PART))) wanted.push([KMS_LOG_PART, wholeLines(dir, work)]);
+      for (const name of [...KMS_IDENTITY_PARTS, KMS_LOG_PART]) {
+        if (existsSync(join(dir, name))) wanted.push([name, wholeLines(dir, name, work)]);
+      }
     }
   }
   return wanted.map(([name, path]) => measure(name, path));
 }
 
-/** A copy of the log of the KMS, which may be writing to it. @returns its path */
-function wholeLines(dir: string, work: string): string {
-  const log = readFileSync(join(dir, KMS_LOG_PART));
-  const path = join(work, 'kms.log');
+/** A copy of a file of lines of the KMS, which may be writing to it. @returns its path */
+function wholeLines(dir: string, name: string, work: string): string {
+  const log = readFileSync(join(dir, name));
+  const path = join(work, basename(name));
   writeFileSync(path, log.subarray(0, log.lastIndexOf('\n') + 1), { mode: 0o600 });
   return path;
 }

@@ -39,6 +39,8 @@ export const OPERATOR_KEY_PART = 'operator.key';
 export const KMS_CONFIG_PART = 'kms/kms.yaml';
 export const KMS_KEY_PARTS = ['kms/kms.key', 'kms/audit.key'] as const;
 export const KMS_LOG_PART = 'kms/audit.log';
+/** Which identity document an id has: the head first, for it may not know more than the log. */
+export const KMS_IDENTITY_PARTS = ['kms/identities.head', 'kms/identities.log'] as const;
 export const ROOT_KEY_PART = /^kms\/root-[1-9]\d{0,8}\.key$/;
 
 const NAMES: ReadonlySet<string> = new Set([
@@ -46,6 +48,7 @@ const NAMES: ReadonlySet<string> = new Set([
   ...[KMS_CONFIG_PART, KMS_LOG_PART],
   ...SERVER_KEY_PARTS,
   ...KMS_KEY_PARTS,
+  ...KMS_IDENTITY_PARTS,
 ]);
 
 const partSchema = z.strictObject({

@@ -46,6 +46,7 @@ import {
   CONFIG_PART,
   DATABASE_PART,
   KMS_CONFIG_PART,
+  KMS_IDENTITY_PARTS,
   KMS_KEY_PARTS,
   KMS_LOG_PART,
   MARK_PART,
@@ -236,7 +237,8 @@ function place(
       give(join(folder, 'kms'), owner);
     }
     // The last one comes last: a KMS with it is complete.
-    for (const name of [...checked.keys.rootKeys(), ...KMS_KEY_PARTS, KMS_LOG_PART]) put(name);
+    const kept = [...KMS_IDENTITY_PARTS, KMS_LOG_PART];
+    for (const name of [...checked.keys.rootKeys(), ...KMS_KEY_PARTS, ...kept]) put(name);
     put(KMS_CONFIG_PART);
   }
   const before = swap(join(work, DATABASE_PART), paths, owner, checked.manifest.schema);

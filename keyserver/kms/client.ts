@@ -35,6 +35,7 @@ export class KmsClient {
   readonly #log: Logger;
   #client: ChannelClient | undefined;
   #where = '';
+  #publicKey: Buffer | undefined;
   #closed = false;
   /** Those who wait for the first address. */
   #waiting: (() => void)[] = [];
@@ -48,6 +49,7 @@ export class KmsClient {
   setAddress(address: KmsAddress): void {
     if (this.#closed) return;
     const { publicKey, ...place } = address;
+    this.#publicKey = Buffer.from(publicKey);
     const before = this.#client;
     this.#where = formatChannelAddress(place);
     this.#client = new ChannelClient({
@@ -103,6 +105,19 @@ export class KmsClient {
       kmsAnswerSchemas['root.rotate'].parse(answer),
     );
     return generation;
+  }
+
+  /** Its public channel key; undefined until it is known. */
+  get publicKey(): Buffer | undefined {
+    return this.#publicKey;
+  }
+
+  /** Carries a member's question. @param signer our public signing key, of tickets. @throws PairwireError KMS_FAILED */
+  async exchange(message: Uint8Array, signer: Uint8Array): Promise<Buffer> {
+    const answer = await this.#ask({ t: 'member.exchange', message, signer }, (it) =>
+      kmsAnswerSchemas['member.exchange'].parse(it),
+    );
+    return Buffer.from(answer.message);
   }
 
   /** Ends the channel; what is asked fails. */

@@ -7,6 +7,7 @@
  *   token.pin    PIN of that token
  *   audit.key, audit.log      its own log of what it did, and the key of that log's chain
  *   audit-N.log               the part of that log before entry N, when it was full
+ *   identities.log, .head     digests of members' identity documents, in a chain of the same key
  */
 import { join, resolve } from 'node:path';
 import { stringify } from 'yaml';
@@ -50,6 +51,8 @@ export const kmsConfigSchema = z.strictObject({
       'must be HOST:PORT or SCHEME://HOST:PORT with tcp, udp or http, as in 192.0.2.20:7910',
     )
     .default(DEFAULT_KMS_LISTEN),
+  /** The operator's public key (Ed25519), who says who may be a member: without it, no identity documents are kept. */
+  operator: publicKeySchema.optional(),
   /** Key servers of the subnet, each by its public channel key. */
   keyServers: z
     .array(z.strictObject({ server: idSchema, key: publicKeySchema }))
@@ -88,6 +91,8 @@ export interface KmsPaths {
   readonly key: string;
   readonly auditKey: string;
   readonly auditLog: string;
+  readonly identities: string;
+  readonly identitiesHead: string;
 }
 
 /** Kinds of key files, as their first words say. */
@@ -105,6 +110,8 @@ export function kmsPaths(dir: string): KmsPaths {
     key: join(folder, 'kms.key'),
     auditKey: join(folder, 'audit.key'),
     auditLog: join(folder, 'audit.log'),
+    identities: join(folder, 'identities.log'),
+    identitiesHead: join(folder, 'identities.head'),
   };
 }
 

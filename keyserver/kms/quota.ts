@@ -13,15 +13,18 @@ const amount = z.int().min(1).max(1_000_000);
 export const quotaSchema = z.strictObject({
   /** Requests of a key server in a second; so many at once, too. */
   requestsPerSecond: amount.default(50),
+  /** Questions of members that it passes on (docs/protocol.md 11.7), apart from its own. */
+  memberQuestionsPerSecond: amount.default(200),
   dekMakesPerHour: amount.default(60),
   dekOpensPerHour: amount.default(5_000),
   rootKeysPerDay: amount.default(24),
 });
 export type QuotaConfig = z.output<typeof quotaSchema>;
 
-export type QuotaKind = 'request' | 'make' | 'open' | 'root';
+export type QuotaKind = 'request' | 'question' | 'make' | 'open' | 'root';
 const NAMES: Readonly<Record<QuotaKind, string>> = {
   request: 'requests',
+  question: "members' questions",
   make: 'DEKs made',
   open: 'DEKs opened',
   root: 'root keys made',
@@ -44,6 +47,7 @@ export class Quotas {
     this.#now = now;
     this.#sizes = {
       request: { most: config.requestsPerSecond, per: 1_000 },
+      question: { most: config.memberQuestionsPerSecond, per: 1_000 },
       make: { most: config.dekMakesPerHour, per: HOUR_MS },
       open: { most: config.dekOpensPerHour, per: HOUR_MS },
       root: { most: config.rootKeysPerDay, per: DAY_MS },

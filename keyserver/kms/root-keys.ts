@@ -42,6 +42,16 @@ function storeOwner({ subnet, server }: Owner, id: Uint8Array): readonly FieldVa
   return ['store', subnet, server, id];
 }
 
+/** What the DEK of an identity document belongs to. */
+export interface DocumentOwner {
+  readonly subnet: string;
+  readonly id: string;
+}
+
+function documentOwner({ subnet, id }: DocumentOwner): readonly FieldValue[] {
+  return ['identity', subnet, id];
+}
+
 /** A key server. */
 export interface Owner {
   readonly subnet: string;
@@ -131,23 +141,39 @@ export class RootKeys {
   makeDek(owner: Owner): MadeDek {
     const id = randomBytes(DEK_ID_SIZE);
     const key = randomBytes(KEY_SIZE);
-    const { generation } = this;
-    const names = storeOwner(owner, id);
-    const file = this.#keys.get(generation);
-    const sealed =
-      file === undefined
-        ? sealDekBy({ generation, cipher: this.#cipher(generation) }, names, key)
-        : sealDek({ generation, key: file }, names, key);
+    const sealed = this.#seal(storeOwner(owner, id), key);
     return { id, key, sealed };
   }
 
   /** @throws PairwireError SEAL_BROKEN, KMS_FAILED if the root key that sealed it is not here, KMS_TOKEN */
   openDek(owner: Owner, { id, sealed }: StoredDek): Buffer {
+    return this.#open(storeOwner(owner, id), sealed);
+  }
+
+  /** Makes a DEK for an identity document. The caller wipes `key`. @throws PairwireError KMS_TOKEN */
+  makeDocumentDek(owner: DocumentOwner): { readonly key: Buffer; readonly sealed: Buffer } {
+    const key = randomBytes(KEY_SIZE);
+    return { key, sealed: this.#seal(documentOwner(owner), key) };
+  }
+
+  /** @throws PairwireError SEAL_BROKEN, KMS_FAILED, KMS_TOKEN as `openDek` */
+  openDocumentDek(owner: DocumentOwner, sealed: Uint8Array): Buffer {
+    return this.#open(documentOwner(owner), sealed);
+  }
+
+  #seal(names: readonly FieldValue[], key: Buffer): Buffer {
+    const { generation } = this;
+    const file = this.#keys.get(generation);
+    return file === undefined
+      ? sealDekBy({ generation, cipher: this.#cipher(generation) }, names, key)
+      : sealDek({ generation, key: file }, names, key);
+  }
+
+  #open(names: readonly FieldValue[], sealed: Uint8Array): Buffer {
     const generation = generationOf(sealed);
     if (generation === undefined) {
       throw new PairwireError('SEAL_BROKEN', `a sealed DEK has ${SEALED_DEK_SIZE} bytes`);
     }
-    const names = storeOwner(owner, id);
     const file = this.#keys.get(generation);
     if (file !== undefined) return openDek(file, names, sealed);
     return openDekBy(this.#cipher(generation), names, sealed);

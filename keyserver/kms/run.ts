@@ -13,6 +13,7 @@ import { Lifecycle } from '../../src/runtime/lifecycle.js';
 import { createLogger } from '../../src/runtime/log.js';
 import { KmsAudit } from './audit-file.js';
 import { KMS_KEY_KIND, kmsPaths, loadKmsConfig } from './config.js';
+import { IdentityDirectory } from './identity-directory.js';
 import { RootKeys } from './root-keys.js';
 import { requireOwnSecret } from './secret-files.js';
 import { Kms } from './service.js';
@@ -38,7 +39,18 @@ export async function runKms(
     log.warn({ bytes: torn }, 'the last line of the audit log was torn, and is cut off');
   const listen = options.child === true ? LOOPBACK : requireAddress(config.listen);
   try {
-    const { kms, addresses } = await Kms.start({ config, roots, audit, staticKeys, listen, log });
+    const directory = new IdentityDirectory(paths, auditKey);
+    if (directory.broken !== undefined) {
+      log.error(
+        { file: paths.identities, reason: directory.broken },
+        'the identity directory is damaged: nothing is answered about identities',
+      );
+    }
+    if (config.operator === undefined) {
+      log.warn('kms.yaml names no operator: no identity documents are kept (docs/operations.md)');
+    }
+    const parts = { config, roots, directory, audit, staticKeys, listen, log };
+    const { kms, addresses } = await Kms.start(parts);
     life.started('kms', () => kms.close());
     const { subnet } = config;
     const shown = addresses.map(formatChannelAddress);

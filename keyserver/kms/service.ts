@@ -1,6 +1,7 @@
 /**
- * The KMS: makes DEKs, opens them for the key servers that kms.yaml names, and notes all of it. It has no database and never sees a
- * key of members; whoever else comes is turned away at the handshake.
+ * The KMS: makes DEKs, opens them for the key servers that kms.yaml names, answers members whose questions these carry
+ * (identities.ts), and notes all of it. It has no database and never sees a key of members; whoever else comes is turned away at the
+ * handshake.
  */
 import {
   type Answer,
@@ -10,11 +11,15 @@ import {
 } from '../../src/net/channel.js';
 import { ChannelServer } from '../../src/net/channel-server.js';
 import type { KeyPair } from '../../src/protocol/channel/keys.js';
+import type { Id } from '../../src/protocol/ids.js';
 import { type KmsRequest, kmsRequestSchema } from '../../src/protocol/kms-messages.js';
+import { importPublic } from '../../src/protocol/public-keys.js';
 import { type ErrorCode, PairwireError, type PeerCode } from '../../src/runtime/errors.js';
 import type { Logger } from '../../src/runtime/log.js';
 import type { KmsAudit } from './audit-file.js';
 import type { KmsConfig } from './config.js';
+import { Identities } from './identities.js';
+import type { IdentityDirectory } from './identity-directory.js';
 import { Quotas } from './quota.js';
 import type { RootKeys } from './root-keys.js';
 
@@ -32,18 +37,21 @@ const PEER_CODE: Partial<Record<ErrorCode, PeerCode>> = {
 };
 
 export interface KmsOptions {
-  readonly config: Pick<KmsConfig, 'subnet' | 'keyServers' | 'limits'>;
+  readonly config: Pick<KmsConfig, 'subnet' | 'keyServers' | 'operator' | 'limits'>;
   readonly roots: RootKeys;
+  readonly directory: IdentityDirectory;
   readonly audit: KmsAudit;
   readonly staticKeys: KeyPair;
   readonly listen: readonly ListenAddress[];
   readonly log: Logger;
+  readonly now?: () => number;
 }
 
 /** A KMS that runs. */
 export class Kms {
   readonly #options: KmsOptions;
-  readonly #servers: ReadonlyMap<string, string>;
+  readonly #servers: ReadonlyMap<string, Id>;
+  readonly #identities: Identities;
   readonly #channels: ChannelServer<KmsRequest>;
   readonly #quotas: Quotas;
   readonly #sweeper: NodeJS.Timeout;
@@ -52,6 +60,15 @@ export class Kms {
     const { config, staticKeys, listen, log } = options;
     this.#options = options;
     this.#quotas = new Quotas(config.limits);
+    const { subnet, operator } = config;
+    this.#identities = new Identities({
+      ...options,
+      subnet,
+      operator:
+        operator === undefined
+          ? undefined
+          : importPublic('ed25519', Buffer.from(operator, 'base64url')),
+    });
     this.#servers = new Map(config.keyServers.map(({ server, key }) => [key, server]));
     this.#channels = new ChannelServer<KmsRequest>({
       listen,
@@ -96,10 +113,11 @@ export class Kms {
   async close(): Promise<void> {
     clearInterval(this.#sweeper);
     await this.#channels.close();
+    this.#options.directory.close();
     this.#options.audit.close();
   }
 
-  #serverOf(key: Uint8Array): string | undefined {
+  #serverOf(key: Uint8Array): Id | undefined {
     return this.#servers.get(Buffer.from(key).toString('base64url'));
   }
 
@@ -119,10 +137,10 @@ export class Kms {
     }
   }
 
-  #handle(server: string, request: KmsRequest): Answer {
+  #handle(server: Id, request: KmsRequest): Answer {
     const { roots, audit, config } = this.#options;
     const quotas = this.#quotas;
-    quotas.take(server, 'request');
+    quotas.take(server, request.t === 'member.exchange' ? 'question' : 'request');
     const owner = { subnet: config.subnet, server };
     const done = (detail: Record<string, string | number>): void =>
       audit.note({ actor: server, action: request.t, outcome: 'done', detail });
@@ -159,6 +177,8 @@ export class Kms {
         if (generation !== before) done({ generation });
         return { generation };
       }
+      case 'member.exchange':
+        return { message: this.#identities.exchange(server, request.signer, request.message) };
     }
   }
 

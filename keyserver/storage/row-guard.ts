@@ -1,5 +1,5 @@
 /**
- * Looks after the MACs over a store's rows (docs/protocol.md 11.6) while it is open: gives each row that is written another one in the same
+ * Looks after the MACs over a store's rows (docs/protocol.md 11.9) while it is open: gives each row that is written another one in the same
  * transaction, says of what is read whether it is what was written, and goes through all rows at the start and from then on.
  *
  * What is wrong is never mended by a write that happens to come along: a row keeps its fault until it is written as a whole, and the sums

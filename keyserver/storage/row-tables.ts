@@ -1,5 +1,5 @@
 /**
- * Which rows have a MAC, and over which columns (docs/protocol.md 11.6): who is a member and what for, whose an address is, what holds, and
+ * Which rows have a MAC, and over which columns (docs/protocol.md 11.9): who is a member and what for, whose an address is, what holds, and
  * what is over. Left out is what changes all the time and says nothing of that: presence, change numbers, when something was seen. Not here
  * either: keys of pairs, whose seals bind them to their place, boot records, which their members sign, and the audit log, which is a chain.
  */

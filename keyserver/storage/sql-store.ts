@@ -60,6 +60,7 @@ import type {
   Counters,
   ForeignPair,
   GroupKey,
+  IdentityPair,
   KeyListEntry,
   KnownPair,
   Learned,
@@ -457,6 +458,12 @@ class SqlReads implements StoreReads {
   async wasPeerServer(server: Id): Promise<boolean> {
     const row = await this.sql.get('SELECT server FROM former_servers WHERE server = ?', [server]);
     return row !== undefined;
+  }
+
+  async identityPair(id: Id): Promise<IdentityPair | undefined> {
+    const row = await this.sql.get('SELECT document, dek FROM identities WHERE member = ?', [id]);
+    if (row === undefined) return undefined;
+    return { document: blob(row, 'document'), dek: blob(row, 'dek') };
   }
 
   async restoreClaims(): Promise<readonly string[]> {
@@ -1265,6 +1272,15 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
         'INSERT INTO former_servers (server) VALUES (?) ON CONFLICT (server) DO NOTHING',
         [server],
       ),
+    );
+  }
+
+  async putIdentityPair(id: Id, { document, dek }: IdentityPair, now: number): Promise<void> {
+    await this.sql.run(
+      `INSERT INTO identities (member, document, dek, stored_at) VALUES (?, ?, ?, ?)
+       ON CONFLICT (member) DO UPDATE SET
+         document = excluded.document, dek = excluded.dek, stored_at = excluded.stored_at`,
+      [id, document, dek, now],
     );
   }
 

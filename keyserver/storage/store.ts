@@ -6,8 +6,8 @@
  * settles only when the commit is on the disk; so whatever was answered after it survives
  * kill -9 and a power cut. `fn` may await nothing but its own transaction.
  *
- * Keys are sealed where they are stored, and open here (key-ring.ts, docs/protocol.md section 11); identity documents are
- * served in clear.
+ * Keys are sealed where they are stored, and open here (key-ring.ts, docs/protocol.md section 11). Identity documents are in
+ * memberships in clear, and beside them as the KMS has sealed them.
  */
 import type { Id } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
@@ -296,6 +296,12 @@ export interface ForeignPair extends PairEnds {
   readonly createdAt: number;
 }
 
+/** A sealed identity document and the sealed DEK that opens it. */
+export interface IdentityPair {
+  readonly document: Buffer;
+  readonly dek: Buffer;
+}
+
 /** A start of a server on this database, and the last change number before it. */
 export interface Run {
   readonly id: Buffer;
@@ -378,7 +384,7 @@ export interface Counters {
 export interface StoreReads {
   counters(): Promise<Counters>;
   member(id: Id): Promise<Member | undefined>;
-  /** Also one whose row is not what was written (docs/protocol.md 11.6): what it says is not to be believed. */
+  /** Also one whose row is not what was written (docs/protocol.md 11.9): what it says is not to be believed. */
   anyMember(id: Id): Promise<Member | undefined>;
   /** Revoked ones, too: a channel key is never another member's. */
   memberByChannel(channel: Uint8Array): Promise<Member | undefined>;
@@ -430,6 +436,8 @@ export interface StoreReads {
   countMembersAt(home: Id): Promise<number>;
   /** Whether a server has revoked an id before it told of it. */
   isRevokedAt(home: Id, id: Id): Promise<boolean>;
+  /** A member's identity document as the KMS has sealed it. */
+  identityPair(id: Id): Promise<IdentityPair | undefined>;
   /** Who says that the database was put back, since its operator confirmed it last. */
   restoreClaims(): Promise<readonly string[]>;
   /** Whether a server was another one of this subnet once, and was removed. */
@@ -548,6 +556,8 @@ export interface StoreTransaction extends StoreReads {
   putPeerServer(peer: PeerServer): Promise<void>;
   /** Remembers that a server has revoked an id of which it had not told. */
   noteRevokedAt(home: Id, id: Id): Promise<void>;
+  /** Keeps a member's sealed identity document, in the place of the one before. */
+  putIdentityPair(id: Id, pair: IdentityPair, now: number): Promise<void>;
   /** Notes who says that the database was put back; forgotten when its operator confirms. */
   addRestoreClaim(claimant: string): Promise<void>;
   /** Remembers a server that is removed. */

@@ -19,6 +19,9 @@ const MEMBER: readonly RequestType[] = [
   'key.held',
   'sync',
   'guarded',
+  'identity.get',
+  'identity.put',
+  'kms.exchange',
 ];
 
 export const MAY_SEND: Readonly<Record<Asker, readonly RequestType[]>> = {

@@ -4,6 +4,7 @@
  *
  *   sealed key   version 1 | DEK id 8 | nonce 12 | ciphertext 32 | tag 16      = 69 bytes
  *   sealed DEK   version 1 | generation of the root key 4 | nonce 12 | ciphertext 32 | tag 16   = 65 bytes
+ *   sealed identity document   version 1 | nonce 12 | ciphertext: signature 64, body | tag 16
  *
  * AES-256-GCM. What is in clear, and the place that a key is stored in, are associated data: who can write to the store can't
  * put one record in the place of another.
@@ -12,12 +13,14 @@ import { createCipheriv, createDecipheriv, type KeyObject, randomBytes } from 'n
 import { PairwireError } from '../runtime/errors.js';
 import { KEY_SIZE, LABEL } from './constants.js';
 import { type FieldValue, fields } from './fields.js';
+import type { Signed } from './signed.js';
 
 const VERSION = 1;
 const CIPHER = 'aes-256-gcm';
 const NONCE_SIZE = 12;
 const TAG_SIZE = 16;
 const GENERATION_SIZE = 4;
+const SIGNATURE_SIZE = 64;
 export const DEK_ID_SIZE = 8;
 /** What tells stores apart. */
 export const STORE_ID_SIZE = 16;
@@ -189,6 +192,48 @@ export function openDek(root: KeyObject, owner: readonly FieldValue[], sealed: U
   const header = sealed.subarray(0, 1 + GENERATION_SIZE);
   if (sealed.length !== SEALED_DEK_SIZE || sealed[0] !== VERSION) throw broken('a DEK');
   return open(root, header.length, dekData(header, owner), sealed, 'a DEK');
+}
+
+/** Whose identity document it is. */
+export interface DocumentPlace {
+  readonly subnet: string;
+  readonly id: string;
+}
+
+/** What a sealed identity document is longer than its body. */
+const DOCUMENT_OVERHEAD = 1 + NONCE_SIZE + SIGNATURE_SIZE + TAG_SIZE;
+/** Of two keys and two names; a longer one is none of ours. */
+export const MAX_DOCUMENT_BODY = 512;
+export const MAX_SEALED_DOCUMENT = DOCUMENT_OVERHEAD + MAX_DOCUMENT_BODY;
+
+/**
+ * Seals an identity document by a DEK of its own, docs/protocol.md 11.6.
+ * @param nonce chosen by vectors only
+ * @throws PairwireError RECORD_MALFORMED for one that is too long
+ */
+export function sealDocument(
+  dek: KeyObject,
+  place: DocumentPlace,
+  { b, s }: Signed,
+  nonce: Uint8Array = nextNonce(),
+): Buffer {
+  if (b.length > MAX_DOCUMENT_BODY || s.length !== SIGNATURE_SIZE) {
+    throw new PairwireError('RECORD_MALFORMED', `an identity document has ${b.length} bytes`);
+  }
+  const header = Buffer.of(VERSION);
+  return seal(dek, header, documentData(header, place), Buffer.concat([s, b]), nonce);
+}
+
+/** @throws PairwireError SEAL_BROKEN for what is not the document of this member, as it was sealed */
+export function openDocument(dek: KeyObject, place: DocumentPlace, sealed: Uint8Array): Signed {
+  const header = sealed.subarray(0, 1);
+  if (sealed.length < DOCUMENT_OVERHEAD || sealed[0] !== VERSION) throw broken('a document');
+  const plain = open(dek, header.length, documentData(header, place), sealed, 'a document');
+  return { s: plain.subarray(0, SIGNATURE_SIZE), b: plain.subarray(SIGNATURE_SIZE) };
+}
+
+function documentData(header: Uint8Array, { subnet, id }: DocumentPlace): Buffer {
+  return fields(LABEL.kmsDocument, header, subnet, id);
 }
 
 function seal(

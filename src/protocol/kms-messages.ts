@@ -4,7 +4,8 @@
 import { z } from 'zod';
 import { KEY_SIZE } from './constants.js';
 import { DEK_ID_SIZE, SEALED_DEK_SIZE } from './envelope.js';
-import { bytesSchema } from './signed.js';
+import { MAX_EXCHANGE } from './kms-exchange.js';
+import { bytesSchema, bytesUpToSchema } from './signed.js';
 
 /** DEKs in one message. */
 export const MAX_DEKS = 256;
@@ -30,6 +31,13 @@ export const kmsRequestSchema = z.discriminatedUnion('t', [
   }),
   /** Makes the next root key, unless one after `after` is there. */
   z.strictObject({ t: z.literal('root.rotate'), id: requestId, after: generation }),
+  /** A member's question, and the public key by which the key server signs tickets. */
+  z.strictObject({
+    t: z.literal('member.exchange'),
+    id: requestId,
+    message: bytesUpToSchema(MAX_EXCHANGE),
+    signer: bytesSchema(KEY_SIZE),
+  }),
 ]);
 export type KmsRequest = z.infer<typeof kmsRequestSchema>;
 export type KmsRequestType = KmsRequest['t'];
@@ -50,4 +58,5 @@ export const kmsAnswerSchemas = {
   'dek.make': z.object({ dek: dekId, key: bytesSchema(KEY_SIZE), sealed: sealedDek }),
   'dek.open': z.object({ keys: z.array(bytesSchema(KEY_SIZE)).max(MAX_DEKS) }),
   'root.rotate': z.object({ generation }),
+  'member.exchange': z.object({ message: bytesUpToSchema(MAX_EXCHANGE) }),
 } as const;

@@ -8,9 +8,15 @@ import { PEER_CODES } from '../runtime/errors.js';
 import { KEY_SIZE, MAC_SIZE, NET_MARK_SIZE, RECEIPT_SIZE, RELAY_KEY_SIZE } from './constants.js';
 import { idSchema } from './ids.js';
 import { ipSchema } from './ip.js';
+import {
+  MAX_EXCHANGE,
+  MAX_IDENTITIES_ASKED,
+  namedPairSchema,
+  sealedPairSchema,
+} from './kms-exchange.js';
 import { macSchema } from './mac.js';
 import { prefixSchema, ROLES } from './records.js';
-import { bytesSchema, signedSchema } from './signed.js';
+import { bytesSchema, bytesUpToSchema, signedSchema } from './signed.js';
 
 /** Most rows in one answer; the rest comes with the next cursor. */
 export const MAX_ROWS = 500;
@@ -322,6 +328,20 @@ export const requestSchema = z.discriminatedUnion('t', [
     /** What the relay said of our address (docs/protocol.md section 2.6). */
     receipt: bytesSchema(RECEIPT_SIZE).optional(),
   }),
+  /** A membership ticket for the KMS, and the sealed identity documents of these members. */
+  z.strictObject({
+    t: z.literal('identity.get'),
+    id: requestId,
+    ids: z.array(idSchema).max(MAX_IDENTITIES_ASKED),
+  }),
+  /** The asker's own identity document, as the KMS has sealed it. */
+  z.strictObject({ t: z.literal('identity.put'), id: requestId, ...sealedPairSchema.shape }),
+  /** A question to the KMS, which nobody else can read (kms-exchange.ts). */
+  z.strictObject({
+    t: z.literal('kms.exchange'),
+    id: requestId,
+    message: bytesUpToSchema(MAX_EXCHANGE),
+  }),
   /** (requester, destination MAC), the sender's question. */
   z.strictObject({
     t: z.literal('key.mac'),
@@ -515,6 +535,8 @@ export const answerSchemas = {
     /** Subnet tag of the `ethernet` transport. */
     tag: z.int().min(0).max(63),
     settings: signedSchema,
+    /** It has the asker's identity document as a KMS sealed it. */
+    sealed: z.boolean().optional(),
     /** The log has not the head that was named: what it has in its place. */
     audit: signedSchema.optional(),
   }),
@@ -530,6 +552,19 @@ export const answerSchemas = {
         ticket: bytesSchema(RELAY_KEY_SIZE),
       })
       .optional(),
+  }),
+  'identity.get': z.object({
+    t: z.literal('ok'),
+    id: requestId,
+    ticket: signedSchema,
+    /** Those that there are. */
+    pairs: z.array(namedPairSchema).max(MAX_IDENTITIES_ASKED),
+  }),
+  'identity.put': z.object({ t: z.literal('ok'), id: requestId }),
+  'kms.exchange': z.object({
+    t: z.literal('ok'),
+    id: requestId,
+    message: bytesUpToSchema(MAX_EXCHANGE),
   }),
   'key.mac': z.discriminatedUnion('kind', [
     z.object({

@@ -34,6 +34,8 @@ export const TALKER_ROLES: readonly Role[] = ['host', 'plain', 'link'];
 export const RIGHTS = ['router', 'dhcp', 'shared'] as const;
 export type Right = (typeof RIGHTS)[number];
 
+/** KMSes that settings name: one for each key server of a subnet. */
+const MAX_NAMED_KMS = 64;
 const MAX_MACS = 64;
 const MAX_IPS = 64;
 
@@ -114,7 +116,13 @@ export const settingsSchema = z.strictObject({
     .int()
     .refine((seconds) => seconds === 0 || (seconds >= 30 && seconds <= 31_536_000))
     .default(3_600),
+  /** Whether identity documents of peers unknown so far are compared with the KMS's (docs/protocol.md 11.6), where `kms` names one. */
   verify: z.enum(['verify', 'off']),
+  /** The KMS of each key server, by its public channel key; without it nothing is compared. */
+  kms: z
+    .array(z.strictObject({ server: idSchema, key: bytesSchema(KEY_SIZE) }))
+    .max(MAX_NAMED_KMS)
+    .optional(),
   group: z.strictObject({
     mode: z.enum(['shared', 'pairwise']),
     /** Receivers up to which the sender itself replicates group frames over `udp`. */
@@ -138,6 +146,11 @@ export const settingsSchema = z.strictObject({
 /** A subnet's security settings: versioned, signed by the operator; gateways take only newer ones. */
 export type Settings = z.infer<typeof settingsSchema>;
 
+/** The KMS that has the identity documents of members at home at a key server; undefined if the settings name none. */
+export function kmsOf({ kms }: Pick<Settings, 'kms'>, home: Id): Uint8Array | undefined {
+  return kms?.find(({ server }) => server === home)?.key;
+}
+
 /** A membership whose every signature held. */
 export interface VerifiedMember {
   readonly id: Id;
@@ -148,8 +161,15 @@ export interface VerifiedMember {
   readonly macs: readonly MacAddress[];
   /** Verifies this member's boot records. */
   readonly signKey: KeyObject;
-  /** SHA-256 of the identity document as signed: what gateways pin. */
+  /** The identity document as it was signed. */
+  readonly document: Signed;
+  /** SHA-256 of it: what gateways pin, and the KMS remembers. */
   readonly identityDigest: Buffer;
+}
+
+/** SHA-256 of an identity document: its body, then its signature. */
+export function identityDigest({ b, s }: Signed): Buffer {
+  return createHash('sha256').update(b).update(s).digest();
 }
 
 /**
@@ -187,10 +207,8 @@ export function verifyMembership(subnet: Id, record: Signed, operator: KeyObject
     channel: membership.channel,
     macs: ownMacs(grant, identity.id),
     signKey,
-    identityDigest: createHash('sha256')
-      .update(membership.identity.b)
-      .update(membership.identity.s)
-      .digest(),
+    document: membership.identity,
+    identityDigest: identityDigest(membership.identity),
   };
 }
 

@@ -1,5 +1,5 @@
 /**
- * MACs over the rows of a store, docs/protocol.md 11.6: who can write to the database but has not the row key can neither make a
+ * MACs over the rows of a store, docs/protocol.md 11.9: who can write to the database but has not the row key can neither make a
  * row, nor put an older one back or take one away, so that the sums still come out.
  *
  *   MAC    HMAC-SHA256(mac key, place | columns), the first 16 bytes; its version is never another row's, nor used twice

@@ -1,5 +1,5 @@
 /**
- * Migration 14: MACs over rows (docs/protocol.md 11.6), each with its row's version, and their sums under a seal. `tab` and `name`:
+ * Migration 14: MACs over rows (docs/protocol.md 11.9), each with its row's version, and their sums under a seal. `tab` and `name`:
  * the table and the primary key of the row. `row_keys`: the key of them, sealed as keys are. Rows of before get theirs when the KMS is
  * there (storage/unlock.ts).
  */

@@ -11,6 +11,7 @@ import { netPorts } from './0008-net-ports.js';
 import { cascade } from './0009-cascade.js';
 import { cascadeCare } from './0010-cascade-care.js';
 import { deks } from './0011-deks.js';
+import { identities } from './0012-identities.js';
 import { dekSeals } from './0013-dek-seals.js';
 import { rowMacs } from './0014-row-macs.js';
 import type { Migration } from './migration.js';
@@ -27,6 +28,7 @@ export const MIGRATIONS: readonly Migration[] = [
   cascade,
   cascadeCare,
   deks,
+  identities,
   dekSeals,
   rowMacs,
 ];

@@ -23,6 +23,9 @@ const MEMBER: readonly RequestType[] = [
   'key.notice',
   'sync',
   'guarded',
+  'identity.get',
+  'identity.put',
+  'kms.exchange',
 ];
 const EXPECTED: Readonly<Record<Asker, readonly RequestType[]>> = {
   joining: ['ping', 'enrol'],
@@ -55,6 +58,9 @@ const FIELDS: Readonly<Record<RequestType, Record<string, unknown>>> = {
   enrol: { membership: signed },
   register: { boot: signed, machine: randomBytes(16), nonce: randomBytes(16) },
   endpoints: { endpoints: [] },
+  'identity.get': { ids: [] },
+  'identity.put': { document: randomBytes(100), dek: randomBytes(65) },
+  'kms.exchange': { message: randomBytes(96) },
   'key.mac': { requester: 'x', mac: '02:00:00:00:00:01' },
   'key.index': { requester: 'x', index: 1, kid: 0, group: false },
   'key.confirm': { pairs: [] },

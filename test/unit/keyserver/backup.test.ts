@@ -28,6 +28,8 @@ import { makeBackup } from '../../../keyserver/backup/make.js';
 import { manifestMac } from '../../../keyserver/backup/manifest.js';
 import { restoreBackup } from '../../../keyserver/backup/restore.js';
 import { initSubnet } from '../../../keyserver/init.js';
+import { kmsPaths } from '../../../keyserver/kms/config.js';
+import { IdentityDirectory } from '../../../keyserver/kms/identity-directory.js';
 import { GROUP_ID, type Id, parseId } from '../../../src/protocol/ids.js';
 import { defaultMac, type MacAddress } from '../../../src/protocol/mac.js';
 import { keyServerProgram } from '../../programs/key-server.js';
@@ -388,6 +390,28 @@ describe.skipIf(ON_POSTGRES)('a backup that is not what it was', () => {
       error: { code: 'BACKUP_REFUSED', hint: expect.stringContaining('pg_dump') },
     });
     expect(existsSync(join(root, 'x.pwb'))).toBe(false);
+  });
+
+  it('with the keys has the identity directory of the KMS, which is whole where it is put', async () => {
+    const source = join(root, 'identities');
+    await folder(source, 'north');
+    const [paths, key] = [kmsPaths(join(source, 'kms')), Buffer.alloc(32, 1)];
+    const [alice, bob] = [parseId('alice'), parseId('bob')];
+    const directory = new IdentityDirectory(paths, key);
+    for (const id of [alice, bob]) directory.keep(id, randomBytes(32), 'first');
+    const digests = [alice, bob].map((id) => directory.digestOf(id));
+    // Half a line of one that is being written.
+    appendFileSync(paths.identities, '{"seq":3');
+    const copy = join(root, 'identities.pwb');
+    await makeBackup(source, copy, true);
+    directory.close();
+    const elsewhere = join(root, 'north-again');
+    await restoreBackup(copy, { dir: elsewhere, keyFolders: [], force: false });
+    const put = new IdentityDirectory(kmsPaths(join(elsewhere, 'kms')), key);
+    expect(put.broken).toBeUndefined();
+    expect(put.torn).toBe(0);
+    expect([alice, bob].map((id) => put.digestOf(id))).toEqual(digests);
+    put.close();
   });
 
   it('never takes the place of another', async () => {

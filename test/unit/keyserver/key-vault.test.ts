@@ -182,7 +182,8 @@ describe('the folder of a KMS', () => {
     dir = mkdtempSync(join(tmpdir(), 'pairwire-kms-'));
   });
   afterEach(() => rmSync(dir, { recursive: true, force: true }));
-  const whom = { subnet: SUBNET, server: SUBNET, serverKey: Buffer.alloc(32, 1) };
+  const key = Buffer.alloc(32, 1);
+  const whom = { subnet: SUBNET, server: SUBNET, serverKey: key, operator: key };
 
   it('that has root keys and no kms.yaml is left as it is', () => {
     const kms = join(dir, 'kms');

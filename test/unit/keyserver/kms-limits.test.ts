@@ -5,7 +5,8 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { checkKmsAudit, filesAside, KmsAudit } from '../../../keyserver/kms/audit-file.js';
 import { KmsClient } from '../../../keyserver/kms/client.js';
-import { kmsConfigSchema } from '../../../keyserver/kms/config.js';
+import { kmsConfigSchema, kmsPaths } from '../../../keyserver/kms/config.js';
+import { IdentityDirectory } from '../../../keyserver/kms/identity-directory.js';
 import { Quotas, quotaSchema } from '../../../keyserver/kms/quota.js';
 import { RootKeys } from '../../../keyserver/kms/root-keys.js';
 import { Kms } from '../../../keyserver/kms/service.js';
@@ -35,8 +36,9 @@ describe('a KMS', () => {
       limits: { dekMakesPerHour: 3, dekOpensPerHour: 5, rootKeysPerDay: 2 },
     });
     const { audit } = KmsAudit.open(file, key);
+    const directory = new IdentityDirectory(kmsPaths(dir), key);
     const { kms, addresses } = await Kms.start({
-      ...{ config, audit, staticKeys, log },
+      ...{ config, audit, directory, staticKeys, log },
       roots: RootKeys.make(dir),
       listen: [{ scheme: 'tcp', host: '127.0.0.1', port: 0 }],
     });

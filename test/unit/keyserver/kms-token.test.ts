@@ -98,7 +98,8 @@ describe('root keys in a token', () => {
   beforeEach(() => {
     count += 1;
     dir = join(root, `kms${count}`);
-    makeKms(dir, { subnet: SUBNET, server: SUBNET, serverKey: Buffer.alloc(32, 1) });
+    const [serverKey, operator] = [Buffer.alloc(32, 1), Buffer.alloc(32, 2)];
+    makeKms(dir, { subnet: SUBNET, server: SUBNET, serverKey, operator });
   });
 
   const input = () => ({

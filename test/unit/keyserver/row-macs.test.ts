@@ -1,5 +1,5 @@
 /**
- * Rows under MACs (docs/protocol.md 11.6): whatever somebody does to the rows of a real database, who has all that was ever in it and not
+ * Rows under MACs (docs/protocol.md 11.9): whatever somebody does to the rows of a real database, who has all that was ever in it and not
  * the row key, is found out, and nothing that he made of them is served as true. What the server itself does never is.
  */
 import { copyFileSync, mkdtempSync, rmSync } from 'node:fs';

@@ -58,6 +58,7 @@ function session(code: 'limit' | 'unavailable', random: () => number) {
     outside: beyond(),
     bindings: beyond(),
     verifier,
+    identities: beyond(),
     auditHeads: new AuditHeads({ path: undefined, subnet: SUBNET, server: parseId('s1') }),
     handlers: {
       ...beyond<SessionDeps['handlers']>(),

@@ -25,6 +25,7 @@ import type { Token } from '../../../../src/protocol/token.js';
 import type { Clock } from '../../../../src/runtime/clock.js';
 import { readKeyFile } from '../../../../src/runtime/files.js';
 import { createLogger, type Logger } from '../../../../src/runtime/log.js';
+import { TestKms } from './kms.js';
 import { openToServe, removeDatabase, ringOf, storeChoice } from './store.js';
 import { HOUR, SUBNET, SubnetFolder } from './subnet-folder.js';
 
@@ -42,6 +43,8 @@ export interface SubnetOptions {
   readonly limits?: KeyServerOptions['limits'];
   readonly log?: Logger;
   readonly clock?: Clock;
+  /** Runs the folder's KMS in this process, and has the settings name it with `verify`. */
+  readonly kms?: boolean;
   /** Another key server of the subnet whose first one made this token. */
   readonly cascade?: { readonly token: string; readonly operatorKey: string };
 }
@@ -53,6 +56,7 @@ export class TestSubnet extends SubnetFolder {
   driver!: SqlDriver;
   readonly #options: SubnetOptions;
   #port = 0;
+  #kms: TestKms | undefined;
 
   private constructor(dir: string, options: SubnetOptions, server?: Id) {
     super(dir, options.subnet, server, options.cascade?.operatorKey);
@@ -76,7 +80,8 @@ export class TestSubnet extends SubnetFolder {
       dir,
       listen: '127.0.0.1:7900',
       advertise: [],
-      settings: options.settings ?? {},
+      // No KMS runs beside it, unless a test starts one.
+      settings: { identity: options.kms === true ? 'verify' : 'off', ...options.settings },
       ...(await storeChoice()),
     });
     const subnet = new TestSubnet(dir, options);
@@ -90,6 +95,7 @@ export class TestSubnet extends SubnetFolder {
 
   async startServer(): Promise<void> {
     const { tuning, limits, log, clock } = this.#options;
+    if (this.#options.kms === true) this.#kms ??= await TestKms.start(this.paths);
     this.driver = await openToServe(this.paths);
     this.store = await openStore(this.driver, {
       onlyWriter: true,
@@ -110,6 +116,7 @@ export class TestSubnet extends SubnetFolder {
       },
       auditHeadFile: this.paths.auditHead,
       log: log ?? createLogger('test', { level: 'silent' }),
+      ...(this.#kms === undefined ? {} : { kms: this.#kms.client }),
       ...(tuning === undefined ? {} : { tuning }),
       ...(limits === undefined ? {} : { limits }),
       ...(clock === undefined ? {} : { clock }),
@@ -122,9 +129,16 @@ export class TestSubnet extends SubnetFolder {
     await this.store.close();
   }
 
+  /** The KMS that runs in this process. */
+  get kms(): TestKms {
+    if (this.#kms === undefined) throw new Error('no KMS runs in this process');
+    return this.#kms;
+  }
+
   async close(): Promise<void> {
     this.stopClients();
     await this.stopServer();
+    await this.#kms?.close();
     await removeDatabase(this.paths.database);
     rmSync(this.dir, { recursive: true, force: true });
   }
