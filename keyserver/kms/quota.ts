@@ -72,6 +72,19 @@ export class Quotas {
     bucket.left -= count;
   }
 
+  /** Does something that counts as one only if it succeeds. @throws PairwireError LIMIT, and as the work */
+  spend<T>(server: string, kind: QuotaKind, work: () => T): T {
+    this.take(server, kind);
+    try {
+      return work();
+    } catch (thrown) {
+      // A token that was pulled must not cost the key server what it needs when that is back.
+      const bucket = this.#buckets.get(`${kind} ${server}`);
+      if (bucket !== undefined) bucket.left += 1;
+      throw thrown;
+    }
+  }
+
   /** What was refused since the start, of all key servers. */
   get refusals(): number {
     return this.#refusals;

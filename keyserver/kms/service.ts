@@ -156,8 +156,7 @@ export class Kms {
           auditBytes: audit.size,
         };
       case 'dek.make': {
-        quotas.take(server, 'make');
-        const { id, key, sealed } = roots.makeDek(owner);
+        const { id, key, sealed } = quotas.spend(server, 'make', () => roots.makeDek(owner));
         done({ dek: id.toString('hex'), generation: roots.generation });
         return { dek: id, key, sealed };
       }
@@ -172,8 +171,9 @@ export class Kms {
       }
       case 'root.rotate': {
         const before = roots.generation;
-        if (request.after === before) quotas.take(server, 'root');
-        const generation = roots.rotate(request.after);
+        const make = (): number => roots.rotate(request.after);
+        // What is made already is told for nothing.
+        const generation = request.after === before ? quotas.spend(server, 'root', make) : make();
         if (generation !== before) done({ generation });
         return { generation };
       }

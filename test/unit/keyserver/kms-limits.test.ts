@@ -90,6 +90,14 @@ describe('a KMS', () => {
     };
     expect(most()).toBe(60);
     now += 60_000;
+    // What fails costs nothing.
+    for (let time = 0; time < 5; time += 1) {
+      expect(() =>
+        quotas.spend('s1', 'make', () => {
+          throw new Error('the token was pulled');
+        }),
+      ).toThrow('pulled');
+    }
     expect(most()).toBe(1);
     now += 100 * 3_600_000;
     expect(most()).toBe(60);
