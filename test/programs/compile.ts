@@ -3,7 +3,7 @@
  * tests start. One that translates its own sources takes a second and a half of processor time more at each start,
  * and so does its KMS. Translated anew for each run, which takes a second, so they are never older than the sources.
  */
-import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { chmodSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
@@ -22,6 +22,8 @@ export default async function setup(): Promise<() => void> {
   // Below the checkout: that is where packages are looked for.
   removeAbandoned();
   const folder = mkdtempSync(join(CACHE, PREFIX));
+  // A KMS runs as a user of its own, who has to get in.
+  chmodSync(folder, 0o755);
   await build({
     absWorkingDir: ROOT,
     entryPoints: SOURCES.flatMap((source) => sourceFiles(source)),

@@ -1,5 +1,5 @@
 /** The root keys are lost for good: by the command everybody gets new keys, and nothing else is forgotten. */
-import { existsSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { verifyAudit } from '../../../keyserver/audit.js';
@@ -49,10 +49,17 @@ it('members work on, with generations above those that they hold', async () => {
   // While nothing is lost, nothing is dropped; nor without a word that it is meant.
   expect(await forget('--yes')).toMatchObject({ code: 1, out: '' });
   rmSync(join(server.paths.kms, 'root-1.key'));
+  const kept = new Map(
+    ['kms.key', 'identities.log'].map((name) => [name, readFileSync(join(server.paths.kms, name))]),
+  );
   expect((await forget()).err).toContain('--yes');
   const { code, out, err } = await forget('--yes');
   expect({ code, err }).toMatchObject({ code: 0 });
   expect(JSON.parse(out)).toMatchObject({ pairs: 2, nets: 0, group: renewed.pwId + 1 });
+  // Settings name the KMS by its channel key, so that is the same one, and it knows who members are.
+  for (const name of ['kms.key', 'identities.log']) {
+    expect(readFileSync(join(server.paths.kms, name)), name).toEqual(kept.get(name));
+  }
   // What is left of the old KMS is kept.
   expect(readdirSync(server.dir).filter((name) => name.startsWith('kms.forgotten-'))).toHaveLength(
     1,

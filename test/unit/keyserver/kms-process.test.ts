@@ -67,7 +67,7 @@ describe('the KMS of a key server', () => {
   it('is a process of its own that holds the root key; killed, it is back, and keys are given meanwhile', async () => {
     await server.start();
     const kms = childOf(server.pid);
-    expect(readFileSync(`/proc/${kms}/cmdline`, 'latin1')).toContain('kms/main.ts');
+    expect(readFileSync(`/proc/${kms}/cmdline`, 'latin1')).toContain('kms/main.js');
     const [alice] = await members('alice', 'bob', 'carol');
     if (alice === undefined) throw new Error('there is no alice');
     const before = await alice.keyByMac(mac('bob'));

@@ -1,3 +1,4 @@
+/** What is warmed up is what a first contact says. */
 import { expect, test } from 'vitest';
 import { warmUp } from '../../../../src/protocol/warm-up.js';
 
