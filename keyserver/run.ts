@@ -339,7 +339,8 @@ async function serve(
 /**
  * Serves whenever the lease is this process's.
  * @returns `ended` settles, or rejects, when it does not go on
- * @throws PairwireError if the database can't be reached, or the KMS beside it can't be run, at the start: that is a mistake of the configuration
+ * @throws PairwireError if the database can't be reached at the start: that is a mistake of the configuration. A KMS that can't be run is looked for
+ *   again and again (DekTrials), for its token may be put back
  */
 async function serveInTurn(
   folder: Folder,
@@ -349,12 +350,6 @@ async function serveInTurn(
 ): Promise<{ readonly ended: Promise<void> }> {
   const stop = new AbortController();
   let next: PostgresDriver | undefined = await PostgresDriver.connect(target);
-  try {
-    await folder.kms?.ready();
-  } catch (thrown) {
-    await next.close();
-    throw thrown;
-  }
   const loop = async (): Promise<void> => {
     while (!stop.signal.aborted) {
       try {

@@ -6,11 +6,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { initSubnet } from '../../keyserver/init.js';
+import { keyServerProgram } from '../programs/key-server.js';
 import { emptyDatabase, removeDatabase } from '../unit/keyserver/support/store.js';
 import { sleep, until } from '../unit/keyserver/support/subnet.js';
 import { SUBNET } from '../unit/keyserver/support/subnet-folder.js';
 
-const PROGRAM = new URL('../unit/keyserver/support/program.ts', import.meta.url).pathname;
 const PATIENCE_MS = 60_000;
 
 let root: string;
@@ -61,7 +61,7 @@ it('that can not open them is locked, leaves the lease to others, and takes it o
 });
 
 function start(name: string): { readonly child: ChildProcess; log(): string } {
-  const argv = ['--import', 'tsx', PROGRAM, 'keyserver', '--dir', join(root, name)];
+  const argv = keyServerProgram('keyserver', '--dir', join(root, name));
   const child = spawn(process.execPath, argv, { stdio: ['ignore', 'ignore', 'pipe'] });
   running.push(child);
   let log = '';

@@ -406,7 +406,9 @@ export class KillRun extends SubnetFolder {
       if (broken !== undefined) this.#faults.add(`audit: ${JSON.stringify(broken)}`);
       await this.#compareAudit(store);
       for (const fault of await integrity(driver)) this.#faults.add(fault);
-      for (const { table, name, why } of (await store.rows?.check()) ?? []) {
+      // A round of all rows wants the lease there.
+      const wrong = ON_POSTGRES ? [] : ((await store.rows?.check()) ?? []);
+      for (const { table, name, why } of wrong) {
         this.#faults.add(`row of ${table} ${name}: ${why}`);
       }
       const seals = await checkSeals(driver.reader, await ringOf(driver, paths));
