@@ -3,7 +3,7 @@ import { defineConfig } from 'vitest/config';
 
 /**
  * Three rings of tests: `unit` needs nothing but Node.js and the native build; `postgres` the programs of
- * PostgreSQL; `lab` needs root, because it makes network namespaces, and runs one file at a time.
+ * PostgreSQL; `lab` needs root, because it makes network namespaces.
  */
 
 /** Tests of the key server that put questions of their own to a store. All of them: PAIRWIRE_POSTGRES_ALL=1. */
@@ -49,7 +49,8 @@ export default defineConfig({
           include: ['test/lab/**/*.test.ts'],
           testTimeout: 120_000,
           hookTimeout: 120_000,
-          fileParallelism: false,
+          // They wait more than they work, and each has namespaces of its own.
+          maxWorkers: 2,
         },
       },
     ],

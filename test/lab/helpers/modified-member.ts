@@ -38,6 +38,7 @@ import { generateRawKeyPair } from '../../../src/protocol/public-keys.js';
 import { bootRecordSchema, type Grant, grantSchema } from '../../../src/protocol/records.js';
 import { readUnverified, signRecord } from '../../../src/protocol/signed.js';
 import { parseToken } from '../../../src/protocol/token.js';
+import { publishIdentity } from './publish-identity.js';
 import { SealedPort } from './sealed-port.js';
 import { ETHERNET } from './topologies.js';
 
@@ -103,8 +104,9 @@ export class ModifiedMember {
       token: { id: grant.tokenId, psk: token.psk },
     });
     client.start();
+    const membership = signMembership(subnet, id, token.grant, keys);
     await client.request(
-      { t: 'enrol', membership: signMembership(subnet, id, token.grant, keys) },
+      { t: 'enrol', membership },
       { timeoutMs: PATIENCE_MS, parse: (answer) => answerSchemas.enrol.parse(answer) },
     );
     client.forgetToken();
@@ -126,6 +128,7 @@ export class ModifiedMember {
       { t: 'register', boot: record, machine: randomBytes(16), nonce: randomBytes(16) },
       { timeoutMs: PATIENCE_MS, parse: (answer) => answerSchemas.register.parse(answer) },
     );
+    await publishIdentity(client, keys.channel, membership, registered.settings);
     const endpoints = [{ ip: ipToBytes(place.address), port: place.port }];
     if (!ETHERNET) await client.request({ t: 'endpoints', endpoints });
     const port = await SealedPort.open(lab, place.host, place.port);
