@@ -32,7 +32,6 @@ import { probeKey } from '../src/protocol/probe.js';
 import { importPublic } from '../src/protocol/public-keys.js';
 import type { Role, Settings } from '../src/protocol/records.js';
 import { type Signed, signedSchema } from '../src/protocol/signed.js';
-import { warmUp } from '../src/protocol/warm-up.js';
 import { type Clock, ServerTime, SystemClock } from '../src/runtime/clock.js';
 import { messageOf, PairwireError } from '../src/runtime/errors.js';
 import { readSecretFile, writeFileAtomic } from '../src/runtime/files.js';
@@ -420,7 +419,6 @@ export class Agent extends EventEmitter<AgentEvents> {
       setInterval(() => this.#refreshUnderlay(), UNDERLAY_TICK_MS),
     ];
     await this.#startMetrics();
-    warmUp('member');
   }
 
   /** Stops this process's part: traffic of known pairs goes on. */

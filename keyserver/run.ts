@@ -6,7 +6,6 @@
  */
 import { keyPairFromPrivate } from '../src/protocol/channel/keys.js';
 import { MAX_DEKS, type StoredDek } from '../src/protocol/kms-messages.js';
-import { warmUp } from '../src/protocol/warm-up.js';
 import { messageOf, PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
 import { lockFolder } from '../src/runtime/folder-lock.js';
@@ -328,7 +327,6 @@ async function serve(
     limits: config.limits,
   });
   life.started('server', () => server.close());
-  warmUp('server');
   if (config.relay !== undefined) {
     const relay = new RelayProcess(config.relay.listen, own.staticKeys, log, metrics);
     life.started('relay', () => relay.stop());
