@@ -10,6 +10,7 @@
 import { randomBytes } from 'node:crypto';
 import { existsSync, renameSync } from 'node:fs';
 import { parseChannelAddress } from '../src/net/address.js';
+import { RequestError } from '../src/net/channel.js';
 import { keyPairFromPrivate } from '../src/protocol/channel/keys.js';
 import { KEY_SIZE } from '../src/protocol/constants.js';
 import { GROUP_ID } from '../src/protocol/ids.js';
@@ -30,7 +31,7 @@ import {
 import { CurrentSettings, groupInterval } from './current-settings.js';
 import { dueAfter, numberAbove } from './keys/renewal.js';
 import { KmsClient } from './kms/client.js';
-import { makeKms } from './kms/folder.js';
+import { hasKms, makeKms } from './kms/folder.js';
 import { LocalDeks } from './kms/local-deks.js';
 import { mendNets } from './nets/net-members.js';
 import { KeyRing } from './storage/key-ring.js';
@@ -38,7 +39,14 @@ import { openDatabase } from './storage/open.js';
 import { PostgresDriver } from './storage/postgres.js';
 import { blob, integer, type SqlDriver, text } from './storage/sql.js';
 import { openStore } from './storage/sql-store.js';
-import { acceptRows, type DekService, insertDek, rowMarkOf, unlockRows } from './storage/unlock.js';
+import {
+  acceptRows,
+  type DekService,
+  insertDek,
+  openDeks,
+  rowMarkOf,
+  unlockRows,
+} from './storage/unlock.js';
 
 /** Pairs of one transaction. */
 const PAGE = 500;
@@ -106,9 +114,7 @@ async function forgetIn(
   const begun = values.has('forgetting');
   const { service, before, close } = await newKms(config, paths, log, begun, async (present) => {
     const rows = await driver.reader.all('SELECT id, sealed, active FROM deks', []);
-    const keys = await present.open(
-      rows.map((row) => ({ id: blob(row, 'id'), sealed: blob(row, 'sealed') })),
-    );
+    const keys = await openDeks(present, rows);
     // Interrupted: the DEK that opens is the new one, and only the rest is left to do.
     for (const [at, row] of rows.entries()) {
       const key = keys[at];
@@ -185,9 +191,9 @@ async function newKms(
   if (existsSync(paths.kms)) {
     let present: DekService | undefined;
     try {
-      present = LocalDeks.load(paths.kms);
+      if (hasKms(paths.kms)) present = LocalDeks.load(paths.kms);
     } catch (thrown) {
-      if (!(thrown instanceof PairwireError)) throw thrown;
+      if (!isLoss(thrown)) throw thrown;
       log.warn({ err: thrown }, 'the KMS that is there can not be used');
     }
     if (present !== undefined && (await opens(present, open))) {
@@ -212,9 +218,18 @@ async function opens(
     await open(present);
     return true;
   } catch (thrown) {
-    if (thrown instanceof PairwireError) return false;
+    if (isLoss(thrown)) return false;
     throw thrown;
   }
+}
+
+/** Whether this says that root keys are gone. A KMS that is slow, busy or out of reach, or files that can't be read here, don't. */
+function isLoss(thrown: unknown): boolean {
+  if (!(thrown instanceof PairwireError)) return false;
+  if (thrown.code === 'KMS_FAILED' && thrown.cause !== undefined) {
+    return thrown.cause instanceof RequestError && thrown.cause.code === 'refused';
+  }
+  return ['KMS_FAILED', 'KMS_TOKEN', 'SEAL_BROKEN'].includes(thrown.code);
 }
 
 function requireLost(isOpen: boolean, begun: boolean, where: string): void {

@@ -5,7 +5,6 @@
  * stands by until the lease is its own (storage/postgres.ts), serves, and stands by again when it has lost it.
  */
 import { keyPairFromPrivate } from '../src/protocol/channel/keys.js';
-import { MAX_DEKS, type StoredDek } from '../src/protocol/kms-messages.js';
 import { messageOf, PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
 import { lockFolder } from '../src/runtime/folder-lock.js';
@@ -31,9 +30,9 @@ import { KeyServer } from './server.js';
 import { openDatabase, targetOf } from './storage/open.js';
 import { PostgresDriver } from './storage/postgres.js';
 import type { PostgresTarget } from './storage/postgres-target.js';
-import { blob, type SqlDriver } from './storage/sql.js';
+import type { Row, SqlDriver } from './storage/sql.js';
 import { openStore } from './storage/sql-store.js';
-import { countDeks, type DekService, unlock } from './storage/unlock.js';
+import { countDeks, type DekService, openDeks, unlock } from './storage/unlock.js';
 
 /** One that ends takes so long at most to let go of its folder. */
 const LOCK_WAIT_MS = 2_000;
@@ -232,18 +231,14 @@ class DekTrials {
       folder.kms = undefined;
       throw thrown;
     }
-    let deks: readonly StoredDek[];
+    let rows: readonly Row[];
     try {
-      const rows = await this.#driver.reader.all('SELECT id, sealed FROM deks', []);
-      deks = rows.map((row) => ({ id: blob(row, 'id'), sealed: blob(row, 'sealed') }));
+      rows = await this.#driver.reader.all('SELECT id, sealed FROM deks', []);
     } catch {
       // A database that is away, or from before there were any: whoever gets the lease sees to that.
       return;
     }
-    for (let at = 0; at < deks.length; at += MAX_DEKS) {
-      const keys = await impatient(kms.client).open(deks.slice(at, at + MAX_DEKS));
-      for (const key of keys) key.fill(0);
-    }
+    for (const key of await openDeks(impatient(kms.client), rows)) key.fill(0);
   }
 }
 

@@ -173,8 +173,11 @@ export class Identities {
     let opened: Signed;
     try {
       const key = roots.openDocumentDek({ subnet, id }, dek);
-      opened = openDocument(createSecretKey(key), { subnet, id }, document);
-      key.fill(0);
+      try {
+        opened = openDocument(createSecretKey(key), { subnet, id }, document);
+      } finally {
+        key.fill(0);
+      }
     } catch (thrown) {
       if (!(thrown instanceof PairwireError) || thrown.code !== 'SEAL_BROKEN') throw thrown;
       log.warn({ id, actor, reason: messageOf(thrown) }, 'this is not what was sealed for the id');

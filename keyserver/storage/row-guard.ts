@@ -3,7 +3,7 @@
  * transaction, says of what is read whether it is what was written, and goes through all rows at the start and from then on.
  *
  * What is wrong is never mended by a write that happens to come along: a row keeps its fault until it is written as a whole, and the sums
- * keep theirs until the operator accepts the rows as they are (`pairwire rows accept`).
+ * keep theirs until the operator accepts the rows as they are (`pairwire kms accept-rows`).
  */
 import { timingSafeEqual } from 'node:crypto';
 import { setTimeout as pause } from 'node:timers/promises';

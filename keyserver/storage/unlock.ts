@@ -19,7 +19,7 @@ import type { Logger } from '../../src/runtime/log.js';
 import { KeyRing } from './key-ring.js';
 import { RESEAL_BEGIN, type ResealCursor, resealPage } from './reseal.js';
 import { macAll, openHead, RowGuard } from './row-guard.js';
-import { blob, integer, type SqlConnection, type SqlDriver, text } from './sql.js';
+import { blob, integer, type Row, type SqlConnection, type SqlDriver, text } from './sql.js';
 
 /** Whoever makes and opens DEKs: the KMS, or root keys at hand. */
 export interface DekService {
@@ -41,6 +41,21 @@ type Sealing = 'begun' | 'sealed' | 'clean';
 export async function countDeks(driver: SqlDriver): Promise<number> {
   const row = await driver.reader.get('SELECT count(*) AS n FROM deks', []);
   return row === undefined ? 0 : integer(row, 'n');
+}
+
+/**
+ * Has the DEKs of these rows of `deks` opened, as many at a time as one message takes.
+ * @returns their keys, in that order; the caller wipes them
+ * @throws PairwireError as the service
+ */
+export async function openDeks(service: DekService, rows: readonly Row[]): Promise<Buffer[]> {
+  const keys: Buffer[] = [];
+  for (let at = 0; at < rows.length; at += MAX_DEKS) {
+    const page = rows.slice(at, at + MAX_DEKS);
+    const deks = page.map((row) => ({ id: blob(row, 'id'), sealed: blob(row, 'sealed') }));
+    keys.push(...(await service.open(deks)));
+  }
+  return keys;
 }
 
 /**
@@ -71,13 +86,9 @@ export async function unlock(driver: SqlDriver, options: UnlockOptions): Promise
   const ring = new KeyRing(id);
   ring.onBroken = (err) =>
     log?.error({ err }, 'a key in the database is not what was sealed there');
-  const deks = rows.map((row) => ({ id: blob(row, 'id'), sealed: blob(row, 'sealed') }));
-  for (let at = 0; at < deks.length; at += MAX_DEKS) {
-    const opened = await service.open(deks.slice(at, at + MAX_DEKS));
-    for (const [place, key] of opened.entries()) {
-      const row = rows[at + place];
-      if (row !== undefined) ring.add(blob(row, 'id'), key, integer(row, 'active') === 1);
-    }
+  for (const [at, key] of (await openDeks(service, rows)).entries()) {
+    const row = rows[at];
+    if (row !== undefined) ring.add(blob(row, 'id'), key, integer(row, 'active') === 1);
   }
   if (ring.active === undefined) {
     const made = await service.make();

@@ -1,12 +1,12 @@
 /** Two key servers on one PostgreSQL, one of which can't open the DEKs: it says so while it stands by, and takes no lease. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { cpSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { initSubnet } from '../../keyserver/init.js';
 import { keyServerProgram } from '../programs/key-server.js';
+import { freePort } from '../unit/keyserver/support/server-process.js';
 import { emptyDatabase, removeDatabase } from '../unit/keyserver/support/store.js';
 import { sleep, until } from '../unit/keyserver/support/subnet.js';
 import { SUBNET } from '../unit/keyserver/support/subnet-folder.js';
@@ -81,14 +81,4 @@ async function health(at: number): Promise<string | undefined> {
 async function metric(at: number, name: string): Promise<string | undefined> {
   const text = await (await fetch(`http://127.0.0.1:${ports[at]}/metrics`)).text();
   return new RegExp(`^${name} (\\S+)$`, 'm').exec(text)?.[1];
-}
-
-function freePort(): Promise<number> {
-  return new Promise((resolve) => {
-    const server = createServer().listen(0, '127.0.0.1', () => {
-      const address = server.address();
-      const found = typeof address === 'object' && address !== null ? address.port : 0;
-      server.close(() => resolve(found));
-    });
-  });
 }

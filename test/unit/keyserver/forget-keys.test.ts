@@ -1,5 +1,5 @@
 /** The root keys are lost for good: by the command everybody gets new keys, and nothing else is forgotten. */
-import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { chmodSync, existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { verifyAudit } from '../../../keyserver/audit.js';
@@ -47,7 +47,13 @@ it('members work on, with generations above those that they hold', async () => {
   await server.kill();
 
   // While nothing is lost, nothing is dropped; nor without a word that it is meant.
-  expect(await forget('--yes')).toMatchObject({ code: 1, out: '' });
+  const refused = await forget('--yes');
+  expect(refused).toMatchObject({ code: 1, out: '' });
+  expect(refused.err).toContain('nothing is lost');
+  // Nor because a file of the KMS can't be read as it is.
+  chmodSync(join(server.paths.kms, 'root-1.key'), 0o640);
+  expect((await forget('--yes')).err).toContain('mode 0640');
+  expect(readdirSync(server.dir).some((name) => name.startsWith('kms.forgotten-'))).toBe(false);
   rmSync(join(server.paths.kms, 'root-1.key'));
   const kept = new Map(
     ['kms.key', 'identities.log'].map((name) => [name, readFileSync(join(server.paths.kms, name))]),
