@@ -12,6 +12,7 @@
  */
 import { EventEmitter } from 'node:events';
 import { existsSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { encode } from '@msgpack/msgpack';
 import { formatChannelAddress, parseChannelAddress } from '../src/net/address.js';
 import { ChannelClient, type ClientState } from '../src/net/channel-client.js';
@@ -45,6 +46,7 @@ import {
   netsOf,
   PASSABLE,
   type PortConfig,
+  spinMicroseconds,
   splitHostPort,
 } from './config.js';
 import { AuditHeads, alarmText } from './control/audit-heads.js';
@@ -578,7 +580,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       macs: this.#identity.member.macs.map(macToBytes),
       suite: settings.suite,
       backend: this.#backendWanted(),
-      spinUs: performance.spin,
+      spinUs: spinMicroseconds(performance.spin, availableParallelism()),
       helpers: helpers === 'auto' ? AUTO_HELPERS : helpers,
       // Only this transport has subnet tags.
       tag: transport.kind === 'ethernet' ? this.#state.tag : 0,

@@ -232,6 +232,10 @@ export const BACKENDS = ['auto', 'ipsec-mb', 'libcrypto'] as const;
 
 /** Longer than any round trip that is worth waiting for awake. */
 const MAX_SPIN_US = 1_000;
+/** `auto`, where there are cores to spare. */
+const AUTO_SPIN_US = 200;
+/** With fewer, who waits awake takes the core that the program it waits for wants (docs/performance.md). */
+const CORES_TO_SPIN = 4;
 /** Crew::kMaxHelpers of gateway/native/core/crew.hpp. */
 const MAX_HELPERS = 7;
 
@@ -273,8 +277,11 @@ export const gatewayConfigSchema = z.strictObject({
     .strictObject({
       /** Library that encrypts. `auto`: the fastest that this machine has. */
       backend: z.enum(BACKENDS).default('auto'),
-      /** Microseconds that a thread looks for the next frame before it sleeps, where that has paid lately; 0: never. */
-      spin: z.int().min(0).max(MAX_SPIN_US).default(200),
+      /**
+       * Microseconds that a thread looks for the next frame before it sleeps, where that has paid lately; 0: never.
+       * `auto`: see `spinMicroseconds`.
+       */
+      spin: z.union([z.literal('auto'), z.int().min(0).max(MAX_SPIN_US)]).default('auto'),
       /** Threads that help with sealing and opening. `auto`: as many as the machine has cores to spare. */
       helpers: z.union([z.literal('auto'), z.int().min(0).max(MAX_HELPERS)]).default('auto'),
     })
@@ -296,6 +303,15 @@ export type TransportConfig = GatewayConfig['transport'];
 
 /** What SIGHUP takes over without touching traffic; anything else needs a new start. */
 export const RELOADABLE = ['log', 'transport.endpoints'] as const;
+
+/** `performance.spin` in microseconds, on a machine with so many cores. */
+export function spinMicroseconds(
+  spin: GatewayConfig['performance']['spin'],
+  cores: number,
+): number {
+  if (spin !== 'auto') return spin;
+  return cores < CORES_TO_SPIN ? 0 : AUTO_SPIN_US;
+}
 
 /** Reads gateway.yaml. @throws PairwireError CONFIG_NOT_FOUND or CONFIG_INVALID with file and line */
 export function loadGatewayConfig(path: string): GatewayConfig {

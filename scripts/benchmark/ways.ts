@@ -2,7 +2,7 @@
  * `scripts/bench plain`, `scripts/bench link` and `scripts/bench link-ip`: TCP between a member and a machine behind a plain port, or a member of
  * another subnet, beside TCP between two members, in one laboratory and in turns.
  *
- *   scripts/bench plain|link|link-ip [--rounds N] [--seconds N] [--json]
+ *   scripts/bench plain|link|link-ip [--rounds N] [--seconds N] [--cores N] [--json]
  *
  * `plain`: the machine is a network namespace behind a bridge of the gateway, as in config/lab/plain-machine.yaml.
  * `link`: config/lab/two-subnets.yaml, so the way leads through two link gateways, a router and a NAT box. **All of it,
@@ -11,14 +11,16 @@
  *
  * What each host would have to do on a machine of its own is measured beside it: processor time of all its processes for a
  * gigabyte, what the kernel does in their name included and what it does for nobody left out. The host that needs most bounds such a way.
+ * `--cores 0.4` shows it: each host then has so much of a core and no more, so that those on the way don't take it from each other.
  */
 import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { z } from 'zod';
 import { Lab } from '../laboratory/lab.js';
 import { pidsIn } from '../laboratory/network.js';
-import { waitFor } from '../laboratory/processes.js';
+import { run, waitFor } from '../laboratory/processes.js';
 import { readTopology } from '../laboratory/topology.js';
+import { ProcessorShare } from './processor-share.js';
 import { median } from './statistics.js';
 
 const PORT = 7_801;
@@ -85,10 +87,14 @@ async function tcp(
   lab: Lab,
   [from, to, address]: readonly [string, string, string],
   seconds: number,
+  share?: ProcessorShare,
 ): Promise<Measured> {
-  const argv = ['iperf3', '-J', '-c', address, '-p', `${PORT}`, '-t', `${seconds}`];
+  const client = ['iperf3', '-J', '-c', address, '-p', `${PORT}`, '-t', `${seconds}`];
+  // Into the group first: behind `ip netns exec` there is another /sys.
+  const inside = ['ip', 'netns', 'exec', lab.namespace(from), ...client];
+  const argv = share === undefined ? inside : share.command(inside);
   const before = await processorSeconds(lab);
-  const { stdout } = await lab.exec(from, argv, { timeoutMs: (seconds + 30) * 1_000 });
+  const { stdout } = await run(argv, { timeoutMs: (seconds + 30) * 1_000 });
   const after = await processorSeconds(lab);
   const { sum_received: got, cpu_utilization_percent: own } = resultSchema.parse(
     JSON.parse(stdout),
@@ -130,11 +136,13 @@ async function main(): Promise<void> {
     options: {
       rounds: { type: 'string', default: '7' },
       seconds: { type: 'string', default: '3' },
+      cores: { type: 'string' },
       json: { type: 'boolean', default: false },
     },
   });
   const rounds = z.coerce.number().int().min(1).parse(values.rounds);
   const seconds = z.coerce.number().int().min(1).parse(values.seconds);
+  const cores = z.coerce.number().min(0.05).optional().parse(values.cores);
   const plan = PLANS[positionals[0] ?? ''];
   if (plan === undefined) throw new Error(`name one of ${Object.keys(PLANS).join(', ')}`);
   const hosts = new Set(Object.values(plan.ways).flat());
@@ -143,6 +151,7 @@ async function main(): Promise<void> {
   );
   const runs = new Map<string, Measured[]>(ways.map(([name]) => [name, []]));
   const lab = await Lab.create(readTopology(plan.topology), { name: `bench-${process.pid}` });
+  const shares = new Map<string, ProcessorShare>();
   try {
     for (const host of hosts) {
       lab.spawn(host, ['iperf3', '-s', '-p', `${PORT}`]);
@@ -161,11 +170,21 @@ async function main(): Promise<void> {
       });
       await tcp(lab, way, 1);
     }
+    if (cores !== undefined) {
+      for (const host of Object.keys(lab.topology.hosts)) {
+        const share = new ProcessorShare(`pairwire-bench-${process.pid}-${host}`, cores);
+        shares.set(host, share);
+        share.take(await pidsIn(lab.namespace(host)));
+      }
+    }
     for (let round = 0; round < rounds; round += 1) {
-      for (const [name, way] of ways) runs.get(name)?.push(await tcp(lab, way, seconds));
+      for (const [name, way] of ways) {
+        runs.get(name)?.push(await tcp(lab, way, seconds, shares.get(way[0])));
+      }
     }
   } finally {
     await lab.destroy();
+    for (const share of shares.values()) share.end();
   }
   const ofRates = (all: readonly Measured[]): number => median(all.map(({ rate }) => rate));
   const members = ofRates(runs.get(MEMBERS) ?? []);
@@ -180,7 +199,7 @@ async function main(): Promise<void> {
   }));
   if (values.json) {
     process.stdout.write(
-      `${JSON.stringify({ rounds, seconds, target: plan.target, rows }, null, 2)}\n`,
+      `${JSON.stringify({ rounds, seconds, cores, target: plan.target, rows }, null, 2)}\n`,
     );
     return;
   }
@@ -197,7 +216,8 @@ async function main(): Promise<void> {
     );
   }
   const target = plan.target === undefined ? '' : `target: at least ${plan.target} x; `;
-  process.stdout.write(`${target}${rounds} rounds of ${seconds} s, medians\n`);
+  const each = cores === undefined ? '' : `, each host ${cores} of a core`;
+  process.stdout.write(`${target}${rounds} rounds of ${seconds} s, medians${each}\n`);
 }
 
 /** By host, those that did something. */

@@ -38,6 +38,13 @@ const NO_IPV6_SYSCTLS = [
 /** In a router; where an interface takes part in SLAAC nothing is forwarded. */
 const ROUTER_SYSCTLS = ['net.ipv4.ip_forward=1', 'net.ipv6.conf.all.forwarding=1'] as const;
 
+/** In a segment: a switch filters nothing, whatever the rules of the machine below are about. Kernels without br_netfilter don't have them. */
+const SWITCH_SYSCTLS = [
+  'net.bridge.bridge-nf-call-iptables=0',
+  'net.bridge.bridge-nf-call-ip6tables=0',
+  'net.bridge.bridge-nf-call-arptables=0',
+] as const;
+
 /** Offloads that let a sender hand down what no wire would carry in one piece. */
 const WIRE_OFFLOADS = [
   'tso',
@@ -58,6 +65,11 @@ export async function makeNetwork(lab: string, topology: Topology): Promise<void
   await Promise.all(
     Object.entries(topology.hosts).map(([host, { ipv6 }]) =>
       sysctl(namespaceOf(lab, host), ipv6 ? NAMESPACE_SYSCTLS : NO_IPV6_SYSCTLS),
+    ),
+  );
+  await Promise.all(
+    Object.keys(topology.segments).map((segment) =>
+      sysctl(namespaceOf(lab, segment), SWITCH_SYSCTLS),
     ),
   );
   // After the settings, which an interface takes over when it is made.
@@ -192,8 +204,9 @@ async function ipBatch(commands: readonly string[], namespace?: string): Promise
   await run(['ip', ...inside, '-batch', '-'], { input: `${commands.join('\n')}\n` });
 }
 
+/** What this kernel does not know is left out. */
 async function sysctl(namespace: string, settings: readonly string[]): Promise<void> {
-  await run(['ip', 'netns', 'exec', namespace, 'sysctl', '-q', '-w', ...settings]);
+  await run(['ip', 'netns', 'exec', namespace, 'sysctl', '-e', '-q', '-w', ...settings]);
 }
 
 /** All processes inside a namespace: whatever the recorded ones have started in turn. */

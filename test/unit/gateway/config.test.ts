@@ -9,6 +9,7 @@ import {
   defaultRunDir,
   gatewayConfigSchema,
   loadGatewayConfig,
+  spinMicroseconds,
   splitHostPort,
 } from '../../../gateway/config.js';
 import { runPaths } from '../../../gateway/paths.js';
@@ -237,6 +238,14 @@ describe('gateway.yaml', () => {
     ['an MTU below 1280', { ...GOOD, ports: [{ ...GOOD.ports[0], mtu: 500 }] }, '1280'],
   ])('%s is refused', (_what, config, message) => {
     expect(issuesOf(stringify(config)).message).toContain(message);
+  });
+
+  it('by itself nobody waits awake where cores are few, and a number is taken as it is', () => {
+    const spin = gatewayConfigSchema.parse(GOOD).performance.spin;
+    expect([1, 2, 3, 4, 64].map((cores) => spinMicroseconds(spin, cores))).toEqual([
+      0, 0, 0, 200, 200,
+    ]);
+    expect(spinMicroseconds(50, 2)).toBe(50);
   });
 
   it('metrics never listen beyond this machine', () => {
