@@ -564,6 +564,7 @@ void Inbound::receive_part(const Shim& shim, const Incarnation& sender, const En
                                  .number = description.part,
                                  .last = description.last_part,
                                  .partial_checksum = description.partial_checksum,
+                                 .journey = {outer_.ttl, outer_.congested()},
                                  .front = front,
                                  .payload = body.first(*size)},
                                 now_.us);
@@ -572,6 +573,10 @@ void Inbound::receive_part(const Shim& shim, const Incarnation& sender, const En
   const auto place = place_for(whole->frame.size(), shim);
   if (!place) return;
   std::ranges::copy(whole->frame, place->begin());
+  // One packet for many: RFC 3168, section 5.3, as RFC 6040 wants it before the headers are
+  // compared.
+  outer_.ttl = whole->journey.least_ttl;
+  if (whole->journey.congested) outer_.traffic_class |= kCongested;
   if (!take_over(shim, *place)) return;
   take_opened({shim, sender, *key, from, *inner}, *place,
               whole->partial_checksum ? ChecksumClaim::kPartial : ChecksumClaim::kComplete);

@@ -23,7 +23,7 @@ constexpr std::uint16_t kDontFragment = 0x4000;
 constexpr std::uint8_t kEcnMask = 3;
 constexpr std::uint8_t kNotEct = 0;
 constexpr std::uint8_t kEct1 = 1;
-constexpr std::uint8_t kCe = 3;
+constexpr std::uint8_t kCe = kCongested;
 
 bool is_v6(ConstBytes packet) {
   return (packet.front() >> 4) == 6;

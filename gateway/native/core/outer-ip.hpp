@@ -16,6 +16,9 @@
 
 namespace pairwire {
 
+/// Both ECN bits of a traffic class: congestion experienced (RFC 3168).
+inline constexpr std::uint8_t kCongested = 3;
+
 /// What a packet's outer header said on arrival. `addresses` and `sealed` lie in that packet.
 struct OuterIp {
   bool v6 = false;
@@ -23,6 +26,10 @@ struct OuterIp {
   std::uint8_t ttl = 0;
   ConstBytes addresses;  ///< source and destination: 8 or 32 bytes
   Bytes sealed;          ///< from the shim on
+
+  [[nodiscard]] bool congested() const noexcept {
+    return (traffic_class & kCongested) == kCongested;
+  }
 };
 
 /// Length of an outer header: it never has options.

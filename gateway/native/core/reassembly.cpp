@@ -133,6 +133,8 @@ bool Reassembler::store(Sender& sender, Set& set, const Part& part) {
   set.size[part.number] = static_cast<std::uint32_t>(size);
   set.block[part.number] = static_cast<std::uint8_t>(*room);
   set.partial_checksum = part.partial_checksum;
+  set.journey.least_ttl = std::min(set.journey.least_ttl, part.journey.least_ttl);
+  set.journey.congested = set.journey.congested || part.journey.congested;
   if (part.last) set.count = static_cast<std::uint8_t>(part.number + 1);
   return true;
 }
@@ -142,7 +144,7 @@ Reassembler::Whole Reassembler::join(Sender& sender, Set& set) {
   for (std::size_t i = 0; i < set.count; ++i) {
     end = std::copy_n(memory(sender, set.block[i]), set.size[i], end);
   }
-  const Whole whole{{whole_.get(), end}, set.partial_checksum};
+  const Whole whole{{whole_.get(), end}, set.partial_checksum, set.journey};
   free(sender, set);
   return whole;
 }

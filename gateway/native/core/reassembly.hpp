@@ -36,6 +36,11 @@ class Reassembler {
   /// The longest frame that comes out.
   static constexpr std::size_t kMaxFrame = 65'536;
 
+  /// What happened on the way to the packets that parts came in.
+  struct Journey {
+    std::uint8_t least_ttl = 255;
+    bool congested = false;  ///< of any
+  };
   struct Part {
     std::uint32_t sender = 0;   ///< the member's number
     const void* key = nullptr;  ///< what is one and the same for all frames under one key
@@ -43,12 +48,14 @@ class Reassembler {
     std::uint8_t number = 0;
     bool last = false;
     bool partial_checksum = false;
+    Journey journey;
     ConstBytes front;  ///< stands before the payload of part 0
     ConstBytes payload;
   };
   struct Whole {
     ConstBytes frame;  ///< good until the next call
     bool partial_checksum = false;
+    Journey journey;  ///< of all parts
   };
 
   /// `drops` counts parts that go: `malformed`, `fragment_evicted`, `fragment_expired`.
@@ -75,6 +82,7 @@ class Reassembler {
     std::uint8_t here = 0;                        ///< parts that are; 0: the set is free
     std::uint8_t count = 0;                       ///< parts that there are; 0: not known yet
     bool partial_checksum = false;
+    Journey journey;
   };
   struct Sender {
     std::uint32_t number = 0;

@@ -39,6 +39,7 @@ Reassembler::Part small_part(ConstBytes payload, std::uint64_t counter, std::uin
           .number = number,
           .last = last,
           .partial_checksum = false,
+          .journey = {},
           .front = {},
           .payload = payload};
 }
@@ -72,6 +73,7 @@ TEST_CASE("reassembly: whatever is lost, reordered and mixed, a frame comes whol
                      .number = static_cast<std::uint8_t>(number),
                      .last = number + 1 == parts,
                      .partial_checksum = partial,
+                     .journey = {},
                      .front = {},
                      .payload = {}};
         sent.payload = random.bytes(1 + random.below(random.below(20) == 0 ? 9'000 : 1'400));
@@ -248,6 +250,7 @@ TEST_CASE("reassembly: test/vectors/fragment.json") {
                                .number = inner->description.part,
                                .last = inner->description.last_part,
                                .partial_checksum = inner->description.partial_checksum,
+                               .journey = {},
                                .front = tail,
                                .payload = payload},
                               1);

@@ -272,6 +272,42 @@ TEST_CASE("wire: congestion that the way has seen is told inside (RFC 6040)") {
   }
 }
 
+TEST_CASE("wire: what any part of a packet has met, the packet has (RFC 3168, section 5.3)") {
+  for (const int version : {4, 6}) {
+    for (const std::size_t marked : {0, 1}) {
+      for (const bool turned : {false, true}) {
+        CAPTURE(version);
+        CAPTURE(marked);
+        CAPTURE(turned);
+        Wire wire;
+        FrameSpec spec = spec_of(1'440, version);
+        spec.tos = 0x20 | 2;
+        auto parts = wire.leaving(make_frame(spec));
+        REQUIRE(parts.size() == 2);
+        // One came by a longer way and saw congestion there.
+        Frame& part = parts[marked];
+        if (version == 4) {
+          part.at(kIp + 1) |= 3;
+          part.at(kIp + 8) = 7;
+          write_ip_checksum(part, kIp, 20);
+        } else {
+          part.at(kIp + 1) |= 0x30;
+          part.at(kIp + 7) = 7;
+        }
+        if (turned) std::swap(parts[0], parts[1]);
+        for (const Frame& one : parts) Wire::give(wire.west_cable, wire.west, one);
+        const auto out = wire.west.to_host();
+        REQUIRE(out);
+        spec.tos = 0x20 | 3;
+        Frame expected = make_frame(spec);
+        expected.at(kIp + (version == 4 ? 8 : 7)) = 7;
+        if (version == 4) write_ip_checksum(expected, kIp, 20);
+        CHECK(out->frame == expected);
+      }
+    }
+  }
+}
+
 TEST_CASE("wire: a way can't raise a TTL") {
   Wire wire;
   auto frames = wire.leaving(make_frame(spec_of(30)));
