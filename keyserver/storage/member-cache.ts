@@ -109,5 +109,6 @@ export class MemberCache {
 }
 
 export function pairName(a: Id, b: Id): string {
-  return orderedPair(a, b).join(' ');
+  const [first, second] = orderedPair(a, b);
+  return `${first} ${second}`;
 }
