@@ -335,6 +335,7 @@ export class RowGuard {
       const names = known.get(tab);
       names?.set(name, entry);
       if (entry !== undefined && names !== undefined) entries.push(entry);
+      else if (!isBucket(Number(row.bucket))) this.note({ table: tab, name, why: 'changed' });
       else this.note({ table: 'row_macs', name: `${tab} ${name}`, why: 'changed' });
     }
     for (const table of ROW_TABLES) {
@@ -720,10 +721,12 @@ function entryOf(row: Row): Entry | undefined {
     mac.length === ROW_MAC_SIZE &&
     Number.isSafeInteger(version) &&
     version >= 0 &&
-    Number.isSafeInteger(bucket) &&
-    bucket >= 0 &&
-    bucket < ROW_BUCKETS;
+    isBucket(bucket);
   return isPossible ? { bucket, version, mac } : undefined;
+}
+
+function isBucket(bucket: number): boolean {
+  return Number.isSafeInteger(bucket) && bucket >= 0 && bucket < ROW_BUCKETS;
 }
 
 function macOf(
