@@ -31,17 +31,16 @@ export async function pairKeyFor(
   const key = randomBytes(KEY_SIZE);
   const { pair, made } = await store.write(async (tx) => {
     const number = await tx.nextChange();
-    let inserted = false;
     // Either may have been revoked since they were looked up.
     for (const end of [a, b]) {
       if ((await tx.member(end))?.state !== 'active') return { pair: undefined, made: false };
     }
     // Under a policy that has come meanwhile they may have none: it is asked again under that one.
-    if (make && (await tx.settings())?.version !== settings.settings.version) {
+    if (make && (await tx.settingsVersion()) !== settings.settings.version) {
       return { pair: undefined, made: false };
     }
     if (make) {
-      inserted = await tx.insertPair({
+      const pair = {
         a,
         b,
         key,
@@ -53,10 +52,13 @@ export async function pairKeyFor(
         askedA: requester === a ? number : 0,
         askedB: requester === b ? number : 0,
         changed: number,
-      });
+      };
+      if (await tx.insertPair(pair)) {
+        return { pair: { ...pair, maker: undefined, next: undefined }, made: true };
+      }
     }
-    if (!inserted) await tx.markPairAsked(a, b, requester, number);
-    return { pair: await tx.anyPair(a, b), made: inserted };
+    await tx.markPairAsked(a, b, requester, number);
+    return { pair: await tx.anyPair(a, b), made: false };
   });
   if (made) metrics.pairKeysMade.inc();
   return pair;

@@ -218,7 +218,7 @@ export class Rekey {
     const [a, b] = orderedPair(asker, peer);
     const done = await store.write(async (tx) => {
       for (const end of [a, b]) if ((await tx.member(end))?.state !== 'active') return undefined;
-      if ((await tx.settings())?.version !== settings.settings.version) return undefined;
+      if ((await tx.settingsVersion()) !== settings.settings.version) return undefined;
       const number = await tx.nextChange();
       const mended = await this.#mendIn(tx, { a, b }, randomBytes(KEY_SIZE), number);
       if (mended !== undefined) await this.#noteMended(tx, asker, [mended]);

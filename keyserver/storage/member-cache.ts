@@ -1,8 +1,9 @@
 /**
  * Members and pair keys as they were last read, so that a key request that was answered
- * before costs no query (about 100 us for its three). Only for a process that is the
- * database's one writer: what a transaction touches is dropped when it has committed, before
- * it is answered. Replicas on one PostgreSQL go without.
+ * before costs no query (about 100 us for its three), and a transaction that only asks whether a
+ * member is still one costs none either. Only for a process that is the database's one writer: what a
+ * transaction touches is dropped when it has committed, before it is answered, and until then others
+ * in its batch read it from the database.
  */
 import { type Id, orderedPair } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
@@ -21,6 +22,14 @@ export class Touched {
   all = false;
   /** The store's epoch from now on. */
   epoch: Buffer | undefined;
+
+  get changesMembers(): boolean {
+    return this.all || this.members.size > 0;
+  }
+
+  hasMember(id: Id): boolean {
+    return this.all || this.members.has(id);
+  }
 }
 
 /** Bounded maps; the oldest entry makes room. */
@@ -100,5 +109,6 @@ export class MemberCache {
 }
 
 export function pairName(a: Id, b: Id): string {
-  return orderedPair(a, b).join(' ');
+  const [first, second] = orderedPair(a, b);
+  return `${first} ${second}`;
 }

@@ -44,7 +44,7 @@ const LEASE_MS = 1_000;
 const RENEW_EVERY_MS = 300;
 const RENEW_LOOK_MS = 50;
 /** How often one that stands by looks whether the lease has run out. */
-const POLL_MS = 100;
+const POLL_MS = 50;
 /** So long without the database, and a holder gives up: gateways shall try the others. */
 const GIVE_UP_MS = 5_000;
 /** The server ends a transaction whose client is silent for so long: a machine that is gone holds up nobody. */

@@ -69,6 +69,11 @@ interface Entry {
   readonly mac: Buffer;
 }
 
+/** The table and the name of a row with a MAC. */
+type EntryName = readonly [tab: string, name: string];
+/** Before all of them. */
+const FIRST_ENTRY: EntryName = ['', ''];
+
 interface Head {
   readonly version: number;
   readonly sums: Buffer;
@@ -282,8 +287,9 @@ export class RowGuard {
   }
 
   /**
-   * Goes through all rows and sums. Each step is a transaction, so that no write is seen half done.
-   * @param rest how many times as long as a step takes it waits after that
+   * Goes through all rows and sums. Each step is a transaction, so that no write is seen half done, and short, so that it holds nobody
+   * up: a row is compared with its MAC there, and the MACs of a bucket with their sum.
+   * @param rest how many times as long as a step takes it waits after that; 0: all of it is one step
    * @throws PairwireError STORE_FAILED
    */
   async check(rest = 0): Promise<readonly RowFinding[]> {
@@ -294,11 +300,16 @@ export class RowGuard {
       if (rest > 0) await this.#pause(rest * (performance.now() - since));
       return result;
     };
-    const together = rest === 0 ? ROW_BUCKETS : 1;
-    for (let first = 0; first < ROW_BUCKETS; first += together) {
-      await step(async (sql) => {
-        for (let at = first; at < first + together; at += 1) await this.#checkBucket(sql, at);
-      });
+    if (rest === 0) {
+      await step((sql) => this.#checkAtOnce(sql));
+      return this.findings;
+    }
+    for (let bucket = 0; bucket < ROW_BUCKETS; bucket += 1) {
+      for (let after: EntryName | undefined = FIRST_ENTRY; after !== undefined; ) {
+        const from: EntryName = after;
+        after = await step((sql) => this.#checkRows(sql, bucket, from));
+      }
+      await step((sql) => this.#checkSum(sql, bucket));
     }
     await step((sql) => this.#checkOutside(sql));
     for (const table of ROW_TABLES) {
@@ -310,12 +321,83 @@ export class RowGuard {
     return this.findings;
   }
 
-  /** The rows of a bucket are what was written, and all of them, the newest, are there. */
-  async #checkBucket(sql: SqlConnection, bucket: number): Promise<void> {
+  /** Each table is read once: of a database behind a network, a question for each row would take seconds. */
+  async #checkAtOnce(sql: SqlConnection): Promise<void> {
     const head = await this.readHead(sql);
     if (head.isOld) this.note({ table: 'row_head', name: '', why: 'changed' });
-    const rows = await sql.all('SELECT * FROM row_macs WHERE bucket = ?', [bucket]);
-    const macs: Buffer[] = [];
+    const known = new Map(
+      ROW_TABLES.map(({ table }) => [table, new Map<string, Entry | undefined>()]),
+    );
+    const entries: Entry[] = [];
+    for (const row of await sql.all('SELECT * FROM row_macs', [])) {
+      const [tab, name] = [String(row.tab), String(row.name)];
+      const entry = entryOf({ row_version: row.version, row_bucket: row.bucket, row_mac: row.mac });
+      const names = known.get(tab);
+      names?.set(name, entry);
+      if (entry !== undefined && names !== undefined) entries.push(entry);
+      else if (!isBucket(Number(row.bucket))) this.note({ table: tab, name, why: 'changed' });
+      else this.note({ table: 'row_macs', name: `${tab} ${name}`, why: 'changed' });
+    }
+    for (const table of ROW_TABLES) {
+      const names = known.get(table.table) ?? new Map<string, Entry | undefined>();
+      for (let after: readonly SqlValue[] | undefined = []; after !== undefined; ) {
+        const rows: readonly Row[] = await readPage(sql, table, after);
+        for (const row of rows) this.#compare(table, row, names);
+        after = nextPage(table, rows);
+      }
+      for (const [name, entry] of names) {
+        if (entry !== undefined) this.note({ table: table.table, name, why: 'taken away' });
+      }
+    }
+    const sums = this.#sumsOf(entries);
+    for (let bucket = 0; bucket < ROW_BUCKETS; bucket += 1) {
+      this.#compareSum(bucket, sums, head);
+    }
+  }
+
+  /** A row is what was written. Takes its MAC out of those of its table. */
+  #compare(table: RowTable, row: Row, names: Map<string, Entry | undefined>): void {
+    const name = nameOf(keyOf(table, row));
+    const isKnown = names.has(name);
+    const entry = names.get(name);
+    names.delete(name);
+    if (!isKnown) this.#noteWithout(table, name);
+    else if (entry !== undefined && !fits(this.#keys, table, name, row, entry)) {
+      this.note({ table: table.table, name, why: 'changed' });
+    }
+  }
+
+  /** A row without a MAC. Settings are the operator's, who signed them, and are installed without the row key too. */
+  #noteWithout(table: RowTable, name: string): void {
+    if (table !== SETTINGS) this.note({ table: table.table, name, why: 'put there' });
+  }
+
+  #sumsOf(entries: readonly Entry[]): Buffer {
+    const sums = Buffer.alloc(ROW_SUMS_SIZE);
+    const terms = this.#keys.terms(Buffer.concat(entries.map(({ mac }) => mac)));
+    for (const [at, { bucket }] of entries.entries()) {
+      addTerm(sums, bucket, terms.subarray(at * ROW_MAC_SIZE, (at + 1) * ROW_MAC_SIZE), 1);
+    }
+    return sums;
+  }
+
+  #compareSum(bucket: number, sums: Buffer, head: Head): void {
+    const [from, to] = [bucket * ROW_MAC_SIZE, (bucket + 1) * ROW_MAC_SIZE];
+    if (sums.subarray(from, to).equals(head.sums.subarray(from, to))) return;
+    if (!this.#older.has(bucket)) this.#older.set(bucket, head.version);
+    this.note({ table: 'row_macs', name: String(bucket), why: 'older' });
+  }
+
+  /** The rows of a page of a bucket's MACs are what was written. @returns where the next page begins */
+  async #checkRows(
+    sql: SqlConnection,
+    bucket: number,
+    [tab, after]: EntryName,
+  ): Promise<EntryName | undefined> {
+    const rows = await sql.all(
+      `SELECT * FROM row_macs WHERE bucket = ? AND (tab, name) > (?, ?) ORDER BY tab, name LIMIT ?`,
+      [bucket, tab, after, PAGE],
+    );
     for (const row of rows) {
       const entry = entryOf({ row_version: row.version, row_bucket: row.bucket, row_mac: row.mac });
       const table = ROW_TABLES.find((one) => one.table === row.tab);
@@ -324,23 +406,30 @@ export class RowGuard {
         this.note({ table: 'row_macs', name: `${String(row.tab)} ${name}`, why: 'changed' });
         continue;
       }
-      macs.push(entry.mac);
       const found = await readRow(sql, table, keyNamed(table, name));
       if (found === undefined) this.note({ table: table.table, name, why: 'taken away' });
       else if (!fits(this.#keys, table, name, found, entry)) {
         this.note({ table: table.table, name, why: 'changed' });
       }
     }
-    const sums = Buffer.alloc(ROW_SUMS_SIZE);
-    const terms = this.#keys.terms(Buffer.concat(macs));
-    for (let at = 0; at < terms.length; at += ROW_MAC_SIZE) {
-      addTerm(sums, bucket, terms.subarray(at, at + ROW_MAC_SIZE), 1);
-    }
-    const [from, to] = [bucket * ROW_MAC_SIZE, (bucket + 1) * ROW_MAC_SIZE];
-    if (!sums.subarray(from, to).equals(head.sums.subarray(from, to))) {
-      if (!this.#older.has(bucket)) this.#older.set(bucket, head.version);
-      this.note({ table: 'row_macs', name: String(bucket), why: 'older' });
-    }
+    const last = rows.at(-1);
+    return last === undefined || rows.length < PAGE
+      ? undefined
+      : [String(last.tab), String(last.name)];
+  }
+
+  /** All MACs of a bucket, the newest, are there. */
+  async #checkSum(sql: SqlConnection, bucket: number): Promise<void> {
+    const head = await this.readHead(sql);
+    if (head.isOld) this.note({ table: 'row_head', name: '', why: 'changed' });
+    const rows = await sql.all('SELECT bucket, version, mac FROM row_macs WHERE bucket = ?', [
+      bucket,
+    ]);
+    const entries = rows.flatMap(
+      (row) =>
+        entryOf({ row_version: row.version, row_bucket: row.bucket, row_mac: row.mac }) ?? [],
+    );
+    this.#compareSum(bucket, this.#sumsOf(entries), head);
   }
 
   /** Nothing is in a bucket that there is not. */
@@ -370,13 +459,8 @@ export class RowGuard {
       );
       for (const row of found) known.add(row.name);
     }
-    for (const name of names) {
-      // Settings are the operator's, who signed them, and are installed without the row key too.
-      if (known.has(name) || table === SETTINGS) continue;
-      this.note({ table: table.table, name, why: 'put there' });
-    }
-    const last = rows.at(-1);
-    return last === undefined || rows.length < PAGE ? undefined : keyOf(table, last);
+    for (const name of names) if (!known.has(name)) this.#noteWithout(table, name);
+    return nextPage(table, rows);
   }
 }
 
@@ -555,8 +639,7 @@ export async function macAll(sql: SqlConnection, keys: RowKeys, from: number): P
         addTerm(sums, bucket, keys.terms(mac), 1);
         await putEntry(sql, table, name, { bucket, version, mac });
       }
-      const last = rows.at(-1);
-      after = last === undefined || rows.length < PAGE ? undefined : keyOf(table, last);
+      after = nextPage(table, rows);
     }
   }
   await sql.run('INSERT INTO row_head (one, version, sealed) VALUES (1, ?, ?)', [
@@ -618,6 +701,12 @@ async function readPage(
   ]);
 }
 
+/** Where the page after this one begins; undefined if it is the last. */
+function nextPage(table: RowTable, rows: readonly Row[]): readonly SqlValue[] | undefined {
+  const last = rows.at(-1);
+  return last === undefined || rows.length < PAGE ? undefined : keyOf(table, last);
+}
+
 function isSame(value: unknown, bytes: Buffer): boolean {
   if (Buffer.isBuffer(value)) return value.equals(bytes);
   return value instanceof ArrayBuffer && Buffer.from(value).equals(bytes);
@@ -632,10 +721,12 @@ function entryOf(row: Row): Entry | undefined {
     mac.length === ROW_MAC_SIZE &&
     Number.isSafeInteger(version) &&
     version >= 0 &&
-    Number.isSafeInteger(bucket) &&
-    bucket >= 0 &&
-    bucket < ROW_BUCKETS;
+    isBucket(bucket);
   return isPossible ? { bucket, version, mac } : undefined;
+}
+
+function isBucket(bucket: number): boolean {
+  return Number.isSafeInteger(bucket) && bucket >= 0 && bucket < ROW_BUCKETS;
 }
 
 function macOf(

@@ -405,6 +405,11 @@ class SqlReads implements StoreReads {
     );
   }
 
+  async settingsVersion(): Promise<number> {
+    const row = await this.sql.get('SELECT coalesce(max(version), 0) AS version FROM settings', []);
+    return row === undefined ? 0 : integer(row, 'version');
+  }
+
   async peersOf(id: Id): Promise<readonly Id[]> {
     const rows = await this.sql.all(
       'SELECT b AS peer FROM pair_keys WHERE a = ? UNION ALL SELECT a AS peer FROM pair_keys WHERE b = ?',
@@ -852,10 +857,18 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
   readonly touched = new Touched();
   /** Undefined without the row key. */
   readonly rows: RowChange | undefined;
+  readonly #known: (id: Id) => Member | undefined;
 
-  constructor(connection: SqlConnection, ring: KeyRing) {
+  /** @param known a member that is in memory and was changed by nothing that is not committed yet */
+  constructor(connection: SqlConnection, ring: KeyRing, known: (id: Id) => Member | undefined) {
     super(connection, ring);
     this.rows = ring.rows?.begin(connection);
+    this.#known = known;
+  }
+
+  override member(id: Id): Promise<Member | undefined> {
+    const known = this.touched.hasMember(id) ? undefined : this.#known(id);
+    return known === undefined ? super.member(id) : Promise.resolve(known);
   }
 
   /** Runs a statement that leaves nothing of what these rows were. */
@@ -1732,6 +1745,8 @@ class SqlStore extends SqlReads implements Store {
   #meta: StoreMeta;
   readonly #driver: SqlDriver;
   readonly #kept: MemberCache | undefined;
+  /** What transactions have changed that are not committed yet: those before one in its batch. */
+  readonly #uncommitted = new Set<Touched>();
 
   constructor(driver: SqlDriver, meta: StoreMeta, ring: KeyRing, cache: MemberCache | undefined) {
     super(driver.reader, ring);
@@ -1799,16 +1814,23 @@ class SqlStore extends SqlReads implements Store {
     let result: T;
     try {
       result = await this.#driver.transaction(async (connection) => {
-        const tx = new SqlTransaction(connection, this.ring);
+        const tx = new SqlTransaction(connection, this.ring, (id) => this.#committed(id));
         ({ touched, rows } = tx);
-        const done = await fn(tx);
-        await rows?.finish();
-        return done;
+        try {
+          const done = await fn(tx);
+          await rows?.finish();
+          return done;
+        } finally {
+          if (tx.touched.changesMembers) this.#uncommitted.add(tx.touched);
+        }
       });
       if (rows !== undefined) this.ring.rows?.committed(rows);
     } finally {
       // Of one that failed too: a commit whose answer was lost may have happened.
-      if (touched !== undefined) this.#kept?.drop(touched);
+      if (touched !== undefined) {
+        this.#kept?.drop(touched);
+        this.#uncommitted.delete(touched);
+      }
     }
     if (touched?.epoch !== undefined) this.#meta = { ...this.#meta, epoch: touched.epoch };
     return result;
@@ -1820,6 +1842,12 @@ class SqlStore extends SqlReads implements Store {
 
   close(): Promise<void> {
     return this.#driver.close();
+  }
+
+  /** A member that is in memory, unless a transaction has changed it whose commit is still to come. */
+  #committed(id: Id): Member | undefined {
+    for (const touched of this.#uncommitted) if (touched.hasMember(id)) return undefined;
+    return this.#cache?.member(id);
   }
 
   async #cached(

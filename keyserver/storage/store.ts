@@ -418,6 +418,8 @@ export interface StoreReads {
   /** Those, too. */
   anyNets(): Promise<readonly (Net | BrokenNet)[]>;
   settings(): Promise<StoredSettings | undefined>;
+  /** Version of the newest settings; 0: there are none. */
+  settingsVersion(): Promise<number>;
   /** Revocations by rising change number. */
   revocations(window: ChangeWindow): Promise<readonly Revocation[]>;
   revocationOf(id: Id): Promise<Revocation | undefined>;

@@ -30,6 +30,14 @@ const BACKOFF_MAX = 30_000;
 const BACKOFF_QUICK = 1_000;
 const QUICK_PERIOD = 30_000;
 /**
+ * Several servers of which one takes over from another listen after a second or two, and until then refuse at once: so long each is
+ * asked again, after BACKOFF_NEXT at most, and after BACKOFF_ROUND before the first one again. A refusal of the kernel's costs a
+ * server nothing; one that answers and hangs up, or does not answer, gets the waits above.
+ */
+const TAKE_OVER_PERIOD = 4_000;
+const BACKOFF_NEXT = 25;
+const BACKOFF_ROUND = 150;
+/**
  * A channel that ends sooner than this after it opened counts as a failure for the back-off. One that lived for
  * as long as BACKOFF_QUICK costs its server no more than the quick search does: it may come back as quickly, or a
  * server that is restarted several times in a row finds its members only after half a minute.
@@ -306,7 +314,7 @@ export class ChannelClient {
       this.#downSince = undefined;
     }
     this.#downSince ??= now;
-    const retryInMs = this.#backoff(now - this.#downSince);
+    const retryInMs = this.#backoff(now - this.#downSince, attempt.link.refused);
     // The same server once more, then round them all.
     if (this.#failures > 0) this.#serverIndex += 1;
     this.#failures += 1;
@@ -315,12 +323,16 @@ export class ChannelClient {
     this.#setState({ kind: 'down', error, retryInMs });
   }
 
-  #backoff(downForMs: number): number {
+  /** @param isRefused nobody listened there */
+  #backoff(downForMs: number, isRefused: boolean): number {
     const { servers, limits, random = Math.random } = this.#options;
     const round = Math.floor(this.#failures / servers.length);
     const most = limits?.backoffMaxMs ?? BACKOFF_MAX;
     // Of several servers each is asked once before the longer wait: one of them serves, and which is not known.
     const isRoundOver = this.#failures % servers.length === 0;
+    if (isRefused && servers.length > 1 && downForMs < TAKE_OVER_PERIOD) {
+      return random() * Math.min(most, isRoundOver ? BACKOFF_ROUND : BACKOFF_NEXT);
+    }
     const ceiling = Math.min(most, BACKOFF_FIRST * 2 ** (isRoundOver ? Math.min(round, 20) : 0));
     const quick = downForMs < QUICK_PERIOD ? Math.min(ceiling, BACKOFF_QUICK) : ceiling;
     return random() * quick;

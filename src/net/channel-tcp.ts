@@ -128,6 +128,7 @@ class TcpLink implements ClientLink {
   readonly backlog: Transmitter;
   readonly #socket: Socket;
   readonly #connection: ClientConnection;
+  #refused = false;
 
   constructor(options: LinkOptions, events: LinkEvents) {
     const { server, staticKeys, token, clock, time } = options;
@@ -162,7 +163,10 @@ class TcpLink implements ClientLink {
       this.#connection.receive(chunk);
       this.backlog.schedule();
     });
-    socket.on('error', () => this.#connection.close('network'));
+    socket.on('error', (thrown: NodeJS.ErrnoException) => {
+      this.#refused = thrown.code === 'ECONNREFUSED';
+      this.#connection.close('network');
+    });
     socket.on('close', () => this.#connection.close('peer_closed'));
   }
 
@@ -172,6 +176,10 @@ class TcpLink implements ClientLink {
 
   get connecting(): boolean {
     return this.#socket.connecting;
+  }
+
+  get refused(): boolean {
+    return this.#refused;
   }
 
   tick(): void {

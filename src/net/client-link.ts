@@ -61,6 +61,8 @@ export interface ClientLink {
   readonly open: boolean;
   /** True until there is a connection to shake hands on. */
   readonly connecting: boolean;
+  /** It ended because nobody listens there, as the kernel of that machine says; nothing of a server's own. */
+  readonly refused: boolean;
   readonly backlog: Backlog;
   /** To be called about once a second. */
   tick(): void;

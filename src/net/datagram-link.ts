@@ -72,6 +72,11 @@ export class DatagramLink implements ClientLink {
     return !this.#started;
   }
 
+  /** Whoever sends an ICMP message can say so: it is not believed at once (`failed`). */
+  get refused(): boolean {
+    return false;
+  }
+
   /** Datagrams can go now. */
   start(): void {
     this.#started = true;

@@ -62,3 +62,37 @@ it('members, names and pairs: so many, then the oldest goes and is counted', asy
   keepPair(MAX_PAIRS);
   expect([keyed.evicted, keyed.pair(nth(0), parseId('a'))]).toEqual([1, undefined]);
 }, 60_000);
+
+it('transactions of one commit: what the one before has changed is read, and not what is in memory', async () => {
+  subnet = await TestSubnet.start();
+  const bob = await subnet.member('bob');
+  const { store } = subnet;
+  expect((await store.member(bob.id))?.state).toBe('active');
+  const { commits } = subnet.driver.counts;
+  const [, states, after] = await Promise.all([
+    store.write(async (tx) => tx.touchMember(bob.id, await tx.nextChange())),
+    store.write(async (tx) => {
+      const before = (await tx.member(bob.id))?.state;
+      await tx.revoke(bob.id, 1, await tx.nextChange());
+      return [before, (await tx.member(bob.id))?.state];
+    }),
+    store.write(async (tx) => (await tx.member(bob.id))?.state),
+  ]);
+  expect(subnet.driver.counts.commits).toBe(commits + 1);
+  expect([states, after]).toEqual([['active', 'revoked'], 'revoked']);
+  expect((await store.member(bob.id))?.state).toBe('revoked');
+});
+
+it('a transaction that failed leaves what was in memory as it is in the database', async () => {
+  subnet = await TestSubnet.start();
+  const bob = await subnet.member('bob');
+  const { store } = subnet;
+  await store.member(bob.id);
+  const failing = store.write(async (tx) => {
+    await tx.revoke(bob.id, 1, await tx.nextChange());
+    throw new Error('on purpose');
+  });
+  const behind = store.write(async (tx) => (await tx.member(bob.id))?.state);
+  await expect(failing).rejects.toThrow('on purpose');
+  expect([await behind, (await store.member(bob.id))?.state]).toEqual(['active', 'active']);
+});

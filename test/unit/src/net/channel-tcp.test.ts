@@ -1,6 +1,6 @@
 /** Tests of src/net/channel-tcp.ts over loopback: sessions, refusals, reconnects, renewals, bad peers. */
 import { randomBytes } from 'node:crypto';
-import { connect, createServer, type Socket } from 'node:net';
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { afterEach, describe, expect, it } from 'vitest';
 import { z } from 'zod';
 import {
@@ -344,13 +344,35 @@ describe('reconnect', () => {
     expect(delays.slice(0, 4)).toEqual([100, 200, 250, 250]);
   });
 
+  /** One that accepts connections and hangs up, as a server that is full does. */
+  async function full(): Promise<number> {
+    const listener = createServer((socket) => socket.destroy());
+    cleanups.push(() => new Promise<void>((resolve) => listener.close(() => resolve())));
+    await new Promise<void>((resolve) => listener.listen(0, '127.0.0.1', resolve));
+    return (listener.address() as AddressInfo).port;
+  }
+
   it('asks each of several servers once before it waits longer', async () => {
-    const s = await serve();
-    await s.server.close();
-    const c = client([s.port, s.port, s.port], { random: () => 1 });
+    const port = await full();
+    const c = client([port, port, port], { random: () => 1 });
     await until(() => c.states.filter((state) => state.kind === 'down').length >= 8);
     const delays = c.states.flatMap((state) => (state.kind === 'down' ? [state.retryInMs] : []));
     expect(delays.slice(0, 8)).toEqual([100, 100, 100, 200, 100, 100, 400, 100]);
+  });
+
+  it('looks for the one of several that takes over while nobody listens, for a few seconds', async () => {
+    const clock = new FakeClock();
+    const s = await serve();
+    await s.server.close();
+    const c = client([s.port, s.port, s.port], { clock, random: () => 1 });
+    const delays = () =>
+      c.states.flatMap((state) => (state.kind === 'down' ? [state.retryInMs] : []));
+    await until(() => delays().length >= 8);
+    expect(delays().slice(0, 8)).toEqual([150, 25, 25, 150, 25, 25, 150, 25]);
+    clock.advance(4_000);
+    const before = delays().length;
+    await until(() => delays().length >= before + 4);
+    expect(Math.max(...delays().slice(before))).toBeGreaterThan(150);
   });
 
   it('does not become a storm at a server that hangs up after each handshake', async () => {
