@@ -417,6 +417,14 @@ export class KeyServer {
     return this.#live.size;
   }
 
+  /** What is wrong although it serves: rows that are not what was written, and who has seen entries that the audit log lacks. */
+  get alarms(): { readonly brokenRows: number; readonly auditContradictions: number } {
+    return {
+      brokenRows: this.#services.store.rows?.findings.length ?? 0,
+      auditContradictions: this.#witnesses.all.length,
+    };
+  }
+
   /** Ends all sessions, writes what is still to be written. The store stays open. */
   async close(): Promise<void> {
     clearInterval(this.#sweeper);
@@ -593,7 +601,7 @@ export class KeyServer {
       case 'restore.confirm':
         return this.#confirmRestore(memberOf(peer));
       case 'kms.status':
-        return { ...(await this.#vaultOf().status()) };
+        return { ...(await this.#vaultOf().status()), ...this.alarms };
       case 'kms.rotate':
         return this.#rotateDek(memberOf(peer), request.root);
       case 'sync': {

@@ -16,6 +16,7 @@ import { copyDatabase } from '../../../keyserver/storage/snapshot.js';
 import { SqliteDriver } from '../../../keyserver/storage/sqlite.js';
 import { acceptRows, rowMarkOf, unlock } from '../../../keyserver/storage/unlock.js';
 import { parseId } from '../../../src/protocol/ids.js';
+import { NOT_LIMITED } from '../../../src/protocol/kms-messages.js';
 import { defaultMac } from '../../../src/protocol/mac.js';
 import { answerSchemas } from '../../../src/protocol/messages.js';
 import { PairwireError } from '../../../src/runtime/errors.js';
@@ -405,8 +406,7 @@ describe('a key server on rows that somebody has changed', () => {
           generation: 1,
           generations: [1],
           inToken: [],
-          limited: 0,
-          auditBytes: 0,
+          ...{ limited: 0, limitedBy: NOT_LIMITED, auditBytes: 0, auditFiles: 0, auditGone: 0 },
         }),
       rotateRoot: () => Promise.resolve(1),
     };
