@@ -22,6 +22,7 @@ import {
   pathsOf,
   requireHostPort,
 } from './config.js';
+import { finishForgetting } from './forget-keys.js';
 import { KeyVault } from './key-vault.js';
 import { hasKms } from './kms/folder.js';
 import { type KmsLink, linkKms } from './kms-link.js';
@@ -282,6 +283,7 @@ async function serve(
   const markFile = paths.sealMark;
   const service = driver instanceof PostgresDriver ? impatient(kms.client) : kms.client;
   const ring = await unlock(driver, { service, markFile, log });
+  await finishForgetting(driver, ring, paths, log);
   const store = await openStore(driver, { onlyWriter: true, ring });
   if (!store.meta.operator.equals(operator)) {
     throw new PairwireError('CONFIG_INVALID', 'the database belongs to another operator key', {

@@ -2,7 +2,7 @@
  * Rows under MACs (docs/protocol.md 11.9): whatever somebody does to the rows of a real database, who has all that was ever in it and not
  * the row key, is found out, and nothing that he made of them is served as true. What the server itself does never is.
  */
-import { copyFileSync, mkdtempSync, rmSync } from 'node:fs';
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
@@ -332,6 +332,23 @@ describe('a key server on rows that somebody has changed', () => {
     await subnet.startServer();
     expect(subnet.store.rows?.findings).toEqual([]);
     expect((await subnet.store.member(parseId('carol')))?.state).toBe('revoked');
+  });
+
+  it('counts on where rows are accepted, also above what another machine of the database has noted', async () => {
+    await revoke('carol');
+    await restarted();
+    const before = subnet.store.rows?.version ?? 0;
+    const mark = rowMarkOf(subnet.paths.sealMark);
+    await subnet.stopServer();
+    const noted = readFileSync(mark);
+    // This machine has stood by for long when its operator accepts the rows.
+    writeFileSync(mark, 'accept 1\n');
+    await subnet.startServer();
+    expect(subnet.store.rows?.version).toBeGreaterThan(before);
+    await subnet.stopServer();
+    writeFileSync(mark, noted);
+    await subnet.startServer();
+    expect(subnet.store.rows?.findings).toEqual([]);
   });
 
   it('has it revoked also if its old rows are put back with their MACs, before and after a restart', async () => {
