@@ -160,6 +160,14 @@ export class PostgresServer {
     return `postgres://${SUPERUSER}@socket:${this.port}/${database}?host=${this.folder}`;
   }
 
+  /** A transaction that holds what a statement locks until it is ended. @returns what ends it */
+  async hold(database: string, sql: string): Promise<() => Promise<void>> {
+    const client = await connected(this.url(database));
+    await client.query('BEGIN');
+    await client.query(sql);
+    return () => client.end();
+  }
+
   /** One statement, by a connection of its own. */
   async query(database: string, sql: string): Promise<readonly Record<string, unknown>[]> {
     return queryUrl(this.url(database), sql);
@@ -180,6 +188,15 @@ export async function queryUrl(
   url: string,
   sql: string,
 ): Promise<readonly Record<string, unknown>[]> {
+  const client = await connected(url);
+  try {
+    return (await client.query<Record<string, unknown>>(sql)).rows;
+  } finally {
+    await client.end();
+  }
+}
+
+async function connected(url: string): Promise<Client> {
   const { searchParams, pathname, port, username } = new URL(url);
   const client = new Client({
     host: searchParams.get('host') ?? '',
@@ -190,11 +207,7 @@ export async function queryUrl(
   });
   client.on('error', () => undefined);
   await client.connect();
-  try {
-    return (await client.query<Record<string, unknown>>(sql)).rows;
-  } finally {
-    await client.end();
-  }
+  return client;
 }
 
 function program(name: string): string {
