@@ -14,6 +14,7 @@ import { deks } from './0011-deks.js';
 import { identities } from './0012-identities.js';
 import { dekSeals } from './0013-dek-seals.js';
 import { rowMacs } from './0014-row-macs.js';
+import { auditWitnesses } from './0015-audit-witnesses.js';
 import type { Migration } from './migration.js';
 
 export const MIGRATIONS: readonly Migration[] = [
@@ -31,6 +32,7 @@ export const MIGRATIONS: readonly Migration[] = [
   identities,
   dekSeals,
   rowMacs,
+  auditWitnesses,
 ];
 
 /** The version of a database that this program has brought up to date. */
