@@ -71,7 +71,7 @@ export async function meddle(database: string, sql: string): Promise<void> {
 
 /** Another database of the server with all that is in one that nobody has open. @returns its URL */
 export function copyOf(database: string, name: string): Promise<string> {
-  return newDatabase(database, name, nameOf(database));
+  return newDatabase(serverUrl(), name, nameOf(database));
 }
 
 /** A copy of a database that nobody has open. */
