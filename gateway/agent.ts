@@ -69,6 +69,7 @@ import { type GatewayPaths, netPinsPath } from './paths.js';
 import { Outside } from './plain/outside.js';
 import { Reporter } from './plain/reporter.js';
 import { TokenBucket } from './rate-limit.js';
+import { Refusals } from './refusals.js';
 import { GatewayState } from './state.js';
 import { buildStatus } from './status/build.js';
 import { GatewayMetrics } from './status/metrics.js';
@@ -163,7 +164,7 @@ export class Agent extends EventEmitter<AgentEvents> {
   readonly #auditHeads: AuditHeads;
   readonly #control: ControlSocket;
   readonly #rates = new Rates();
-  readonly #refusals: Record<string, number> = {};
+  readonly #refusals: Refusals;
   readonly #since = Date.now();
   #config: GatewayConfig;
   #metrics: MetricsServer | undefined;
@@ -201,6 +202,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     this.#config = config;
     this.#log = options.log;
     this.#clock = options.clock ?? new SystemClock();
+    this.#refusals = new Refusals(options.log, () => this.#clock.bootMs());
     const operator = Buffer.from(config.operator, 'base64url');
     this.#identity = loadIdentity(paths, config.subnet, config.member, operator);
     requireKind(this.#portConfig(), this.#identity.member.role, paths.config);
@@ -208,7 +210,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     this.#pins = new Pins(paths.pins, operator);
     this.#pins.onWriteError = (thrown) =>
       this.#log.error({ reason: messageOf(thrown) }, 'the pins could not be written');
-    this.#pins.onRevokedOver = () => this.#count('REVOKED_OVER');
+    this.#pins.onRevokedOver = () => this.#refusals.count('REVOKED_OVER');
     this.#time = new ServerTime(this.#clock, (differenceMs) =>
       this.#log.warn({ differenceMs: Math.round(differenceMs) }, 'key-server time has jumped'),
     );
@@ -265,13 +267,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       acceptsEndpoint: (endpoint) => this.#acceptsEndpoint(endpoint),
       isNear: (endpoint) => isOnOwnNetwork(endpoint.ip),
       onRefused: (id, error) => this.#refusedMember(id, error),
-      onDenied: (id) => {
-        this.#count('POLICY_DENIED');
-        this.#log.info(
-          { peer: id },
-          'the policy keeps a member from us that the key server has told of',
-        );
-      },
+      onDenied: (id) => this.#refusals.denied(id),
       onCommandFailed: (error) => this.#commandFailed(error),
       onPrepared: (peer) => this.#session.prepared(peer),
       onGroupPrepared: () => this.#session.groupPrepared(),
@@ -363,7 +359,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       subnet: config.subnet,
       server: this.#identity.member.grant.home,
       onAlarm: (alarm) => {
-        this.#count('AUDIT_CONTRADICTED');
+        this.#refusals.count('AUDIT_CONTRADICTED');
         this.#log.error({ kind: alarm.kind }, alarmText(alarm));
       },
       onConfirmed: ({ server }) =>
@@ -443,6 +439,7 @@ export class Agent extends EventEmitter<AgentEvents> {
     this.#flushPins();
     this.#auditHeads.flush();
     await this.#control.close();
+    this.#refusals.close();
   }
 
   /** Takes port, keys, devices and guard away. `stop` comes after it. */
@@ -897,8 +894,7 @@ export class Agent extends EventEmitter<AgentEvents> {
   }
 
   #refusedMember(id: string, error: PairwireError): void {
-    this.#count(error.code);
-    this.#log.error({ peer: id, err: error }, 'a member is not believed; it alone is stopped');
+    this.#refusals.member(id, error);
     // A late answer may have been older than what we know; the state that counts comes by sync.
     const now = this.#clock.bootMs();
     if (error.code !== 'RECORD_ROLLBACK' || now - this.#rollbackSyncAt < ROLLBACK_SYNC_MS) return;
@@ -923,10 +919,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       verifierOf: (net, subnet, operator) => this.#verifierOf(net, subnet, operator),
       now: () => this.#clock.bootMs(),
       acceptsEndpoint: (endpoint) => this.#acceptsEndpoint(endpoint),
-      onRefused: (what, error) => {
-        this.#count(error.code);
-        this.#log.error({ what, err: error }, 'a net is not believed; it alone is stopped');
-      },
+      onRefused: (what, error) => this.#refusals.net(what, error),
       onCommandFailed: (error) => this.#commandFailed(error),
       onPrepared: (net) => this.#session.netPrepared(net),
     });
@@ -951,12 +944,7 @@ export class Agent extends EventEmitter<AgentEvents> {
   }
 
   #refused(what: string, error: PairwireError): void {
-    this.#count(error.code);
-    this.#log.error({ err: error }, `not believed of the key server: ${what}`);
-  }
-
-  #count(code: string): void {
-    this.#refusals[code] = (this.#refusals[code] ?? 0) + 1;
+    this.#refusals.server(what, error);
   }
 
   /** Nobody is helped by trying again: keys away, and the process ends with the reason. */
@@ -1039,7 +1027,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       commandsFailed: this.#commandsFailed,
       boots: this.#boots,
       misses: this.#misses.counters,
-      refusals: this.#refusals,
+      refusals: this.#refusals.counts,
       table: this.#table,
       nets: this.#nets,
       outside: this.#outside.size,

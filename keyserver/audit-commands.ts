@@ -16,6 +16,7 @@ import { messageOf, PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
 import { type AuditCheck, readAuditHead, verifyAudit } from './audit.js';
 import { exportAudit, linesOf, verifyExport } from './audit-export.js';
+import { shareWitnesses } from './audit-shared.js';
 import { type AuditWitness, AuditWitnesses, OWN_WITNESS } from './audit-witnesses.js';
 import { withStore } from './change-settings.js';
 import { columns, example, isoTime, type ListCommand, printList } from './command-tools.js';
@@ -109,11 +110,16 @@ async function verify(target: OutputTarget, paths: KeyServerPaths): Promise<void
   const key = readKeyFile(paths.auditKey, KEY_KIND.audit);
   // Read before the log, which a running server goes on with.
   const head = readAuditHead(paths.auditHead);
-  const witnesses = new AuditWitnesses(paths.auditWitnesses).all;
+  const witnesses = new AuditWitnesses(paths.auditWitnesses, false);
+  const signed = publicKey(paths);
   try {
     await withStore(paths, async (store) => {
       const { meta } = store;
-      const seen = witnesses.map((one) => checked(one, meta.subnet, paths));
+      if (signed !== null) {
+        const sign = Buffer.from(signed, 'base64url');
+        await shareWitnesses(store, witnesses, { subnet: meta.subnet, server: meta.server, sign });
+      }
+      const seen = witnesses.all.map((one) => checked(one, meta.subnet, paths));
       const { entries, broken } = await verifyAudit(store, meta.server, key, head, seen);
       if (broken !== undefined) throw brokenLog(broken, paths.database);
       printFields(target, { entries, head: head?.seq ?? null, intact: true });

@@ -14,7 +14,14 @@
 import { createHmac, type KeyObject, timingSafeEqual } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
 import { z } from 'zod';
-import { signAuditHead, storedHead, storedHeadSchema } from '../src/protocol/audit-head.js';
+import {
+  openStoredHead,
+  type StoredHead,
+  signAuditHead,
+  signedOf,
+  storedHead,
+  storedHeadSchema,
+} from '../src/protocol/audit-head.js';
 import { LABEL } from '../src/protocol/constants.js';
 import { fields } from '../src/protocol/fields.js';
 import type { Id } from '../src/protocol/ids.js';
@@ -147,24 +154,30 @@ export class AuditLog {
    * word of one member, and a backup that was put back, must not stop a subnet.
    */
   contradicted(witness: AuditWitness, why: string): void {
-    const { witnesses, log } = this.#options;
-    let isNew = true;
+    const { witnesses, log, server } = this.#options;
+    let added: 'new' | 'higher' | undefined = 'new';
     try {
-      isNew = witnesses?.add(witness) ?? true;
+      added = witnesses === undefined ? 'new' : witnesses.add(witness);
     } catch (err) {
       log.error(
         { err },
         'it could not be noted who has seen entries that the audit log does not have',
       );
     }
-    if (!isNew) return;
-    const { witness: actor, seq } = witness;
+    const { witness: actor, seq, record, at } = witness;
+    // For the other machines of the database.
+    const share = async (tx: StoreTransaction): Promise<void> => {
+      if (record === undefined || witnesses === undefined) return;
+      await tx.putAuditWitness(server, { witness: actor, record: signedOf(record), at });
+    };
+    if (added === 'higher') this.#later(share);
+    if (added !== 'new') return;
     log.error(
       { witness: actor === OWN_WITNESS ? 'the noted head' : actor, seq, why },
       'the audit log was cut or changed, or the database was put back: see pairwire audit verify',
     );
     const detail = { seq, why };
-    this.#write({ actor, action: 'audit_contradicted', outcome: 'done', detail });
+    this.#write({ actor, action: 'audit_contradicted', outcome: 'done', detail }, share);
   }
 
   /**
@@ -209,10 +222,17 @@ export class AuditLog {
     await Promise.all(this.#writing);
   }
 
-  #write(event: AuditEvent): void {
+  #write(event: AuditEvent, beside?: (tx: StoreTransaction) => Promise<void>): void {
+    this.#later(async (tx) => {
+      await this.append(tx, event);
+      await beside?.(tx);
+    });
+  }
+
+  #later(work: (tx: StoreTransaction) => Promise<void>): void {
     const { store, log } = this.#options;
     const written = store
-      .write((tx) => this.append(tx, event))
+      .write(work)
       .catch((err: unknown) => log.error({ err }, 'an audit entry could not be written'))
       .finally(() => this.#writing.delete(written));
     this.#writing.add(written);
@@ -270,15 +290,21 @@ export class AuditLog {
     if (signed !== undefined) onHead?.();
   }
 
-  /** A head that ends with an entry of the log; undefined without a key to sign it. */
-  headAt(entry: AuditEntry): Signed | undefined {
+  /**
+   * A head that ends with an entry of the log; undefined without a key to sign it.
+   * @param confirmed when the operator confirmed that the database was put back, if that is now
+   */
+  headAt(entry: AuditEntry, confirmed?: number): Signed | undefined {
     const { signKey } = this.#options;
-    return signKey === undefined ? undefined : this.#sign(entry, signKey);
+    return signKey === undefined ? undefined : this.#sign(entry, signKey, confirmed);
   }
 
-  #sign({ server, seq, mac }: AuditEntry, key: KeyObject): Signed {
-    const { store, now, witnesses } = this.#options;
-    const confirmed = witnesses?.settledAt;
+  #sign(
+    { server, seq, mac }: AuditEntry,
+    key: KeyObject,
+    confirmed: number | undefined = this.#options.witnesses?.settledAt,
+  ): Signed {
+    const { store, now } = this.#options;
     const { subnet } = store.meta;
     return signAuditHead(
       {
@@ -307,11 +333,27 @@ export class AuditLog {
     return this.#noted;
   }
 
+  /** @returns undefined for what is no head */
+  #signedAt(stored: StoredHead): number | undefined {
+    try {
+      return openStoredHead(this.#options.store.meta.subnet, stored).head.time;
+    } catch (thrown) {
+      if (thrown instanceof PairwireError && thrown.code.startsWith('RECORD_')) return undefined;
+      throw thrown;
+    }
+  }
+
   /** The head before must still be in the log. */
   async #lookFor({ seq, mac, signed }: NotedHead): Promise<void> {
-    const { store, server, now } = this.#options;
+    const { store, server, now, witnesses } = this.#options;
     const why = await whyNotInLog(store, server, seq, Buffer.from(mac, 'base64url'));
     if (why === undefined) return;
+    // Noted by this machine before the operator confirmed a restore at another one.
+    const signedAt = signed === undefined ? undefined : this.#signedAt(signed);
+    if (signedAt !== undefined && signedAt <= (witnesses?.settledAt ?? -1)) {
+      this.#noted = undefined;
+      return;
+    }
     const record = signed === undefined ? {} : { record: signed };
     this.contradicted({ witness: OWN_WITNESS, seq, mac, at: now(), ...record }, why);
     // From here on what there is is looked after.

@@ -1,14 +1,15 @@
 /**
  * What is left to do where the root keys are lost for good: everything that they sealed is dropped, and members, grants, revocations
  * and records go on under a new KMS. Each pair, group and net whose key is made here gets another one, above all numbers of before, so
- * members take it as any newer one; what other servers make is told by them again.
+ * members take it as any newer one; what other servers make is told by them again, from the first change on.
  *
  *   KMS of before moved aside -> new KMS with what did not hang on root keys -> its first DEK in the database instead of all others -> group and nets -> pairs
  *
- * Killed in the middle, it goes on when it is run again; and a server that starts instead mends the rest one by one.
+ * Killed in the middle, it goes on when it is run again; from the new DEK on, also when a server starts instead.
  */
 import { randomBytes } from 'node:crypto';
-import { existsSync, renameSync } from 'node:fs';
+import { existsSync, readdirSync, renameSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
 import { parseChannelAddress } from '../src/net/address.js';
 import { RequestError } from '../src/net/channel.js';
 import { keyPairFromPrivate } from '../src/protocol/channel/keys.js';
@@ -31,6 +32,7 @@ import {
 import { CurrentSettings, groupInterval } from './current-settings.js';
 import { dueAfter, numberAbove } from './keys/renewal.js';
 import { KmsClient } from './kms/client.js';
+import { kmsPaths } from './kms/config.js';
 import { hasKms, makeKms } from './kms/folder.js';
 import { LocalDeks } from './kms/local-deks.js';
 import { mendNets } from './nets/net-members.js';
@@ -48,6 +50,10 @@ import {
   unlockRows,
 } from './storage/unlock.js';
 
+/** Between the name of a KMS's folder and when it was moved aside. */
+const FORGOTTEN = '.forgotten-';
+/** Why there is another generation. */
+const REASON = 'forgotten';
 /** Pairs of one transaction. */
 const PAGE = 500;
 /** Another key server that has the lease of a database ends at once, or serves. */
@@ -59,7 +65,7 @@ export interface Forgotten {
   readonly nets: number;
   /** Number of the new group key; undefined if another key server makes it. */
   readonly group: number | undefined;
-  /** Where the KMS of before is; undefined if there was none. */
+  /** Where the KMS of before is; undefined if there was none, or it is elsewhere. */
   readonly before: string | undefined;
 }
 
@@ -145,9 +151,25 @@ async function forgetIn(
     close();
   }
   ring.rows = await unlockRows(driver, ring, id, rowMark, log);
-  const done = await replaceAll(driver, ring, paths, log);
-  await driver.transaction((sql) => sql.run('DELETE FROM meta WHERE name = ?', ['forgetting']));
-  return { ...done, before };
+  return { ...(await replaceAll(driver, ring, paths, log)), before };
+}
+
+/**
+ * What is left to do if the command was killed: for a server that starts instead, before it serves. Only keys that don't open are
+ * replaced, so whoever writes into the database that there is something to do gets no more than that.
+ * @param ring the DEKs and the row key, opened
+ * @throws PairwireError STORE_FAILED
+ */
+export async function finishForgetting(
+  driver: SqlDriver,
+  ring: KeyRing,
+  paths: KeyServerPaths,
+  log: Logger,
+): Promise<void> {
+  const begun = await driver.reader.get("SELECT name FROM meta WHERE name = 'forgetting'", []);
+  if (begun === undefined) return;
+  const { pairs, nets, group } = await replaceAll(driver, ring, paths, log);
+  log.warn({ pairs, nets, group }, 'ended kms forget-keys, which was interrupted');
 }
 
 interface NewService {
@@ -200,14 +222,31 @@ async function newKms(
       requireLost(true, begun, paths.kms);
       return { service: present, before: undefined, close: () => {} };
     }
-    before = `${paths.kms}.forgotten-${new Date().toISOString().replace(/[:.]/g, '-')}`;
+    before = `${paths.kms}${FORGOTTEN}${new Date().toISOString().replace(/[:.]/g, '-')}`;
     renameSync(paths.kms, before);
   }
+  const inPlaceOf = lastWithChannelKey(paths.kms);
   const { subnet, server } = config;
   const operator = readKeyFile(paths.operatorPublic, KEY_KIND.operatorPublic, { public: true });
-  const whom = { subnet, server, serverKey: keys.publicKey, operator, inPlaceOf: before };
+  const whom = { subnet, server, serverKey: keys.publicKey, operator, inPlaceOf };
   const roots = makeKms(paths.kms, whom);
-  return { service: new LocalDeks(roots, { subnet, server }), before, close: () => {} };
+  const service = new LocalDeks(roots, { subnet, server });
+  return { service, before: before ?? inPlaceOf, close: () => {} };
+}
+
+/**
+ * The newest of the folders that were moved aside which has the channel key that signed settings name. Not always the one that was moved
+ * now: whoever was killed after that, and before there was another KMS, has left none to move.
+ */
+function lastWithChannelKey(kms: string): string | undefined {
+  const prefix = `${basename(kms)}${FORGOTTEN}`;
+  // Their names end with the time.
+  const names = readdirSync(dirname(kms)).filter((name) => name.startsWith(prefix));
+  return names
+    .toSorted()
+    .reverse()
+    .map((name) => join(dirname(kms), name))
+    .find((folder) => existsSync(kmsPaths(folder).key));
 }
 
 async function opens(
@@ -255,21 +294,25 @@ async function replaceAll(
   const { rekeySeconds, group } = settings.settings;
   const due = (interval: number): number => dueAfter(interval, now(), Math.random);
   try {
+    const peers = await store.peerServers();
     const isFirst =
       firstOf(
         server,
-        (await store.peerServers()).map((one) => one.server),
+        peers.map((one) => one.server),
       ) === server;
     const { groupKey, nets } = await store.write(async (tx) => {
       const detail = { subnet };
       await audit.append(tx, { actor: '-', action: 'keys_forgotten', outcome: 'done', detail });
       const known = await tx.anyGroup(GROUP_ID);
-      let groupKey: number | undefined;
+      // What they make and we have lost, they have told already: they begin anew.
+      for (const peer of peers) await tx.putPeerServer({ ...peer, cursor: 0 });
+      // Of a run that was interrupted.
+      let groupKey = known?.key !== undefined && known.reason === REASON ? known.pwId : undefined;
       if (known !== undefined && known.key === undefined && isFirst) {
         groupKey = numberAbove(known.pwId, known.next?.pwId ?? 0);
         const change = await tx.nextChange();
         await tx.replaceGroup({
-          ...{ id: GROUP_ID, key: randomBytes(KEY_SIZE), pwId: groupKey, reason: 'forgotten' },
+          ...{ id: GROUP_ID, key: randomBytes(KEY_SIZE), pwId: groupKey, reason: REASON },
           // Who holds what was in force before is heard for the grace period.
           oldest: Math.max(1, Math.min(known.pwId, groupKey)),
           ...{ createdAt: now(), dueAt: due(groupInterval(group.rekey)) },
@@ -290,7 +333,7 @@ async function replaceAll(
           const fresh = {
             key: randomBytes(KEY_SIZE),
             pwId: numberAbove(pwId),
-            reason: 'forgotten',
+            reason: REASON,
           };
           const times = { createdAt: now(), dueAt: due(rekeySeconds * 1_000) };
           await tx.replacePair({ a, b }, { ...fresh, ...times }, await tx.nextChange());
@@ -298,6 +341,7 @@ async function replaceAll(
       });
       pairs += lost.length;
     }
+    await driver.transaction((sql) => sql.run('DELETE FROM meta WHERE name = ?', ['forgetting']));
     return { pairs, nets: nets.length, group: groupKey };
   } finally {
     await audit.close();

@@ -80,9 +80,13 @@ export class IdentityPairs {
   /** Carries a question of a member to the KMS. @throws Refusal, RequestError */
   async exchange(asker: Id, message: Uint8Array): Promise<Answer> {
     this.#admit(asker);
-    const { log } = this.#services;
+    const { log, metrics } = this.#services;
     const kms = this.#kms;
-    if (kms === undefined || this.#underWay >= MAX_EXCHANGES) throw new RequestError('unavailable');
+    if (kms === undefined) throw new RequestError('unavailable');
+    if (this.#underWay >= MAX_EXCHANGES) {
+      metrics.identityBusy.inc();
+      throw new RequestError('unavailable');
+    }
     this.#underWay += 1;
     try {
       return { message: await kms.exchange(message, this.#signer) };

@@ -3,6 +3,7 @@
  * background. All of it goes on after kill -9: as long as there are DEKs that are not active, keys are sealed anew.
  */
 import { setTimeout as pause } from 'node:timers/promises';
+import { NOT_LIMITED } from '../src/protocol/kms-messages.js';
 import { type ErrorCode, messageOf, PairwireError } from '../src/runtime/errors.js';
 import type { Logger } from '../src/runtime/log.js';
 import type { Metrics } from '../src/runtime/metrics.js';
@@ -45,7 +46,11 @@ export interface VaultStatus extends Omit<KmsStatus, 'generation'> {
   readonly broken: number;
 }
 
-const UNASKED = { generations: [], inToken: [], limited: 0, auditBytes: 0 };
+const UNASKED: Omit<KmsStatus, 'generation'> = {
+  ...{ generations: [], inToken: [] },
+  ...{ limited: 0, limitedBy: NOT_LIMITED },
+  ...{ auditBytes: 0, auditFiles: 0, auditGone: 0 },
+};
 
 export class KeyVault {
   readonly #driver: SqlDriver;
@@ -232,18 +237,18 @@ export class KeyVault {
   }
 
   async status(): Promise<VaultStatus> {
-    let kms: Omit<KmsStatus, 'generation'> = UNASKED;
+    let kms = UNASKED;
     try {
-      if (this.#kms.connected) kms = await this.#kms.status();
+      if (this.#kms.connected) {
+        const { generation: _generation, ...status } = await this.#kms.status();
+        kms = status;
+      }
     } catch (thrown) {
       this.#log.warn({ reason: messageOf(thrown) }, 'the KMS was not asked');
     }
     return {
       connected: this.#kms.connected,
-      generations: kms.generations,
-      inToken: kms.inToken,
-      limited: kms.limited,
-      auditBytes: kms.auditBytes,
+      ...kms,
       deks: this.#ring.size,
       since: await this.#since(),
       resealing: this.#working !== undefined,

@@ -6,6 +6,7 @@ import { readFileSync } from 'node:fs';
 import type { Command } from 'commander';
 import { action, printFields } from '../src/cli/output.js';
 import { keyPairFromPrivate } from '../src/protocol/channel/keys.js';
+import type { KmsLimited } from '../src/protocol/kms-messages.js';
 import { messageOf, PairwireError } from '../src/runtime/errors.js';
 import { readKeyFile } from '../src/runtime/files.js';
 import { asOperator, example, isoTime } from './command-tools.js';
@@ -63,12 +64,13 @@ function statusCommand(kms: Command): void {
     .action(
       action(async (target, flags: { readonly dir: string }) => {
         await asOperator(flags.dir, async (client) => {
-          const { generations, inToken, since, ...status } = await client.kmsStatus();
+          const { generations, inToken, since, limitedBy, ...status } = await client.kmsStatus();
           const paths = pathsOf(flags.dir, loadKeyServerConfig(flags.dir));
           const own = keyPairFromPrivate(readKeyFile(paths.serverKey, KEY_KIND.server));
           printFields(target, {
             ...status,
             since: isoTime(since),
+            limitedBy: limitedText(limitedBy),
             rootKeys: rootKeysText({ generations, inToken }),
             keyServer: own.publicKey.toString('base64url'),
           });
@@ -250,6 +252,13 @@ function variables(pairs: readonly string[]): Record<string, string> {
       const at = pair.indexOf('=');
       return at < 0 ? [pair, ''] : [pair.slice(0, at), pair.slice(at + 1)];
     }),
+  );
+}
+
+/** The limits of kms.yaml that were met. */
+function limitedText(limitedBy: KmsLimited): readonly string[] {
+  return Object.entries(limitedBy).flatMap(([name, count]) =>
+    count === 0 ? [] : [`${name} ${count}`],
   );
 }
 

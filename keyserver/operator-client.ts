@@ -18,6 +18,7 @@ import {
   requireChannelAddress,
 } from './config.js';
 import type { VaultStatus } from './key-vault.js';
+import type { KeyServer } from './server.js';
 import { isPostgres } from './storage/postgres-target.js';
 
 const REQUEST_TIMEOUT_MS = 15_000;
@@ -197,8 +198,8 @@ export class OperatorClient {
     return answer.revocation;
   }
 
-  /** How the stored keys are sealed. */
-  async kmsStatus(): Promise<VaultStatus> {
+  /** How the stored keys are sealed, and what is wrong with the rest of the database. */
+  async kmsStatus(): Promise<VaultStatus & KeyServer['alarms']> {
     const {
       t: _t,
       id: _id,

@@ -22,9 +22,11 @@ import {
   pathsOf,
   requireHostPort,
 } from './config.js';
+import { finishForgetting } from './forget-keys.js';
 import { KeyVault } from './key-vault.js';
 import { hasKms } from './kms/folder.js';
 import { type KmsLink, linkKms } from './kms-link.js';
+import { kmsMetrics } from './kms-metrics.js';
 import { RelayProcess } from './relay.js';
 import { KeyServer } from './server.js';
 import { openDatabase, targetOf } from './storage/open.js';
@@ -118,6 +120,8 @@ class Shown {
   state: 'starting' | 'standby' | 'serving' = 'starting';
   /** The KMS does not open the DEKs: it stands by, and could not serve. */
   locked = false;
+  /** Of the server that serves. */
+  alarms: (() => Readonly<Record<string, number>>) | undefined;
   metrics!: Metrics;
 
   constructor() {
@@ -140,7 +144,8 @@ class Shown {
 
   get health(): Health {
     const serving = this.state === 'serving';
-    return { serving, state: this.locked && !serving ? 'locked' : this.state };
+    const state = this.locked && !serving ? 'locked' : this.state;
+    return { serving, state, alarms: this.alarms?.() ?? {} };
   }
 }
 
@@ -278,6 +283,7 @@ async function serve(
   const markFile = paths.sealMark;
   const service = driver instanceof PostgresDriver ? impatient(kms.client) : kms.client;
   const ring = await unlock(driver, { service, markFile, log });
+  await finishForgetting(driver, ring, paths, log);
   const store = await openStore(driver, { onlyWriter: true, ring });
   if (!store.meta.operator.equals(operator)) {
     throw new PairwireError('CONFIG_INVALID', 'the database belongs to another operator key', {
@@ -303,6 +309,7 @@ async function serve(
   metrics.gauge('keyserver_kms_restarts', 'Restarts of the KMS beside this server', [], (gauge) =>
     gauge.set(kms.restarts),
   );
+  kmsMetrics(metrics, kms.client);
   const copied = targetOf(paths) !== undefined && config.kms.address === undefined;
   const vault = new KeyVault(driver, ring, kms.client, { log, metrics, copied });
   life.started('vault', () => vault.close());
@@ -321,7 +328,15 @@ async function serve(
     metrics,
     limits: config.limits,
   });
-  life.started('server', () => server.close());
+  shown.alarms = () => ({
+    audit_contradicted: server.alarms.auditContradictions,
+    rows_broken: server.alarms.brokenRows,
+    seals_broken: ring.broken,
+  });
+  life.started('server', async () => {
+    shown.alarms = undefined;
+    await server.close();
+  });
   if (config.relay !== undefined) {
     const relay = new RelayProcess(config.relay.listen, own.staticKeys, log, metrics);
     life.started('relay', () => relay.stop());

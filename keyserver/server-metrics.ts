@@ -19,6 +19,7 @@ export interface KeyServerMetrics {
   readonly auditDropped: Counter<never>;
   readonly learned: Counter<'result'>;
   readonly bindings: Counter<'result'>;
+  readonly identityBusy: Counter<never>;
 }
 
 /** Makes them in a registry. */
@@ -80,6 +81,10 @@ export function keyServerMetrics(metrics: Metrics): KeyServerMetrics {
       'keyserver_bindings_total',
       'IP addresses that members announced, by what became of them',
       ['result'],
+    ),
+    identityBusy: metrics.counter(
+      'keyserver_identity_busy_total',
+      "Members' questions that were not carried to the KMS, because too many were with it",
     ),
   };
 }

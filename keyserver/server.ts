@@ -22,11 +22,12 @@ import { type Clock, ServerClock, SystemClock } from '../src/runtime/clock.js';
 import { PairwireError } from '../src/runtime/errors.js';
 import type { Logger } from '../src/runtime/log.js';
 import { Metrics } from '../src/runtime/metrics.js';
+import { RepeatedLines } from '../src/runtime/repeated-lines.js';
 import { AuditLog } from './audit.js';
 import { AuditIntake } from './audit-intake.js';
-import { AuditWitnesses } from './audit-witnesses.js';
+import { shareWitnesses } from './audit-shared.js';
+import { AuditWitnesses, CONFIRMED } from './audit-witnesses.js';
 import { Cascade } from './cascade/cascade.js';
-import { RepeatedLines } from './cascade/repeated-lines.js';
 import { SubnetTime } from './cascade/subnet-time.js';
 import type { KeyServerConfig, OwnNet } from './config.js';
 import { CurrentSettings } from './current-settings.js';
@@ -363,6 +364,7 @@ export class KeyServer {
     const settings = await CurrentSettings.load(options.store, operator);
     const server = new KeyServer(options, settings, operator);
     await server.#cascade.load();
+    await server.#shareWitnesses(options.auditSignKey);
     // Before anything is written behind a log that was cut while nobody looked.
     await server.#services.audit.noteHead();
     await server.#watchRows();
@@ -378,6 +380,17 @@ export class KeyServer {
     const addresses = server.#addresses.map(formatChannelAddress);
     options.log.info({ subnet, server: id, addresses }, 'key server listens');
     return server;
+  }
+
+  /** What other machines of this database know of its audit log. */
+  async #shareWitnesses(signKey: KeyObject): Promise<void> {
+    const { store, subnet, server } = this.#services;
+    const owner = { subnet, server, sign: publicOf(signKey) };
+    const missing = await shareWitnesses(store, this.#witnesses, owner);
+    if (missing.length === 0) return;
+    await store.write(async (tx) => {
+      for (const one of missing) await tx.putAuditWitness(server, one);
+    });
   }
 
   /** Before anybody is served, each row of the database is what was written; what is not is told of. */
@@ -415,6 +428,14 @@ export class KeyServer {
   /** Members with a registered session. */
   get online(): number {
     return this.#live.size;
+  }
+
+  /** What is wrong although it serves: rows that are not what was written, and who has seen entries that the audit log lacks. */
+  get alarms(): { readonly brokenRows: number; readonly auditContradictions: number } {
+    return {
+      brokenRows: this.#services.store.rows?.findings.length ?? 0,
+      auditContradictions: this.#witnesses.all.length,
+    };
   }
 
   /** Ends all sessions, writes what is still to be written. The store stays open. */
@@ -593,7 +614,7 @@ export class KeyServer {
       case 'restore.confirm':
         return this.#confirmRestore(memberOf(peer));
       case 'kms.status':
-        return { ...(await this.#vaultOf().status()) };
+        return { ...(await this.#vaultOf().status()), ...this.alarms };
       case 'kms.rotate':
         return this.#rotateDek(memberOf(peer), request.root);
       case 'sync': {
@@ -880,8 +901,9 @@ export class KeyServer {
   }
 
   async #confirmRestore(actor: Id): Promise<Answer> {
-    const { store, audit } = this.#services;
+    const { store, audit, server, now } = this.#services;
     const ahead = this.#ahead;
+    const at = now();
     const wasCertain = await this.#putBack.isCertain();
     const seen = this.#witnesses.all.map(({ witness, seq }) => `${seq} ${witness}`);
     await store.write(async (tx) => {
@@ -894,8 +916,14 @@ export class KeyServer {
         outcome: 'done',
         detail: { revocation: ahead, ...(seen.length === 0 ? {} : { seen }) },
       });
+      // Whoever takes over knows of it by a head that says so.
+      await tx.clearAuditWitnesses(server);
+      const last = await tx.lastAudit(server);
+      const record = last === undefined ? undefined : audit.headAt(last, at);
+      if (record !== undefined)
+        await tx.putAuditWitness(server, { witness: CONFIRMED, record, at });
     });
-    this.#witnesses.settle(this.#services.now());
+    this.#witnesses.settle(at);
     await audit.noteHead();
     if (wasCertain) this.#cascade.confirmed();
     return { revocation: (await store.counters()).revocation };

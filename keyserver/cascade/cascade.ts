@@ -22,6 +22,7 @@ import {
 import { TALKER_ROLES } from '../../src/protocol/records.js';
 import type { Signed } from '../../src/protocol/signed.js';
 import type { Clock } from '../../src/runtime/clock.js';
+import { RepeatedLines } from '../../src/runtime/repeated-lines.js';
 import { enrolByToken, grantIn, peeringKeys, readPeerToken } from '../peering.js';
 import { NotYet, Refusal } from '../refusal.js';
 import { counts, isOwned, type Place, UNKNOWN_FOR_MS } from '../registry/directory.js';
@@ -41,7 +42,6 @@ import { homeState } from './home-state.js';
 import { type Held, Intake, type IntakeDeps, MAX_CASCADE_AHEAD } from './intake.js';
 import { numberOf } from './join.js';
 import { firstOf, MAX_SERVERS, newPeer } from './peer-members.js';
-import { RepeatedLines } from './repeated-lines.js';
 import { ServerLink } from './server-link.js';
 import type { SubnetTime } from './subnet-time.js';
 

@@ -80,6 +80,9 @@ export class KmsAudit {
   #size: number;
   #seq: number;
   #mac: Buffer;
+  /** Full files, and entries from before the oldest of them. */
+  #files: number;
+  #gone: number;
 
   private constructor(
     path: string,
@@ -98,6 +101,9 @@ export class KmsAudit {
     this.#size = fstatSync(file).size;
     this.#seq = seq;
     this.#mac = mac;
+    const aside = filesAside(path);
+    this.#files = aside.length;
+    this.#gone = firstOf(aside[0]?.path ?? path) - 1;
   }
 
   /**
@@ -144,6 +150,16 @@ export class KmsAudit {
     return this.#size;
   }
 
+  /** Full files that are kept. */
+  get files(): number {
+    return this.#files;
+  }
+
+  /** Entries that were let go, of all runs. */
+  get gone(): number {
+    return this.#gone;
+  }
+
   /** Writes a line, and has it on the disk when it returns. @throws PairwireError KMS_FAILED if another process writes, too */
   note(event: KmsAuditEvent): void {
     if (this.#size >= this.#bounds.maxBytes) this.#putAside();
@@ -172,6 +188,8 @@ export class KmsAudit {
       detail: { previous: this.#mac.toString('base64url'), oldest },
     });
     for (const { path } of gone) rmSync(path, { force: true });
+    this.#files = aside.length - gone.length;
+    this.#gone = oldest - 1;
     syncPath(dirname(this.#path));
   }
 

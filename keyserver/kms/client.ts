@@ -4,8 +4,12 @@ import { formatChannelAddress } from '../../src/net/address.js';
 import { type Message, RequestError } from '../../src/net/channel.js';
 import { ChannelClient } from '../../src/net/channel-client.js';
 import type { KeyPair } from '../../src/protocol/channel/keys.js';
-import { kmsAnswerSchemas, type StoredDek } from '../../src/protocol/kms-messages.js';
-import { PairwireError } from '../../src/runtime/errors.js';
+import {
+  type KmsLimited,
+  kmsAnswerSchemas,
+  type StoredDek,
+} from '../../src/protocol/kms-messages.js';
+import { PairwireError, type PeerCode } from '../../src/runtime/errors.js';
 import type { Logger } from '../../src/runtime/log.js';
 import type { MadeDek } from './root-keys.js';
 
@@ -14,6 +18,14 @@ const REQUEST_TIMEOUT_MS = 15_000;
 /** Where a KMS is, and its public key. */
 export interface KmsAddress extends ChannelAddress {
   readonly publicKey: Uint8Array;
+}
+
+/** Requests that a KMS did not fulfil. */
+export interface KmsFailures {
+  readonly type: string;
+  /** What it answered: `limit` over a limit of its kms.yaml. */
+  readonly code: PeerCode | 'no_answer';
+  readonly count: number;
 }
 
 /** What a KMS says of itself. */
@@ -25,8 +37,14 @@ export interface KmsStatus {
   readonly inToken: readonly number[];
   /** Requests of all key servers that went over a limit of kms.yaml, since it began. */
   readonly limited: number;
+  /** The same, by limit. */
+  readonly limitedBy: KmsLimited;
   /** Bytes of the file of its log that it writes to. */
   readonly auditBytes: number;
+  /** Full files of it that are kept. */
+  readonly auditFiles: number;
+  /** Entries of it that are gone, because no more files than that are kept. */
+  readonly auditGone: number;
 }
 
 /** One KMS, wherever it is; the channel comes back by itself. */
@@ -37,6 +55,7 @@ export class KmsClient {
   #where = '';
   #publicKey: Buffer | undefined;
   #closed = false;
+  readonly #failures = new Map<string, KmsFailures>();
   /** Those who wait for the first address. */
   #waiting: (() => void)[] = [];
 
@@ -68,6 +87,11 @@ export class KmsClient {
     this.#client.start();
     before?.stop();
     for (const go of this.#waiting.splice(0)) go();
+  }
+
+  /** What it did not do for this key server since the start, by request and by what it said. */
+  get failures(): readonly KmsFailures[] {
+    return [...this.#failures.values()];
   }
 
   /** True while there is a channel. */
@@ -132,6 +156,7 @@ export class KmsClient {
       const client = await this.#ready();
       return await client.request(message, { timeoutMs: REQUEST_TIMEOUT_MS, parse });
     } catch (thrown) {
+      this.#count(message.t, thrown instanceof RequestError ? thrown.code : 'no_answer');
       if (thrown instanceof RequestError) {
         const what = thrown.code === 'unavailable' ? 'can not do' : 'refuses';
         throw new PairwireError('KMS_FAILED', `the KMS ${what} ${message.t}: ${thrown.message}`, {
@@ -147,6 +172,12 @@ export class KmsClient {
         cause: thrown,
       });
     }
+  }
+
+  #count(type: string, code: KmsFailures['code']): void {
+    const name = `${type} ${code}`;
+    const count = (this.#failures.get(name)?.count ?? 0) + 1;
+    this.#failures.set(name, { type, code, count });
   }
 
   async #ready(): Promise<ChannelClient> {

@@ -3,6 +3,7 @@
  * root keys and log lines, nor have every DEK of a stolen database opened as fast as it can ask. Counted from the start of the KMS.
  */
 import { z } from 'zod';
+import { type KmsLimited, NOT_LIMITED } from '../../src/protocol/kms-messages.js';
 import { PairwireError } from '../../src/runtime/errors.js';
 
 const HOUR_MS = 3_600_000;
@@ -21,7 +22,7 @@ export const quotaSchema = z.strictObject({
 });
 export type QuotaConfig = z.output<typeof quotaSchema>;
 
-export type QuotaKind = 'request' | 'question' | 'make' | 'open' | 'root';
+export type QuotaKind = keyof KmsLimited;
 const NAMES: Readonly<Record<QuotaKind, string>> = {
   request: 'requests',
   question: "members' questions",
@@ -40,7 +41,7 @@ export class Quotas {
   readonly #sizes: Readonly<Record<QuotaKind, { readonly most: number; readonly per: number }>>;
   readonly #now: () => number;
   readonly #buckets = new Map<string, Bucket>();
-  #refusals = 0;
+  readonly #refusals: Record<QuotaKind, number> = { ...NOT_LIMITED };
 
   /** @param now counts ms and never goes back */
   constructor(config: QuotaConfig, now: () => number = () => performance.now()) {
@@ -64,7 +65,7 @@ export class Quotas {
     bucket.left = Math.min(most, bucket.left + ((now - bucket.at) * most) / per);
     bucket.at = now;
     if (bucket.left < count) {
-      this.#refusals += 1;
+      this.#refusals[kind] += 1;
       throw new PairwireError('LIMIT', `key server ${server} wants too much: ${NAMES[kind]}`, {
         hint: `kms.yaml allows ${most} in ${per / 1_000} s (limits); ask why it needs more before you allow it`,
       });
@@ -85,8 +86,8 @@ export class Quotas {
     }
   }
 
-  /** What was refused since the start, of all key servers. */
-  get refusals(): number {
-    return this.#refusals;
+  /** How often each limit was met since the start, by all key servers. */
+  get refusals(): KmsLimited {
+    return { ...this.#refusals };
   }
 }

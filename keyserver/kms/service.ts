@@ -152,8 +152,11 @@ export class Kms {
           generation: roots.generation,
           generations: roots.generations,
           inToken: roots.inToken,
-          limited: quotas.refusals,
+          limited: Object.values(quotas.refusals).reduce((sum, count) => sum + count, 0),
+          limitedBy: quotas.refusals,
           auditBytes: audit.size,
+          auditFiles: audit.files,
+          auditGone: audit.gone,
         };
       case 'dek.make': {
         const { id, key, sealed } = quotas.spend(server, 'make', () => roots.makeDek(owner));

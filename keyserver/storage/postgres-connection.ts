@@ -11,8 +11,12 @@ import { bindable, type Row, type SqlConnection, type SqlValue } from './sql.js'
 
 const KEEPALIVE_AFTER_MS = 5_000;
 
-/** SQLSTATEs after which a connection is of no use: it ends, the server ends or starts, or can't write any more. */
-const LOST = /^(?:08...|57P0[1-5]|25006|25P03|53[123]00|58...|XX...)$/;
+/**
+ * SQLSTATEs after which a connection is of no use: it ends, the server ends or starts, or can't write any more. A full disk (53100) is none:
+ * that refuses one write, and must not take those with it that need no room, the renewal of the lease above all. Where there is no room for a
+ * commit, the server ends.
+ */
+const LOST = /^(?:08...|57P0[1-5]|25006|25P03|53[23]00|58...|XX...)$/;
 /** What the server itself reports has one; what happens to the connection has none, but perhaps a code like EPIPE. */
 const SQLSTATE = /^(?!E)[0-9A-Z]{5}$/;
 const BIGINT = 20;

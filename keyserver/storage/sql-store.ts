@@ -80,6 +80,7 @@ import type {
   SeenPair,
   Store,
   StoredSettings,
+  StoredWitness,
   StoreMeta,
   StoreReads,
   StoreTransaction,
@@ -851,6 +852,18 @@ class SqlReads implements StoreReads {
       toAudit,
     );
   }
+
+  async auditWitnesses(server: Id, limit: number): Promise<readonly StoredWitness[]> {
+    const rows = await this.sql.all(
+      'SELECT witness, body, signature, told_at FROM audit_witnesses WHERE server = ? ORDER BY witness LIMIT ?',
+      [server, limit],
+    );
+    return rows.map((row) => ({
+      witness: text(row, 'witness'),
+      record: { b: blob(row, 'body'), s: blob(row, 'signature') },
+      at: integer(row, 'told_at'),
+    }));
+  }
 }
 
 class SqlTransaction extends SqlReads implements StoreTransaction {
@@ -1295,6 +1308,19 @@ class SqlTransaction extends SqlReads implements StoreTransaction {
          document = excluded.document, dek = excluded.dek, stored_at = excluded.stored_at`,
       [id, document, dek, now],
     );
+  }
+
+  async putAuditWitness(server: Id, { witness, record, at }: StoredWitness): Promise<void> {
+    await this.sql.run(
+      `INSERT INTO audit_witnesses (server, witness, body, signature, told_at) VALUES (?, ?, ?, ?, ?)
+       ON CONFLICT (server, witness) DO UPDATE SET
+         body = excluded.body, signature = excluded.signature, told_at = excluded.told_at`,
+      [server, witness, Buffer.from(record.b), Buffer.from(record.s), at],
+    );
+  }
+
+  async clearAuditWitnesses(server: Id): Promise<void> {
+    await this.sql.run('DELETE FROM audit_witnesses WHERE server = ?', [server]);
   }
 
   async addRestoreClaim(claimant: string): Promise<void> {

@@ -322,6 +322,16 @@ export interface StoredSettings {
   readonly changed: number;
 }
 
+/** Who has seen entries that an audit log lacks. */
+export interface StoredWitness {
+  /** A member's id, `-` for the server itself, `+` for the operator's last `restore confirm`. */
+  readonly witness: string;
+  /** A head of the log that the server has signed. */
+  readonly record: Signed;
+  /** When it was told, ms. */
+  readonly at: number;
+}
+
 export interface AuditEntry {
   readonly server: Id;
   readonly seq: number;
@@ -507,6 +517,8 @@ export interface StoreReads {
   listBindings(after: number, limit: number): Promise<readonly Binding[]>;
   listAudit(server: Id, after: number, limit: number): Promise<readonly AuditEntry[]>;
   lastAudit(server: Id): Promise<AuditEntry | undefined>;
+  /** Who has seen entries that the audit log of a server lacks, as far as somebody has not changed that (audit-shared.ts). */
+  auditWitnesses(server: Id, limit: number): Promise<readonly StoredWitness[]>;
 }
 
 /** Questions and changes inside one transaction. */
@@ -558,6 +570,9 @@ export interface StoreTransaction extends StoreReads {
   putPeerServer(peer: PeerServer): Promise<void>;
   /** Remembers that a server has revoked an id of which it had not told. */
   noteRevokedAt(home: Id, id: Id): Promise<void>;
+  putAuditWitness(server: Id, witness: StoredWitness): Promise<void>;
+  /** Forgets all of a server. */
+  clearAuditWitnesses(server: Id): Promise<void>;
   /** Keeps a member's sealed identity document, in the place of the one before. */
   putIdentityPair(id: Id, pair: IdentityPair, now: number): Promise<void>;
   /** Notes who says that the database was put back; forgotten when its operator confirms. */

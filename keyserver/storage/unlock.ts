@@ -167,6 +167,8 @@ function writeRowMark(path: string, { version, accept }: RowMark): void {
 
 const ROW_MARK_NAME = 'store.rows';
 const ROW_KEY_ID = 'rows';
+/** Of row versions that are believed without a seal. */
+const MAX_ROW_VERSION = 2 ** 48;
 
 /**
  * Opens the row key and the sums. Rows of a database from before they had MACs, and those that the operator accepts as they are, get MACs
@@ -202,8 +204,8 @@ export async function unlockRows(
       await sql.run('INSERT INTO row_keys (id, key, pw_id) VALUES (?, ?, ?)', [
         ...[ROW_KEY_ID, sealed, generation],
       ]);
-      // Above all that was noted: a database from before that is then an older one.
-      return macAll(sql, keys, mark?.version ?? 0);
+      // Above all that was noted, also on other machines: a database from before that is then an older one.
+      return macAll(sql, keys, Math.max(mark?.version ?? 0, await headVersion(sql)));
     });
     if (mark?.accept === true) log?.warn('the rows of the database count as they are from now on');
     guard = new RowGuard(driver, keys, head, note);
@@ -220,6 +222,14 @@ export async function unlockRows(
   }
   await guard.load(driver.reader);
   return guard;
+}
+
+/** What the database says its version is, where nothing shows whether that is right. */
+async function headVersion(sql: SqlConnection): Promise<number> {
+  const row = await sql.get('SELECT version FROM row_head WHERE one = 1', []);
+  const version = Number(row?.version ?? 0);
+  // Nobody has written so often: whoever wrote that shall not have the counting end.
+  return version >= 0 && version < MAX_ROW_VERSION ? version : 0;
 }
 
 /** Adds a DEK that seals from now on; those before it open what they sealed. */

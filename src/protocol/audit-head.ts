@@ -60,11 +60,16 @@ export function storedHead({ b, s }: Signed): StoredHead {
   return { b: Buffer.from(b).toString('base64url'), s: Buffer.from(s).toString('base64url') };
 }
 
+/** As it was stored; whether it holds is not looked at. */
+export function signedOf({ b, s }: StoredHead): Signed {
+  return { b: Buffer.from(b, 'base64url'), s: Buffer.from(s, 'base64url') };
+}
+
 /** @throws PairwireError as `openAuditHead` */
 export function openStoredHead(
   subnet: Id,
   stored: StoredHead,
 ): { readonly record: Signed; readonly head: AuditHead } {
-  const record = { b: Buffer.from(stored.b, 'base64url'), s: Buffer.from(stored.s, 'base64url') };
+  const record = signedOf(stored);
   return { record, head: openAuditHead(subnet, record) };
 }

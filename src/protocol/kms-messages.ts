@@ -14,6 +14,18 @@ const requestId = z.int().nonnegative();
 const dekId = bytesSchema(DEK_ID_SIZE);
 const sealedDek = bytesSchema(SEALED_DEK_SIZE);
 const generation = z.int().min(1).max(0xffff_ffff);
+const count = z.int().nonnegative().default(0);
+
+/** How often each limit of kms.yaml was met: requests, members' questions, DEKs made and opened, root keys made. */
+export const kmsLimitedSchema = z.object({
+  request: count,
+  question: count,
+  make: count,
+  open: count,
+  root: count,
+});
+export type KmsLimited = z.infer<typeof kmsLimitedSchema>;
+export const NOT_LIMITED: KmsLimited = { request: 0, question: 0, make: 0, open: 0, root: 0 };
 
 /** A DEK as the store has it. */
 export const storedDekSchema = z.strictObject({ id: dekId, sealed: sealedDek });
@@ -51,9 +63,14 @@ export const kmsAnswerSchemas = {
     /** Those of them that are in a PKCS#11 token. */
     inToken: z.array(generation).max(1_024).default([]),
     /** Requests of all key servers that went over a limit of kms.yaml, since the KMS began. */
-    limited: z.int().nonnegative().default(0),
+    limited: count,
+    limitedBy: kmsLimitedSchema.default(NOT_LIMITED),
     /** Bytes of the file of its log that it writes to. */
-    auditBytes: z.int().nonnegative().default(0),
+    auditBytes: count,
+    /** Full files of it that are kept. */
+    auditFiles: count,
+    /** Entries of it that are gone, because so many files are kept and no more. */
+    auditGone: count,
   }),
   'dek.make': z.object({ dek: dekId, key: bytesSchema(KEY_SIZE), sealed: sealedDek }),
   'dek.open': z.object({ keys: z.array(bytesSchema(KEY_SIZE)).max(MAX_DEKS) }),

@@ -14,6 +14,7 @@ import {
   namedPairSchema,
   sealedPairSchema,
 } from './kms-exchange.js';
+import { kmsLimitedSchema, NOT_LIMITED } from './kms-messages.js';
 import { macSchema } from './mac.js';
 import { prefixSchema, ROLES } from './records.js';
 import { bytesSchema, bytesUpToSchema, signedSchema } from './signed.js';
@@ -642,8 +643,13 @@ export const answerSchemas = {
     inToken: z.array(z.int().positive()).max(1_024).default([]),
     /** Requests of all key servers that went over a limit of kms.yaml, since the KMS began. */
     limited: z.int().nonnegative().default(0),
+    limitedBy: kmsLimitedSchema.default(NOT_LIMITED),
     /** Bytes of the file of its log that it writes to. */
     auditBytes: z.int().nonnegative().default(0),
+    /** Full files of it that are kept. */
+    auditFiles: z.int().nonnegative().default(0),
+    /** Entries of it that are gone. */
+    auditGone: z.int().nonnegative().default(0),
     deks: z.int().nonnegative(),
     since: z.int().nonnegative(),
     resealing: z.boolean(),
@@ -651,6 +657,10 @@ export const answerSchemas = {
     /** Keys that the active DEK has sealed, at most. */
     seals: z.int().nonnegative().default(0),
     broken: z.int().nonnegative(),
+    /** Rows of the database that are not what was written. */
+    brokenRows: z.int().nonnegative().default(0),
+    /** Who has seen entries that the audit log of the key server lacks. */
+    auditContradictions: z.int().nonnegative().default(0),
   }),
   'kms.rotate': z.object({ t: z.literal('ok'), id: requestId, generation: z.int().positive() }),
   sync: z.object({

@@ -79,10 +79,13 @@ export interface Health {
   readonly serving: boolean;
   /** One word. */
   readonly state: string;
+  /** What an operator has to look at although the process serves: a word, and how many. Those that are 0 are not shown. */
+  readonly alarms?: Readonly<Record<string, number>>;
 }
 
 /**
- * Serves a registry at http://host:port/metrics, and at /healthz whether the process serves.
+ * Serves a registry at http://host:port/metrics, and at /healthz whether the process serves: its state in the first line, then a line for
+ * each alarm, which change nothing of the code.
  * @param metrics is asked each time, where what is shown changes
  * @param port 0 takes a free one
  * @throws PairwireError CONFIG_INVALID for an address that is not loopback, CHANNEL_UNREACHABLE if the port can't be had
@@ -102,8 +105,12 @@ export function serveMetrics(
   const server = createServer((request, response) => {
     const reads = request.method === 'GET' || request.method === 'HEAD';
     if (reads && request.url === '/healthz' && health !== undefined) {
-      const { serving, state } = health();
-      response.writeHead(serving ? 200 : 503, { 'content-type': 'text/plain' }).end(`${state}\n`);
+      const { serving, state, alarms = {} } = health();
+      const raised = Object.entries(alarms).filter(([, count]) => count > 0);
+      const lines = [state, ...raised.map(([name, count]) => `${name} ${count}`)];
+      response
+        .writeHead(serving ? 200 : 503, { 'content-type': 'text/plain' })
+        .end(`${lines.join('\n')}\n`);
       return;
     }
     if (request.url !== '/metrics' || !reads) {

@@ -15,6 +15,7 @@ import { identities } from './0012-identities.js';
 import { dekSeals } from './0013-dek-seals.js';
 import { rowMacs } from './0014-row-macs.js';
 import { startIndexes } from './0015-start-indexes.js';
+import { auditWitnesses } from './0016-audit-witnesses.js';
 import type { Migration } from './migration.js';
 
 export const MIGRATIONS: readonly Migration[] = [
@@ -33,6 +34,7 @@ export const MIGRATIONS: readonly Migration[] = [
   dekSeals,
   rowMacs,
   startIndexes,
+  auditWitnesses,
 ];
 
 /** The version of a database that this program has brought up to date. */

@@ -169,6 +169,81 @@ describe('a key server whose log somebody changes while it is stopped', () => {
     expect(await verify()).toMatchObject({ code: 0 });
   }, 180_000);
 
+  it('says so on another machine of its database, too, until the operator has confirmed at any', async () => {
+    /** As on a machine that has stood by: nothing was told to it. */
+    const elsewhere = (): void => {
+      for (const file of [server.paths.auditWitnesses, server.paths.auditHead]) rmSync(file);
+    };
+    const contradictions = async () =>
+      (await server.admin().request({ t: 'kms.status' })).auditContradictions;
+    const had = seq();
+    await meddle(server.paths.database, `DELETE FROM audit WHERE seq > ${had - 2}`);
+    rmSync(server.paths.auditHead);
+    await resume();
+    await until(
+      async () => (await list()).some((one) => one.action === 'audit_contradicted'),
+      'the entry about alice',
+    );
+    await server.kill();
+    elsewhere();
+    expect((await verify()).err).toContain('alice');
+    // Whoever writes to the database can't say that the operator has confirmed.
+    const sign = importPrivate('ed25519', generateRawKeyPair('ed25519').privateKey);
+    const time = Date.now() + 1_000;
+    const forged = signAuditHead(
+      { subnet: SUBNET, server: S1, seq: had, mac: Buffer.alloc(32), time, confirmed: time },
+      sign,
+    );
+    const hex = (bytes: Uint8Array): string => `X'${Buffer.from(bytes).toString('hex')}'`;
+    await meddle(
+      server.paths.database,
+      `INSERT INTO audit_witnesses VALUES ('s1', '+', ${hex(forged.b)}, ${hex(forged.s)}, 1)`,
+    );
+    await server.start();
+    expect(await contradictions()).toBe(1);
+    // Nor take it from a machine that knows.
+    await server.kill();
+    await meddle(server.paths.database, 'DELETE FROM audit_witnesses');
+    await server.start();
+    expect(await contradictions()).toBe(1);
+    await pairwire(['restore', 'confirm', '--dir', server.dir]);
+    expect(await contradictions()).toBe(0);
+    await server.kill();
+    elsewhere();
+    await server.start();
+    expect(await contradictions()).toBe(0);
+    const before = (await list()).length;
+    await watcher.come();
+    // She has the head from before, and hears when it was settled: neither raises an alarm again.
+    expect(watcher.heads.alarm).toBeUndefined();
+    expect(watcher.heads.head?.confirmed).toBeGreaterThan(0);
+    const fresh = (await list()).slice(before);
+    expect(fresh.filter(({ action }) => action === 'audit_contradicted')).toEqual([]);
+    expect(await contradictions()).toBe(0);
+    expect(await verify()).toMatchObject({ code: 0 });
+  }, 180_000);
+
+  it('takes no alarm from rows that somebody has made of heads that fit', async () => {
+    const genuine = watcher.heads.evidence;
+    if (genuine === undefined) throw new Error('there is no head');
+    const [body, signature] = [genuine.b, genuine.s].map(
+      (bytes) => `X'${Buffer.from(bytes).toString('hex')}'`,
+    );
+    const names = ['bob', 'x'.repeat(200), '-', ''];
+    for (const name of names) {
+      await meddle(
+        server.paths.database,
+        `INSERT INTO audit_witnesses VALUES ('s1', '${name}', ${body}, ${signature}, 1)`,
+      );
+    }
+    for (let time = 0; time < 2; time += 1) {
+      await again();
+      const answer = await server.admin().request({ t: 'kms.status' });
+      expect(answer.auditContradictions).toBe(0);
+    }
+    expect(await verify()).toMatchObject({ code: 0 });
+  });
+
   it('is back at the right copy: what members have seen fits again', async () => {
     await backUp(server.paths.database);
     await meddle(server.paths.database, `DELETE FROM audit WHERE seq > ${seq() - 2}`);
@@ -358,10 +433,11 @@ describe('a key server that runs', () => {
     const witnesses = new AuditWitnesses(undefined);
     const mac = Buffer.alloc(32).toString('base64url');
     for (let at = 0; at < 2 * MAX_WITNESSES; at += 1) {
-      expect(witnesses.add({ witness: `m${at}`, seq: 5, mac, at })).toBe(at < MAX_WITNESSES);
+      const added = at < MAX_WITNESSES ? 'new' : undefined;
+      expect(witnesses.add({ witness: `m${at}`, seq: 5, mac, at })).toBe(added);
     }
-    expect(witnesses.add({ witness: 'm1', seq: 4, mac, at: 1 })).toBe(false);
-    expect(witnesses.add({ witness: 'm1', seq: 6, mac, at: 1 })).toBe(false);
+    expect(witnesses.add({ witness: 'm1', seq: 4, mac, at: 1 })).toBeUndefined();
+    expect(witnesses.add({ witness: 'm1', seq: 6, mac, at: 1 })).toBe('higher');
     expect(witnesses.all).toHaveLength(MAX_WITNESSES);
     expect(witnesses.all.find(({ witness }) => witness === 'm1')?.seq).toBe(6);
   });

@@ -12,6 +12,7 @@ import type { SqlDriver } from '../../../keyserver/storage/sql.js';
 import { openStore } from '../../../keyserver/storage/sql-store.js';
 import { unlock } from '../../../keyserver/storage/unlock.js';
 import { GROUP_ID } from '../../../src/protocol/ids.js';
+import { NOT_LIMITED } from '../../../src/protocol/kms-messages.js';
 import { defaultMac } from '../../../src/protocol/mac.js';
 import { PairwireError } from '../../../src/runtime/errors.js';
 import { lockFolder } from '../../../src/runtime/folder-lock.js';
@@ -40,7 +41,7 @@ describe('DEKs', () => {
       connected: true,
       status: async () => ({
         ...{ generation: 1, generations: [1], inToken: [] },
-        ...{ limited: 0, auditBytes: 0 },
+        ...{ limited: 0, limitedBy: NOT_LIMITED, auditBytes: 0, auditFiles: 0, auditGone: 0 },
       }),
       rotateRoot: () => Promise.reject(new Error('not here')),
       make: async () => {

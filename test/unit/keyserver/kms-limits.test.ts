@@ -68,6 +68,10 @@ describe('a KMS', () => {
       expect((await second.make()).key).toHaveLength(32);
       const status = await second.status();
       expect(status).toMatchObject({ limited: 3, generations: [1, 2, 3] });
+      expect(status.limitedBy).toEqual({ request: 0, question: 0, make: 1, open: 1, root: 1 });
+      const types = ['dek.make', 'dek.open', 'root.rotate'];
+      expect(first.failures).toEqual(types.map((type) => ({ type, code: 'limit', count: 1 })));
+      expect(second.failures).toEqual([]);
       expect(status.auditBytes).toBe(statSync(file).size);
       expect(readFileSync(file, 'utf8')).toContain('"detail":{"reason":"LIMIT"}');
     } finally {
@@ -101,7 +105,7 @@ describe('a KMS', () => {
     expect(most()).toBe(1);
     now += 100 * 3_600_000;
     expect(most()).toBe(60);
-    expect(quotas.refusals).toBe(3);
+    expect(quotas.refusals.make).toBe(3);
   });
 });
 
@@ -111,9 +115,16 @@ describe('the audit log of a KMS that is full', () => {
     audit.note({ actor: 's1', action: 'dek.make', outcome: 'done', detail: { n } });
   function fill(from: number, count: number): void {
     const { audit } = KmsAudit.open(file, key, Date.now, bounds);
+    // What is shown goes on over restarts.
+    expect({ files: audit.files, gone: audit.gone }).toEqual(kept);
     for (let n = from; n < from + count; n += 1) note(audit, n);
+    kept = { files: audit.files, gone: audit.gone };
     audit.close();
   }
+  let kept = { files: 0, gone: 0 };
+  beforeEach(() => {
+    kept = { files: 0, gone: 0 };
+  });
   const sizeOfAll = (): number =>
     readdirSync(dir).reduce((sum, name) => sum + statSync(join(dir, name)).size, 0);
 
@@ -127,6 +138,7 @@ describe('the audit log of a KMS that is full', () => {
     expect(JSON.parse(last)).toMatchObject({ detail: { n: 99 } });
     // Nothing is lost but the oldest.
     expect(entries).toBeGreaterThan(10);
+    expect(kept).toEqual({ files: 3, gone: (JSON.parse(last) as { seq: number }).seq - entries });
     fill(100, 1);
     expect((await checkKmsAudit(file, key)).entries).toBe(entries + 1);
   });
@@ -153,6 +165,7 @@ describe('the audit log of a KMS that is full', () => {
     const before = await checkKmsAudit(file, key);
     writeFileSync(join(dir, `audit-${lastSeq() + 1}.log`), readFileSync(file));
     rmSync(file);
+    kept = { ...kept, files: kept.files + 1 };
     fill(12, 1);
     const { entries, broken } = await checkKmsAudit(file, key);
     expect(broken).toBeUndefined();

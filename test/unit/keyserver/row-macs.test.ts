@@ -2,7 +2,7 @@
  * Rows under MACs (docs/protocol.md 11.9): whatever somebody does to the rows of a real database, who has all that was ever in it and not
  * the row key, is found out, and nothing that he made of them is served as true. What the server itself does never is.
  */
-import { copyFileSync, mkdtempSync, rmSync } from 'node:fs';
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
@@ -16,6 +16,7 @@ import { copyDatabase } from '../../../keyserver/storage/snapshot.js';
 import { SqliteDriver } from '../../../keyserver/storage/sqlite.js';
 import { acceptRows, rowMarkOf, unlock } from '../../../keyserver/storage/unlock.js';
 import { parseId } from '../../../src/protocol/ids.js';
+import { NOT_LIMITED } from '../../../src/protocol/kms-messages.js';
 import { defaultMac } from '../../../src/protocol/mac.js';
 import { answerSchemas } from '../../../src/protocol/messages.js';
 import { PairwireError } from '../../../src/runtime/errors.js';
@@ -350,6 +351,23 @@ describe('a key server on rows that somebody has changed', () => {
     expect((await subnet.store.member(parseId('carol')))?.state).toBe('revoked');
   });
 
+  it('counts on where rows are accepted, also above what another machine of the database has noted', async () => {
+    await revoke('carol');
+    await restarted();
+    const before = subnet.store.rows?.version ?? 0;
+    const mark = rowMarkOf(subnet.paths.sealMark);
+    await subnet.stopServer();
+    const noted = readFileSync(mark);
+    // This machine has stood by for long when its operator accepts the rows.
+    writeFileSync(mark, 'accept 1\n');
+    await subnet.startServer();
+    expect(subnet.store.rows?.version).toBeGreaterThan(before);
+    await subnet.stopServer();
+    writeFileSync(mark, noted);
+    await subnet.startServer();
+    expect(subnet.store.rows?.findings).toEqual([]);
+  });
+
   it('has it revoked also if its old rows are put back with their MACs, before and after a restart', async () => {
     const kept = ['members', 'row_macs', 'boots', 'macs'] as const;
     await meddle(...kept.map((table) => `CREATE TABLE kept_${table} AS SELECT * FROM ${table}`));
@@ -422,8 +440,7 @@ describe('a key server on rows that somebody has changed', () => {
           generation: 1,
           generations: [1],
           inToken: [],
-          limited: 0,
-          auditBytes: 0,
+          ...{ limited: 0, limitedBy: NOT_LIMITED, auditBytes: 0, auditFiles: 0, auditGone: 0 },
         }),
       rotateRoot: () => Promise.resolve(1),
     };

@@ -53,6 +53,8 @@ export class PostgresServer {
    * @param place.inside how root starts a program in the network namespace where it shall be
    * @param place.port a port that is free there
    * @param place.trusts who may come over its network
+   * @param place.disk the folder in which the cluster shall be
+   * @param place.initdb more options of initdb
    */
   static async start(
     settings: readonly string[] = [],
@@ -60,16 +62,18 @@ export class PostgresServer {
       readonly inside?: readonly string[];
       readonly port?: number;
       readonly trusts?: string;
+      readonly disk?: string;
+      readonly initdb?: readonly string[];
     } = {},
   ): Promise<PostgresServer> {
-    const folder = mkdtempSync(join(roomyFolder(), 'pairwire-pg-'));
+    const folder = mkdtempSync(join(place.disk ?? roomyFolder(), 'pairwire-pg-'));
     const user = ordinaryUser();
     if (user.uid !== undefined && user.gid !== undefined) chownSync(folder, user.uid, user.gid);
     const { inside = [], port = await freePort(), trusts } = place;
     const server = new PostgresServer(folder, port, user, inside);
     const flags = ['-D', server.data, '-U', SUPERUSER, '-A', 'trust', '-E', 'UTF8', '--no-sync'];
     // Not the C locale: the order of ids must not depend on it.
-    execFileSync(program('initdb'), [...flags, '--locale=C.UTF-8'], {
+    execFileSync(program('initdb'), [...flags, '--locale=C.UTF-8', ...(place.initdb ?? [])], {
       ...user,
       cwd: folder,
       stdio: 'pipe',
@@ -133,6 +137,8 @@ export class PostgresServer {
     const child = this.#child;
     if (child === undefined) return;
     this.#child = undefined;
+    // It may have ended by itself.
+    if (child.exitCode !== null || child.signalCode !== null) return;
     const ended = once(child, 'exit');
     child.kill(how === 'immediate' ? 'SIGQUIT' : 'SIGINT');
     await ended;
@@ -152,6 +158,14 @@ export class PostgresServer {
 
   url(database: string): string {
     return `postgres://${SUPERUSER}@socket:${this.port}/${database}?host=${this.folder}`;
+  }
+
+  /** A transaction that holds what a statement locks until it is ended. @returns what ends it */
+  async hold(database: string, sql: string): Promise<() => Promise<void>> {
+    const client = await connected(this.url(database));
+    await client.query('BEGIN');
+    await client.query(sql);
+    return () => client.end();
   }
 
   /** One statement, by a connection of its own. */
@@ -174,6 +188,15 @@ export async function queryUrl(
   url: string,
   sql: string,
 ): Promise<readonly Record<string, unknown>[]> {
+  const client = await connected(url);
+  try {
+    return (await client.query<Record<string, unknown>>(sql)).rows;
+  } finally {
+    await client.end();
+  }
+}
+
+async function connected(url: string): Promise<Client> {
   const { searchParams, pathname, port, username } = new URL(url);
   const client = new Client({
     host: searchParams.get('host') ?? '',
@@ -184,11 +207,7 @@ export async function queryUrl(
   });
   client.on('error', () => undefined);
   await client.connect();
-  try {
-    return (await client.query<Record<string, unknown>>(sql)).rows;
-  } finally {
-    await client.end();
-  }
+  return client;
 }
 
 function program(name: string): string {

@@ -76,7 +76,7 @@ export class ServerProcess extends SubnetFolder {
         this.log += chunk.toString();
         if (this.log.includes('key server listens')) resolve();
         // On PostgreSQL another machine may serve, and it goes on trying: here there is none.
-        if (this.log.includes('not serving; trying again')) {
+        else if (this.log.includes('not serving; trying again')) {
           void this.kill().then(() => reject(new Error(`the server does not serve: ${this.log}`)));
         }
       });

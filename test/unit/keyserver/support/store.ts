@@ -69,6 +69,11 @@ export async function meddle(database: string, sql: string): Promise<void> {
   file.close();
 }
 
+/** Another database of the server with all that is in one that nobody has open. @returns its URL */
+export function copyOf(database: string, name: string): Promise<string> {
+  return newDatabase(serverUrl(), name, nameOf(database));
+}
+
 /** A copy of a database that nobody has open. */
 export async function backUp(database: string): Promise<void> {
   if (isPostgres(database)) {
