@@ -1,5 +1,6 @@
 /** A gateway as far as it has the KMS confirm who its peers are: the real parts over a member's real channel, without a data plane. */
-import { Identities, type IdentityServer } from '../../../../gateway/control/identities.js';
+import { Identities } from '../../../../gateway/control/identities.js';
+import type { IdentityServer } from '../../../../gateway/control/peer-questions.js';
 import { PeerTable } from '../../../../gateway/key-table/peer-table.js';
 import { Pins } from '../../../../gateway/key-table/pins.js';
 import { Verifier } from '../../../../gateway/key-table/verifier.js';
