@@ -619,7 +619,7 @@ function checkOperatorKey(subject: Subject): Verdict {
   if (unnamed.length > 0) {
     return warn(
       `${text}, but the settings name no KMS of the key servers ${unnamed.join(', ')}: their members are believed by the operator's signatures alone`,
-      'pairwire settings --kms SERVER=KEY, at a key server with the operator key; KEY is `kms` of `pairwire init --cascade`, or of `pairwire settings`',
+      'pairwire settings --kms SERVER=KEY, where the operator key is; KEY is `key` of `pairwire kms check --dir DIR/kms` at that server',
     );
   }
   return ok(`${text}; whether it lies on the key server can't be seen from here`);

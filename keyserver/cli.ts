@@ -389,7 +389,7 @@ function kmsNamed(text: string): KmsChoice {
   if (key === '-') return { server };
   if (!/^[A-Za-z0-9_-]{43}$/.test(key)) {
     throw new PairwireError('USAGE', `--kms: ${text} names no public key`, {
-      hint: 'as s2=KEY, with the key that `pairwire init --cascade` printed as kms at that server; or s2=-',
+      hint: 'as s2=KEY, with `kms` of `pairwire init --cascade`, or `key` of `pairwire kms check` at that server; or s2=-',
     });
   }
   return { server, key: Buffer.from(key, 'base64url') };

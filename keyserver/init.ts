@@ -62,7 +62,9 @@ export interface SettingsChoice {
   /** Whether gateways have the KMS confirm who a peer is. */
   readonly identity?: Settings['verify'] | undefined;
   /** The KMSes of key servers, to be named from now on; without a key: to be named no more. */
-  readonly kms?: readonly { readonly server: Id; readonly key?: Uint8Array | undefined }[] | undefined;
+  readonly kms?:
+    | readonly { readonly server: Id; readonly key?: Uint8Array | undefined }[]
+    | undefined;
   readonly hold?: number | undefined;
   readonly suite?: Suite | undefined;
   readonly freshnessMs?: number | undefined;
