@@ -28,13 +28,13 @@ const reaches = async (from: Host, to: Host): Promise<boolean> =>
 const answers = (from: Host, to: Host): Promise<unknown> =>
   waitFor(() => reaches(from, to), { what: `${to} to answer ${from}`, timeoutMs: 40_000 });
 
-/** A gateway of that host that has never seen anybody. */
-async function begin(host: Host): Promise<number> {
+/** A gateway of that host that has never seen anybody. @param connected false: it may have a problem to tell of */
+async function begin(host: Host, connected = true): Promise<number> {
   const { lab } = handle;
   await lab.downGateway(host);
   rmSync(join(lab.gatewayDir(host), 'pins.json'));
   const since = performance.now();
-  await lab.startGateway(host);
+  await lab.startGateway(host, { connected });
   return since;
 }
 async function stateOf(host: Host, peer: Host): Promise<string> {
@@ -104,7 +104,7 @@ test('a member of one and a member of another server meet for the first time, an
 test('a home server that is killed before first contact keeps its members waiting, and disturbs nobody', async () => {
   const { lab } = handle;
   await lab.stopKeyServer('lan-s2', 'SIGKILL');
-  await begin('alice');
+  await begin('alice', false);
   await waitFor(async () => (await lab.status('alice')).identities.problem !== null, {
     what: 'alice to say that s2 is away',
     timeoutMs: 60_000,
@@ -147,7 +147,7 @@ test('a home server that swaps the document of its member stops it at members of
   );
   database.close();
   await lab.startKeyServer('lan-s2');
-  await begin('alice');
+  await begin('alice', false);
   await answers('alice', 'dave');
   await answers('alice', 'carol');
   await waitFor(async () => (await stateOf('alice', 'bob')) === 'refused', {
