@@ -41,6 +41,8 @@ export interface OtherServers {
   carry(server: Id, carried: Carried): Promise<CarriedPairs | CarriedMessage>;
   /** One of them asks for what it may not have. */
   refused(server: Id, refusal: Refusal): void;
+  /** What one of them has asked came to nothing. */
+  unanswered(server: Id, err: unknown): void;
 }
 
 export interface IdentityPairsOptions {
@@ -131,7 +133,10 @@ export class IdentityPairs {
   async exchange(asker: Id, message: Uint8Array, home: Id | undefined): Promise<Answer> {
     this.#admit(asker);
     if (home === undefined || home === this.#services.server) {
-      return { message: await this.#exchange(asker, message) };
+      const { log } = this.#services;
+      const unanswered = (err: unknown): void =>
+        log.warn({ err, member: asker }, 'the KMS did not answer a member');
+      return { message: await this.#exchange(message, unanswered) };
     }
     const answer = await this.#options.others.carry(home, { is: 'question', asker, message });
     if (answer.is !== 'message') throw new RequestError('unavailable');
@@ -144,6 +149,7 @@ export class IdentityPairs {
    */
   async forServer(server: Id, ask: CarriedAsk): Promise<CarriedAnswer> {
     const { no, asker: id } = ask;
+    const unanswered = (err: unknown): void => this.#options.others.unanswered(server, err);
     try {
       const asker = await this.#services.store.member(id);
       if (
@@ -155,22 +161,19 @@ export class IdentityPairs {
         throw new Refusal('refused', 'cascade_home', why, { id, server });
       }
       if (ask.is === 'pairs') return { is: 'pairs', no, ...(await this.#pairs(asker, ask.ids)) };
-      const message = await this.#exchange(`${server}/${id}`, ask.message);
+      const message = await this.#exchange(ask.message, unanswered);
       return { is: 'message', no, message: Buffer.from(message) };
     } catch (thrown) {
       if (thrown instanceof Refusal) {
         this.#options.others.refused(server, thrown);
         return { is: 'no', no, why: 'refused' };
       }
-      if (!(thrown instanceof RequestError)) {
-        this.#services.log.warn({ err: thrown, server }, 'a question was not answered');
-      }
+      if (!(thrown instanceof RequestError)) unanswered(thrown);
       return { is: 'no', no, why: 'unavailable' };
     }
   }
 
-  async #exchange(asker: string, message: Uint8Array): Promise<Uint8Array> {
-    const { log } = this.#services;
+  async #exchange(message: Uint8Array, unanswered: (err: unknown) => void): Promise<Uint8Array> {
     const kms = this.#kms;
     if (kms === undefined || this.#underWay >= MAX_EXCHANGES) throw new RequestError('unavailable');
     this.#underWay += 1;
@@ -178,7 +181,7 @@ export class IdentityPairs {
       return await kms.exchange(message, this.#signer);
     } catch (thrown) {
       if (!(thrown instanceof PairwireError) || thrown.code !== 'KMS_FAILED') throw thrown;
-      log.warn({ err: thrown, member: asker }, 'the KMS did not answer a member');
+      unanswered(thrown);
       throw new RequestError('unavailable', 'the KMS does not answer');
     } finally {
       this.#underWay -= 1;

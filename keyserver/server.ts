@@ -216,6 +216,7 @@ export class KeyServer {
       others: {
         carry: (home, carried) => this.#cascade.carry(home, carried),
         refused: (from, refusal) => this.#cascade.refuse(from, refusal),
+        unanswered: (from, err) => this.#cascade.unanswered(from, err),
       },
     });
     this.#auditIntake = new AuditIntake(this.#services, this.#witnesses, signPublic);

@@ -376,6 +376,12 @@ export class Cascade {
     this.#refused(server, refusal);
   }
 
+  /** A question that a server has carried came to nothing: garbage, or the KMS is away. It may come again and again. */
+  unanswered(server: Id, err: unknown): void {
+    const line = 'a question of a member of a key server was not answered';
+    this.#lines.warn(`${server} question`, { server, err }, line);
+  }
+
   /** A member of ours finds a key worn that another server makes. */
   worn({ a, b, maker, pwId }: PairKey): void {
     const other = maker === undefined ? undefined : this.#others.get(maker);

@@ -276,11 +276,20 @@ describe('a home server that is away at first contact', () => {
       alice.table.takeMember(record);
       alice.table.takeMember(await alice.recordOf('dave'));
       expect([alice.stateOf('bob'), alice.stateOf('dave')]).toEqual(['unconfirmed', 'ready']);
+      // So is one that was pinned before anybody was asked.
+      carol.begin(one, one.kms.publicKey, 'off');
+      carol.identities.registered(true);
+      carol.table.takeMember(record);
+      carol.useSettings(one, one.kms.publicKey);
+      await carol.until(() => carol.problems.length > 0, 'a problem');
+      expect(carol.stateOf('bob')).toBe('ready');
+      expect(carol.identities.status).toMatchObject({ waiting: 0, pinned: 1 });
     } finally {
       await two.startServer();
     }
     await alice.whose('bob', 'ready');
     expect(alice.identities.status).toMatchObject({ waiting: 0, problem: undefined });
+    await carol.until(() => carol.pins.isConfirmed(bob.id), 'the KMS of s2');
   }, 60_000);
 });
 
