@@ -125,6 +125,7 @@ describe('questions that two key servers carry', () => {
     // The first word arrives, and its sender does not hear of it: it says the same again.
     await word(one, two, true, false);
     await word(one, two);
+    expect(one.questions.toSay().asks, 'what has arrived is not said again').toEqual([]);
     expect(begun).toBe(MAX_CARRIED_AT_WORK);
     while (begun < 20 || atWork > 0) {
       for (const done of go.splice(0)) done();
