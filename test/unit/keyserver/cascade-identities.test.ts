@@ -24,6 +24,7 @@ import {
   settingsSchema,
 } from '../../../src/protocol/records.js';
 import { readUnverified } from '../../../src/protocol/signed.js';
+import { SystemClock } from '../../../src/runtime/clock.js';
 import { memberToken, RogueServer, recordOf, serverToken } from './support/cascade.js';
 import { pairwire } from './support/commands.js';
 import { Confirming } from './support/confirming.js';
@@ -399,6 +400,32 @@ describe('a key server that asks for what it may not have', () => {
     });
   });
 });
+
+it('the time of the subnet may be five minutes off the clock of a server and its KMS: tickets go by that clock', async () => {
+  const real = new SystemClock();
+  const clock = { bootMs: () => real.bootMs(), wallMs: () => real.wallMs() + 300_000 };
+  const first = await TestSubnet.start({ kms: true, clock });
+  let second: TestSubnet | undefined;
+  try {
+    const { operatorKey } = first.paths;
+    const cascade = { token: serverToken(first, 's2'), operatorKey };
+    second = await TestSubnet.start({ kms: true, cascade });
+    const { publicKey } = second.kms;
+    const frank = await Confirming.join(second, 'frank', publicKey);
+    await frank.publish();
+    await until(async () => (await first.store.member(frank.id))?.online === true, 'word of frank');
+    const erin = await Confirming.join(first, 'erin', first.kms.publicKey, [
+      { server: S2, key: publicKey },
+    ]);
+    erin.identities.registered(true);
+    erin.table.takeMember(await erin.recordOf('frank'));
+    await erin.whose('frank', 'ready');
+    for (const member of [erin, frank]) member.identities.stop();
+  } finally {
+    await second?.close();
+    await first.close();
+  }
+}, 60_000);
 
 describe('two key servers as processes, each with its KMS as a child', () => {
   it('confirm their members to each other, also after kill -9 of the home before first contact', async () => {
