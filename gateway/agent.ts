@@ -219,9 +219,9 @@ export class Agent extends EventEmitter<AgentEvents> {
     this.#identities = new Identities({
       ...{ id: config.member, home: member.grant.home, membership, channel: keys.channel },
       server: {
-        get: (ids) => this.#session.identityServer.get(ids),
+        get: (ids, home) => this.#session.identityServer.get(ids, home),
         put: (pair) => this.#session.identityServer.put(pair),
-        exchange: (message) => this.#session.identityServer.exchange(message),
+        exchange: (message, home) => this.#session.identityServer.exchange(message, home),
       },
       pins: this.#pins,
       onConfirmed: (id) => {

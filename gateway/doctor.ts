@@ -606,7 +606,7 @@ function checkOperatorKey(subject: Subject): Verdict {
   if (status.settings.verify !== 'verify') {
     return warn(text, `the KMS is not asked who peers are: ${turnOn}`);
   }
-  const { mode, own, refused } = status.identities;
+  const { mode, own, refused, unnamed } = status.identities;
   if (mode === 'unnamed') {
     return warn(`${text}, but the settings name no KMS of our key server`, turnOn);
   }
@@ -614,6 +614,12 @@ function checkOperatorKey(subject: Subject): Verdict {
     return fail(
       `${text}; the KMS contradicts the key server (see \`pairwire status\`)`,
       'somebody may pretend to be a member: ask the operator; the audit log of the KMS says who registered what',
+    );
+  }
+  if (unnamed.length > 0) {
+    return warn(
+      `${text}, but the settings name no KMS of the key servers ${unnamed.join(', ')}: their members are believed by the operator's signatures alone`,
+      'pairwire settings --kms SERVER=KEY, where the operator key is; KEY is `key` of `pairwire kms check --dir DIR/kms` at that server',
     );
   }
   return ok(`${text}; whether it lies on the key server can't be seen from here`);

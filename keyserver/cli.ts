@@ -216,7 +216,10 @@ async function joinByToken(target: OutputTarget, flags: InitFlags): Promise<void
     ...(flags.net === undefined ? {} : { net: usable(flags.net, '--net') }),
   });
   const next = `pairwire keyserver --dir ${flags.dir}`;
-  printFields(target, { subnet, server, config: paths.config, next });
+  // Only the operator's signature makes gateways ask it: his key is at another server.
+  const kms = kmsPublicKey(paths.kms).toString('base64url');
+  const nameKms = `pairwire settings --dir DIR --kms ${server}=${kms}, where the operator key is`;
+  printFields(target, { subnet, server, config: paths.config, kms, next, nameKms });
 }
 
 /** A single address stands in the file as it is. */
@@ -332,6 +335,7 @@ function tokenCommand(program: Command): void {
 interface SettingsCommandFlags extends SettingsFlags {
   readonly dir: string;
   readonly operatorKey?: string;
+  readonly kms?: readonly string[];
 }
 
 function settingsCommand(program: Command): void {
@@ -341,13 +345,18 @@ function settingsCommand(program: Command): void {
     .requiredOption('--dir <dir>', 'folder of the key server')
     .option('--operator-key <file>', 'operator key, if it is not where the configuration says');
   settingsOptions(command)
+    .option(
+      '--kms <server=key...>',
+      'public key of the KMS of another key server of the subnet, that gateways ask about its members; `SERVER=-`: none any more',
+    )
     .option('--json', 'print JSON')
     .addHelpText('after', example('pairwire settings --dir /etc/pairwire/east --freshness 10s'))
     .action(
       action(async (target, flags: SettingsCommandFlags) => {
         const chosen = settingsChoice(flags);
-        const kms = flags.identity === undefined ? undefined : namedKms(flags.dir);
-        const choice = { ...chosen, kms };
+        const own = flags.identity === undefined ? [] : [namedKms(flags.dir)];
+        const kms = [...own, ...(flags.kms ?? []).map(kmsNamed)];
+        const choice = { ...chosen, ...(kms.length === 0 ? {} : { kms }) };
         const wanted = Object.values(choice).some((value) => value !== undefined);
         const settings = wanted
           ? await changeSettings(flags, (current, version) => choose(current, version, choice))
@@ -370,8 +379,24 @@ function printSettings(target: OutputTarget, { policy, kms = [], ...settings }: 
   printFields(target, { ...settings, kms: who || 'none named', ...seen });
 }
 
+type KmsChoice = NonNullable<SettingsChoice['kms']>[number];
+
+/** `SERVER=KEY`. @throws PairwireError USAGE */
+function kmsNamed(text: string): KmsChoice {
+  const at = text.indexOf('=');
+  const server = usable(text.slice(0, Math.max(at, 0)), '--kms');
+  const key = text.slice(at + 1);
+  if (key === '-') return { server };
+  if (!/^[A-Za-z0-9_-]{43}$/.test(key)) {
+    throw new PairwireError('USAGE', `--kms: ${text} names no public key`, {
+      hint: 'as s2=KEY, with `kms` of `pairwire init --cascade`, or `key` of `pairwire kms check` at that server; or s2=-',
+    });
+  }
+  return { server, key: Buffer.from(key, 'base64url') };
+}
+
 /** The KMS of a key server's folder, for the settings that name it. @throws PairwireError CONFIG_INVALID for one that keeps no identities */
-function namedKms(dir: string): SettingsChoice['kms'] {
+function namedKms(dir: string): KmsChoice {
   const config = loadKeyServerConfig(dir);
   const { server } = config;
   if (config.kms.key !== undefined) {

@@ -61,8 +61,10 @@ export const DEFAULT_SERVER = 's1' as Id;
 export interface SettingsChoice {
   /** Whether gateways have the KMS confirm who a peer is. */
   readonly identity?: Settings['verify'] | undefined;
-  /** The KMS of a key server, to be named from now on. */
-  readonly kms?: { readonly server: Id; readonly key: Uint8Array } | undefined;
+  /** The KMSes of key servers, to be named from now on; without a key: to be named no more. */
+  readonly kms?:
+    | readonly { readonly server: Id; readonly key?: Uint8Array | undefined }[]
+    | undefined;
   readonly hold?: number | undefined;
   readonly suite?: Suite | undefined;
   readonly freshnessMs?: number | undefined;
@@ -119,12 +121,16 @@ export function defaultSettings(subnet: Id): Settings {
 /** Settings with what was chosen in place. */
 export function choose(before: Settings, version: number, choice: SettingsChoice): Settings {
   const { kms } = choice;
-  const others = (before.kms ?? []).filter(({ server }) => server !== kms?.server);
+  const named = new Map((before.kms ?? []).map(({ server, key }) => [server, key]));
+  for (const { server, key } of kms ?? []) {
+    if (key === undefined) named.delete(server);
+    else named.set(server, key);
+  }
   return {
     ...before,
     version,
     verify: choice.identity ?? before.verify,
-    ...(kms === undefined ? {} : { kms: [...others, kms] }),
+    ...(kms === undefined ? {} : { kms: [...named].map(([server, key]) => ({ server, key })) }),
     suite: choice.suite ?? before.suite,
     freshnessMs: choice.freshnessMs ?? before.freshnessMs,
     hold: choice.hold ?? before.hold,

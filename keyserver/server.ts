@@ -212,7 +212,14 @@ export class KeyServer {
       },
     };
     const signPublic = publicOf(options.auditSignKey);
-    this.#identities = new IdentityPairs(this.#services, options.kms, options.auditSignKey);
+    this.#identities = new IdentityPairs(this.#services, {
+      ...{ kms: options.kms, signKey: options.auditSignKey, clock: () => time.now() - time.offset },
+      others: {
+        carry: (home, carried) => this.#cascade.carry(home, carried),
+        refused: (from, refusal) => this.#cascade.refuse(from, refusal),
+        unanswered: (from, err) => this.#cascade.unanswered(from, err),
+      },
+    });
     this.#auditIntake = new AuditIntake(this.#services, this.#witnesses, signPublic);
     this.#lines = new RepeatedLines(log);
     this.#relay =
@@ -275,6 +282,7 @@ export class KeyServer {
       becameFirst: async () => {
         await this.#groups.renew('operator', false);
       },
+      answer: (from, ask) => this.#identities.forServer(from, ask),
     });
     this.#netLinks = new NetLinks(this.#services, {
       secret: options.tokenKey,
@@ -623,7 +631,12 @@ export class KeyServer {
         return this.#sync(memberOf(peer), request);
       }
       case 'identity.get':
-        return this.#identities.get(memberOf(peer), peer.session.remoteKey, request.ids);
+        return this.#identities.get(
+          memberOf(peer),
+          peer.session.remoteKey,
+          request.ids,
+          request.home,
+        );
       case 'identity.put':
         // Whoever waits for it hears of the member once more.
         if (await this.#identities.put(memberOf(peer), request)) {
@@ -631,7 +644,7 @@ export class KeyServer {
         }
         return {};
       case 'kms.exchange':
-        return this.#identities.exchange(memberOf(peer), request.message);
+        return this.#identities.exchange(memberOf(peer), request.message, request.home);
       case 'learned':
         return { refused: await this.#plain.report(memberOf(peer), request) };
       case 'mac.pin': {

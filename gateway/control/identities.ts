@@ -1,6 +1,7 @@
 /**
- * Who peers are, confirmed by the KMS of our key server (docs/protocol.md 11.8). The operator's grant says that somebody is a
- * member; that a peer's identity document is the one which the KMS remembers for its id says who. Once for each peer:
+ * Who peers are, confirmed by the KMS of the key server where they are at home (docs/protocol.md 11.8). The operator's grant says
+ * that somebody is a member; that a peer's identity document is the one which the KMS remembers for its id says who. Once for each
+ * peer:
  *
  *   a record of a peer -> judge -> confirmed before           -> in force
  *                               -> pinned before we asked     -> in force, and asked about meanwhile
@@ -8,20 +9,12 @@
  *   asked: the KMS has another document, or none that opens   -> refused, looked at again every minute
  *          nobody answers                                     -> as it was, asked again
  *
- * Nothing here is asked about a peer that is confirmed, so traffic with it does not hang on a KMS. Our own document is
+ * Which KMS that is, is in settings that the operator signed, and where a peer is at home in the grant: no key server can say
+ * otherwise. Nothing here is asked about a peer that is confirmed, so traffic with it does not hang on a KMS. Our own document is
  * sealed and stored after each registration, so that others can do the same with us.
  */
 import type { KeyPair } from '../../src/protocol/channel/keys.js';
 import type { Id } from '../../src/protocol/ids.js';
-import {
-  ask,
-  type ExchangeAnswer,
-  type ExchangeRequest,
-  MAX_IDENTITIES_ASKED,
-  type NamedPair,
-  type Opened,
-  type SealedPair,
-} from '../../src/protocol/kms-exchange.js';
 import {
   identityDigest,
   kmsOf,
@@ -30,16 +23,19 @@ import {
 } from '../../src/protocol/records.js';
 import type { Signed } from '../../src/protocol/signed.js';
 import { messageOf, PairwireError } from '../../src/runtime/errors.js';
+import {
+  askKms,
+  backoff,
+  type IdentityServer,
+  PeerQuestions,
+  refusalOf,
+  type Said,
+  type Wanted,
+} from './peer-questions.js';
 
-/** Implementation constants, ms. */
-const TOGETHER = 2;
-const RETRY_FIRST = 200;
-const RETRY_LAST = 30_000;
-/** The same for one that is pinned and has no document: it may be away for good, and says so itself when it comes. */
-const RETRY_PINNED = 600_000;
-/** A peer that was refused is looked at again after so long: its key server may have been mended. */
+/** A peer that was refused is looked at again after so long, ms: its key server may have been mended. */
 const REFUSED_AGAIN = 60_000;
-/** The seal of our own document is renewed after so long, and when the gateway starts: a KMS may seal by another root key now. */
+/** The seal of our own document is renewed after so long, ms, and when the gateway starts: a KMS may seal by another root key now. */
 const RENEW_AFTER = 86_400_000;
 /** Members of a key server that starts again don't all come to its KMS at once. */
 const RENEW_WITHIN = 30_000;
@@ -49,18 +45,9 @@ const NAMED_WITHIN = 1_000;
 /** What is known of who a peer is. off: nobody is asked about it. */
 export type Verdict = 'off' | 'confirmed' | 'pinned' | 'waits';
 
-/** What the key server does for us in this. */
-export interface IdentityServer {
-  get(
-    ids: readonly Id[],
-  ): Promise<{ readonly ticket: Signed; readonly pairs: readonly NamedPair[] }>;
-  put(pair: SealedPair): Promise<unknown>;
-  exchange(message: Uint8Array): Promise<Uint8Array>;
-}
-
 export interface IdentitiesDeps {
   readonly id: Id;
-  /** The key server where we are at home, whose KMS we ask. */
+  /** The key server where we are at home, which we ask. */
   readonly home: Id;
   readonly membership: Signed;
   readonly channel: KeyPair;
@@ -87,16 +74,9 @@ export interface IdentitiesStatus {
   /** Peers that are pinned and not confirmed. */
   readonly pinned: number;
   readonly refused: number;
+  /** Other key servers whose KMS the settings do not name: peers at home there are believed by the operator's signatures alone. */
+  readonly unnamed: readonly Id[];
   readonly problem: string | undefined;
-}
-
-/** A peer that is asked about. */
-interface Wanted {
-  readonly digest: string;
-  readonly isPinned: boolean;
-  /** When it may be asked about. */
-  at: number;
-  tries: number;
 }
 
 interface Refused {
@@ -108,25 +88,22 @@ interface Refused {
 export class Identities {
   readonly #deps: IdentitiesDeps;
   readonly #random: () => number;
-  readonly #wanted = new Map<Id, Wanted>();
+  /** By the key server where peers are at home. */
+  readonly #questions = new Map<Id, PeerQuestions>();
   readonly #confirmed = new Map<Id, string>();
   readonly #refused = new Map<Id, Refused>();
   readonly #waiters = new Map<Id, Set<() => void>>();
-  #verify: 'verify' | 'off' = 'off';
-  #kms: Uint8Array | undefined;
+  readonly #unnamed = new Set<Id>();
+  #settings: Pick<Settings, 'verify' | 'kms'> = { verify: 'off' };
   #isRegistered = false;
-  #asking = false;
-  /** After a failure nobody is asked before. */
-  #notBefore = 0;
-  #timer: NodeJS.Timeout | undefined;
-  #failures = 0;
   #own: IdentitiesStatus['own'] = 'not yet';
   #ownTimer: NodeJS.Timeout | undefined;
   #ownFailures = 0;
   #publishedAt = Number.NEGATIVE_INFINITY;
   #publishing = false;
-  #problems: { own?: string | undefined; peers?: string | undefined } = {};
-  #told: 'own' | 'peers' | undefined;
+  #ownProblem: string | undefined;
+  /** Of whom the problem is that was told last. */
+  #told: string | undefined;
   #stopped = false;
 
   constructor(deps: IdentitiesDeps) {
@@ -135,33 +112,33 @@ export class Identities {
   }
 
   get status(): IdentitiesStatus {
-    const wanted = [...this.#wanted.entries()].filter(([id]) => !this.#refused.has(id));
+    const wanted = [...this.#questions.values()]
+      .flatMap((questions) => [...questions.wanted])
+      .filter(([id]) => !this.#refused.has(id));
     const pinned = wanted.filter(([, { isPinned }]) => isPinned).length;
+    const { verify } = this.#settings;
     return {
-      mode: this.#verify === 'verify' && this.#kms === undefined ? 'unnamed' : this.#verify,
+      mode: verify === 'verify' && this.#kms === undefined ? 'unnamed' : verify,
       own: this.#own,
       waiting: wanted.length - pinned,
       pinned,
       refused: this.#refused.size,
+      unnamed: [...this.#unnamed].sort(),
       problem: this.#problem?.text,
     };
   }
 
   /** Goes by other settings of the operator. */
   useSettings(settings: Settings): void {
-    const kms = kmsOf(settings, this.#deps.home);
-    const sameKms =
-      kms === undefined
-        ? this.#kms === undefined
-        : this.#kms !== undefined && Buffer.compare(kms, this.#kms) === 0;
-    if (sameKms && settings.verify === this.#verify) return;
-    this.#verify = settings.verify;
-    this.#kms = kms;
+    const { verify, kms } = settings;
+    const before = this.#settings;
+    const ownBefore = this.#kms;
+    this.#settings = { verify, kms };
+    if (verify === before.verify && sameKmses(kms, before.kms)) return;
     this.#forget();
-    this.#problems.peers = undefined;
     this.#tellProblem();
     this.#deps.onMode();
-    if (sameKms) return;
+    if (sameKey(ownBefore, this.#kms)) return;
     this.#own = 'not yet';
     if (this.#isRegistered) this.#publishIn(this.#random() * NAMED_WITHIN);
   }
@@ -169,16 +146,13 @@ export class Identities {
   /** We are registered. @param sealed the key server has our document sealed: only the seal is to be renewed */
   registered(sealed: boolean): void {
     this.#isRegistered = true;
-    this.#failures = 0;
     this.#ownFailures = 0;
-    this.#notBefore = 0;
     if (sealed && this.#own === 'not yet') this.#own = 'kept';
     if (!sealed) this.#publishIn(0);
     else if (performance.now() - this.#publishedAt > RENEW_AFTER) {
       this.#publishIn(this.#random() * RENEW_WITHIN);
     }
-    for (const wanted of this.#wanted.values()) wanted.at = 0;
-    this.#pump();
+    for (const questions of this.#questions.values()) questions.begin();
   }
 
   stop(): void {
@@ -193,30 +167,29 @@ export class Identities {
    * @throws PairwireError IDENTITY_REFUSED for one whom the KMS has contradicted
    */
   judge({ id, grant, identityDigest: digest }: VerifiedMember, isThere: boolean): Verdict {
-    const { home, pins } = this.#deps;
-    const off = this.#verify === 'off' || this.#kms === undefined;
-    if (off || grant.home !== home || id === this.#deps.id) return 'off';
+    const { home: own, pins } = this.#deps;
+    const { home } = grant;
+    if (this.#settings.verify === 'off' || id === this.#deps.id) return 'off';
+    const kms = kmsOf(this.#settings, home);
+    if (kms === undefined) {
+      if (home !== own) this.#unnamed.add(home);
+      return 'off';
+    }
     const text = digest.toString('hex');
     if (pins.isConfirmed(id) || this.#confirmed.get(id) === text) return 'confirmed';
     const refused = this.#refused.get(id);
     if (refused?.digest === text) throw refused.error;
     const isPinned = pins.isPinned(id);
     if (!isThere) return isPinned ? 'pinned' : 'waits';
-    const known = this.#wanted.get(id);
     if (refused !== undefined) this.#drop(id);
-    if (known?.digest === text && refused === undefined) {
-      // Something is new about it, perhaps what we wait for.
-      known.at = Math.min(known.at, performance.now() + RETRY_FIRST / 2);
-    } else {
-      this.#wanted.set(id, { digest: text, isPinned, at: 0, tries: 0 });
-    }
-    this.#pump();
+    this.#questionsAbout(home, kms).want(id, { digest: text, isPinned });
     return isPinned ? 'pinned' : 'waits';
   }
 
   /** Settles when it is known who a peer is, or after so long. */
   async settled(id: Id, timeoutMs: number): Promise<void> {
-    if (!this.#wanted.has(id) || this.#refused.has(id)) return;
+    const isWanted = [...this.#questions.values()].some(({ wanted }) => wanted.has(id));
+    if (!isWanted || this.#refused.has(id)) return;
     let timer: NodeJS.Timeout | undefined;
     let done: () => void = () => {};
     await new Promise<void>((resolve) => {
@@ -239,99 +212,40 @@ export class Identities {
 
   // ------------------------------------------------------------------ peers
 
-  #pump(inMs = TOGETHER): void {
-    if (this.#asking || this.#stopped || !this.#isRegistered || this.#wanted.size === 0) return;
-    clearTimeout(this.#timer);
-    const wait = Math.max(inMs, this.#notBefore - performance.now());
-    this.#timer = setTimeout(() => void this.#round(), wait);
-    this.#timer.unref();
-  }
-
-  async #round(): Promise<void> {
-    const kms = this.#kms;
-    const now = performance.now();
-    const due = [...this.#wanted].filter(([, { at }]) => at <= now);
-    // Whom traffic waits for comes first.
-    due.sort(([, one], [, other]) => Number(one.isPinned) - Number(other.isPinned));
-    const asked = new Map(due.slice(0, MAX_IDENTITIES_ASKED));
-    if (kms === undefined || this.#asking || this.#stopped) return;
-    if (asked.size > 0) {
-      this.#asking = true;
-      try {
-        const missing = await this.#askAbout(kms, asked);
-        this.#failures = 0;
-        this.#problems.peers = missing;
-      } catch (thrown) {
-        this.#failures += 1;
-        this.#notBefore = performance.now() + this.#backoff(this.#failures);
-        this.#problems.peers = `peers can not be confirmed: ${messageOf(thrown)}`;
-      } finally {
-        this.#asking = false;
-      }
-      this.#tellProblem();
-    }
-    if (this.#stopped || this.#wanted.size === 0) return;
-    const next = Math.min(...[...this.#wanted.values()].map(({ at }) => at));
-    this.#pump(Math.max(TOGETHER, next - performance.now()));
-  }
-
-  /** @returns what is wrong with some of them, though the KMS answers */
-  async #askAbout(kms: Uint8Array, asked: ReadonlyMap<Id, Wanted>): Promise<string | undefined> {
-    const { server } = this.#deps;
-    const { ticket, pairs } = await server.get([...asked.keys()]);
-    const named = pairs.filter(({ id }, at) => {
-      return asked.has(id) && pairs.findIndex((one) => one.id === id) === at;
+  #questionsAbout(home: Id, key: Uint8Array): PeerQuestions {
+    const known = this.#questions.get(home);
+    if (known !== undefined) return known;
+    const { channel, server } = this.#deps;
+    const questions = new PeerQuestions({
+      ...{ channel, server, random: this.#random },
+      kms: { key, home: home === this.#deps.home ? undefined : home },
+      mayAsk: () => this.#isRegistered && !this.#stopped,
+      onSaid: (id, wanted, said) => this.#take(home, id, wanted, said),
+      onProblem: () => this.#tellProblem(),
     });
-    const missing = new Set(asked.keys());
-    if (named.length > 0) {
-      const answer = await this.#exchange(kms, { t: 'identity.open', ticket, pairs: named });
-      if (answer.t !== 'opened' || answer.opened.length !== named.length) throw refusalOf(answer);
-      for (const [at, { id }] of named.entries()) {
-        const [wanted, opened] = [asked.get(id), answer.opened[at]];
-        if (wanted === undefined || opened === undefined) continue;
-        if (opened.is === 'unknown') continue;
-        missing.delete(id);
-        this.#take(id, wanted, opened);
-      }
-    }
-    for (const id of missing) {
-      const wanted = asked.get(id);
-      if (wanted === undefined) continue;
-      wanted.tries += 1;
-      const last = wanted.isPinned ? RETRY_PINNED : RETRY_LAST;
-      wanted.at = performance.now() + this.#backoff(wanted.tries, last);
-    }
-    // Who was pinned before is no problem of today.
-    const [first, ...others] = [...missing].filter((id) => asked.get(id)?.isPinned === false);
-    if (first === undefined) return undefined;
-    const more = others.length === 0 ? '' : ` and ${others.length} more`;
-    return `the key server or its KMS has no identity document of ${first}${more} yet`;
+    this.#questions.set(home, questions);
+    return questions;
   }
 
-  #take(id: Id, wanted: Wanted, opened: Exclude<Opened, { is: 'unknown' }>): void {
-    // A record that came meanwhile is another question.
-    if (this.#wanted.get(id) !== wanted) return;
+  #take(home: Id, id: Id, wanted: Wanted, said: Said): void {
     const good =
-      opened.is === 'document' && identityDigest(opened.document).toString('hex') === wanted.digest;
+      said.is === 'document' && identityDigest(said.document).toString('hex') === wanted.digest;
     this.#drop(id);
     if (good) {
       this.#confirmed.set(id, wanted.digest);
       this.#deps.onConfirmed(id);
     } else {
       const what =
-        opened.is === 'document'
+        said.is === 'document'
           ? 'the KMS remembers another identity document'
-          : opened.is === 'other'
+          : said.is === 'other'
             ? 'the KMS remembers another identity document than the sealed one'
             : 'the sealed identity document is not what the KMS has sealed';
       const error = new PairwireError('IDENTITY_REFUSED', `${id}: ${what}`, {
         where: id,
-        hint: 'who can write to the database, or the key server itself, may pretend to be this member: ask the operator',
+        hint: `who can write to the database, or the key server ${home} itself, may pretend to be this member: ask the operator`,
       });
-      const again = setTimeout(() => {
-        this.#wanted.set(id, { ...wanted, at: 0, tries: 0 });
-        this.#pump();
-      }, REFUSED_AGAIN);
+      const again = setTimeout(() => this.#questions.get(home)?.want(id, wanted), REFUSED_AGAIN);
       again.unref();
       this.#refused.set(id, { digest: wanted.digest, error, again });
       this.#deps.onRefused(id, error);
@@ -342,13 +256,16 @@ export class Identities {
   #drop(id: Id): void {
     clearTimeout(this.#refused.get(id)?.again);
     this.#refused.delete(id);
-    this.#wanted.delete(id);
+    for (const questions of this.#questions.values()) questions.drop(id);
   }
 
   #forget(): void {
-    clearTimeout(this.#timer);
-    for (const id of [...this.#wanted.keys(), ...this.#refused.keys()]) this.#drop(id);
+    for (const { again } of this.#refused.values()) clearTimeout(again);
+    this.#refused.clear();
+    for (const questions of this.#questions.values()) questions.stop();
+    this.#questions.clear();
     this.#confirmed.clear();
+    this.#unnamed.clear();
     for (const waiters of this.#waiters.values()) for (const done of waiters) done();
   }
 
@@ -368,7 +285,9 @@ export class Identities {
     try {
       const { server, membership } = this.#deps;
       const { ticket } = await server.get([]);
-      const answer = await this.#exchange(kms, { t: 'identity.seal', ticket, membership });
+      const named = { key: kms, home: undefined };
+      const request = { t: 'identity.seal', ticket, membership } as const;
+      const answer = await askKms(server, this.#deps.channel, named, request);
       if (answer.t === 'no' && answer.why === 'taken') {
         this.#own = 'taken';
         throw new PairwireError(
@@ -381,11 +300,11 @@ export class Identities {
       this.#own = 'kept';
       this.#publishedAt = performance.now();
       this.#ownFailures = 0;
-      this.#problems.own = undefined;
+      this.#ownProblem = undefined;
     } catch (thrown) {
       this.#ownFailures += 1;
-      this.#problems.own = `our identity document is not with the KMS: ${messageOf(thrown)}`;
-      if (this.#isRegistered) this.#publishIn(this.#backoff(this.#ownFailures));
+      this.#ownProblem = `our identity document is not with the KMS: ${messageOf(thrown)}`;
+      if (this.#isRegistered) this.#publishIn(backoff(this.#ownFailures, this.#random));
     } finally {
       this.#publishing = false;
     }
@@ -394,36 +313,42 @@ export class Identities {
 
   // ------------------------------------------------------------------ both
 
-  async #exchange(kms: Uint8Array, request: ExchangeRequest): Promise<ExchangeAnswer> {
-    const question = ask(kms, this.#deps.channel, request);
-    return question.answer(await this.#deps.server.exchange(question.message));
-  }
-
-  #backoff(failures: number, last = RETRY_LAST): number {
-    const ceiling = Math.min(last, RETRY_FIRST * 2 ** Math.min(failures - 1, 12));
-    return ceiling / 2 + (this.#random() * ceiling) / 2;
+  /** Our own key server's KMS. */
+  get #kms(): Uint8Array | undefined {
+    return kmsOf(this.#settings, this.#deps.home);
   }
 
   #tellProblem(): void {
     const problem = this.#problem;
-    if (problem?.kind === this.#told || this.#stopped) return;
-    this.#told = problem?.kind;
+    if (problem?.whose === this.#told || this.#stopped) return;
+    this.#told = problem?.whose;
     this.#deps.onProblem(problem?.text);
   }
 
   /** Where nobody is asked, it is none that our own document is not there yet. */
-  get #problem(): { readonly kind: 'own' | 'peers'; readonly text: string } | undefined {
-    const { own, peers } = this.#problems;
-    if (this.#verify === 'off') return undefined;
-    if (own !== undefined) return { kind: 'own', text: own };
-    return peers === undefined ? undefined : { kind: 'peers', text: peers };
+  get #problem(): { readonly whose: string; readonly text: string } | undefined {
+    if (this.#settings.verify === 'off') return undefined;
+    if (this.#ownProblem !== undefined) return { whose: 'own', text: this.#ownProblem };
+    const peers = [...this.#questions].flatMap(([home, { problem }]) =>
+      problem === undefined ? [] : [{ home, problem }],
+    );
+    if (peers.length === 0) return undefined;
+    const homes = peers.map(({ home }) => home).sort();
+    return {
+      whose: `peers ${homes.join(' ')}`,
+      text: peers.map(({ problem }) => problem).join('; '),
+    };
   }
 }
 
-function refusalOf(answer: ExchangeAnswer): PairwireError {
-  if (answer.t === 'no' && answer.why === 'unavailable') {
-    return new PairwireError('KMS_FAILED', 'the KMS can not answer: see its log');
-  }
-  const what = answer.t === 'no' ? 'refuses the question' : 'has answered something else';
-  return new PairwireError('REFUSED', `the KMS ${what}: its audit log says why`);
+function sameKey(one: Uint8Array | undefined, other: Uint8Array | undefined): boolean {
+  if (one === undefined || other === undefined) return one === other;
+  return Buffer.compare(one, other) === 0;
+}
+
+function sameKmses(one: Settings['kms'] = [], other: Settings['kms'] = []): boolean {
+  return (
+    one.length === other.length &&
+    one.every(({ server, key }) => sameKey(kmsOf({ kms: other }, server), key))
+  );
 }

@@ -36,8 +36,9 @@ import type { NetTable } from '../link/net-table.js';
 import type { Outside } from '../plain/outside.js';
 import type { Report } from '../plain/reporter.js';
 import type { AuditHeads } from './audit-heads.js';
-import type { Identities, IdentityServer } from './identities.js';
+import type { Identities } from './identities.js';
 import type { Outcome, Question } from './misses.js';
+import type { IdentityServer } from './peer-questions.js';
 import { Wake } from './wake.js';
 
 /** Implementation constants, ms unless stated. */
@@ -333,9 +334,9 @@ export class Session {
   /** What the key server does for whoever confirms identities. */
   get identityServer(): IdentityServer {
     return {
-      get: (ids) =>
+      get: (ids, home) =>
         this.#request(
-          { t: 'identity.get', ids },
+          { t: 'identity.get', ids, ...(home === undefined ? {} : { home }) },
           {
             timeoutMs: REQUEST_TIMEOUT,
             parse: (value) => answerSchemas['identity.get'].parse(value),
@@ -349,9 +350,9 @@ export class Session {
             parse: (value) => answerSchemas['identity.put'].parse(value),
           },
         ),
-      exchange: async (message) => {
+      exchange: async (message, home) => {
         const answer = await this.#request(
-          { t: 'kms.exchange', message },
+          { t: 'kms.exchange', message, ...(home === undefined ? {} : { home }) },
           {
             timeoutMs: EXCHANGE_TIMEOUT,
             parse: (value) => answerSchemas['kms.exchange'].parse(value),

@@ -95,7 +95,11 @@ export function buildStatus(parts: StatusParts): Status {
       ageMs: Number.isFinite(parts.time.age()) ? Math.round(parts.time.age()) : null,
     },
     settings: settingsStatus(parts.settings),
-    identities: { ...parts.identities, problem: parts.identities.problem ?? null },
+    identities: {
+      ...parts.identities,
+      unnamed: [...parts.identities.unnamed],
+      problem: parts.identities.problem ?? null,
+    },
     dataPlane: {
       state: parts.link.state,
       instance: parts.instance?.toString('hex') ?? null,

@@ -217,13 +217,17 @@ export const statusSchema = z.object({
       defaultPlain: maybe(z.string()),
     }),
   ),
-  /** Whether the KMS confirms who peers are; our own document there; peers that wait for it, are pinned without it, or were contradicted. */
+  /**
+   * Whether the KMS confirms who peers are; our own document there; peers that wait for it, are pinned without it, or were contradicted;
+   * other key servers of the subnet whose KMS the settings do not name.
+   */
   identities: z.object({
     mode: z.enum(['verify', 'off', 'unnamed']),
     own: z.enum(['kept', 'not yet', 'taken']),
     waiting: count,
     pinned: count,
     refused: count,
+    unnamed: z.array(z.string()).default([]),
     problem: maybe(z.string()),
   }),
   dataPlane: z.object({

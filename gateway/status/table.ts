@@ -190,7 +190,7 @@ function believedText(status: Status): string {
 }
 
 function identitiesText({ identities, settings }: Status): string {
-  const { mode, own, waiting, pinned, refused, problem } = identities;
+  const { mode, own, waiting, pinned, refused, unnamed, problem } = identities;
   if (settings === null) return 'not known yet';
   if (mode === 'off') return 'the KMS is not asked who peers are (verify: off)';
   if (mode === 'unnamed') {
@@ -200,6 +200,9 @@ function identitiesText({ identities, settings }: Status): string {
     ...(waiting > 0 ? [`${waiting} peers wait, without traffic`] : []),
     ...(pinned > 0 ? [`${pinned} pinned before and not confirmed`] : []),
     ...(refused > 0 ? [`${refused} contradicted`] : []),
+    ...(unnamed.length > 0
+      ? [`not asked about members of ${unnamed.join(', ')}: no KMS named`]
+      : []),
     ...(problem === null ? [] : [problem]),
   ];
   const rest = open.length === 0 ? 'all peers confirmed' : open.join(', ');

@@ -14,6 +14,8 @@ import { RequestError } from '../../src/net/channel.js';
 import { GROUP_ID, type Id } from '../../src/protocol/ids.js';
 import type { MacAddress } from '../../src/protocol/mac.js';
 import {
+  type CarriedAnswer,
+  type CarriedAsk,
   type CascadeWord,
   type HomeChange,
   MAX_SEEKS,
@@ -37,6 +39,12 @@ import type {
   ServerContact,
   StoreTransaction,
 } from '../storage/store.js';
+import {
+  type Carried,
+  type CarriedMessage,
+  type CarriedPairs,
+  CarriedQuestions,
+} from './carried-questions.js';
 import { ChangeBudget, COST, MAX_PAUSE } from './change-budget.js';
 import { homeState } from './home-state.js';
 import { type Held, Intake, type IntakeDeps, MAX_CASCADE_AHEAD } from './intake.js';
@@ -97,6 +105,8 @@ export interface CascadeDeps extends IntakeDeps {
   held(server: Id, pairs: readonly HeldPair[], group: number | undefined): Promise<void>;
   /** We make the group key from now on. */
   becameFirst(): Promise<void>;
+  /** Answers a question of a server's member about identities. Never rejects. */
+  answer(server: Id, ask: CarriedAsk): Promise<CarriedAnswer>;
   readonly awayAfterMs?: number | undefined;
 }
 
@@ -136,6 +146,8 @@ interface Other {
   /** Addresses that our members look for, and where those are that it looks for. */
   readonly seeks: Map<string, Seek>;
   readonly places: Map<string, FoundPlace>;
+  /** Questions about identities. */
+  readonly carried: CarriedQuestions;
   away: NodeJS.Timeout | undefined;
   /** Words of it that came, so that nothing is done about its absence after it is back. */
   words: number;
@@ -205,8 +217,9 @@ export class Cascade {
   close(): void {
     this.#closed = true;
     this.#lines.close();
-    for (const { link, away } of this.#others.values()) {
+    for (const { link, away, carried } of this.#others.values()) {
       link?.close();
+      carried.close();
       clearTimeout(away);
     }
   }
@@ -345,6 +358,28 @@ export class Cascade {
     }
     // Nothing is pushed of it when it moves, so it is asked for again soon.
     return { member, behind: { vlan, mac, ms: UNKNOWN_FOR_MS, pinned: place.pinned } };
+  }
+
+  /**
+   * Has a question of a member of ours about identities answered by the server where those are at home.
+   * @throws RequestError unavailable if there is no such server, or it is away
+   */
+  async carry(server: Id, carried: Carried): Promise<CarriedPairs | CarriedMessage> {
+    const other = this.#others.get(server);
+    if (other === undefined || !this.#isThere(other)) throw new RequestError('unavailable');
+    return other.carried.ask(carried);
+  }
+
+  /** A server asks for what it may not have. */
+  refuse(server: Id, refusal: Refusal): void {
+    this.#others.get(server)?.budget.spend(COST.refused);
+    this.#refused(server, refusal);
+  }
+
+  /** A question that a server has carried came to nothing: garbage, or the KMS is away. It may come again and again. */
+  unanswered(server: Id, err: unknown): void {
+    const line = 'a question of a member of a key server was not answered';
+    this.#lines.warn(`${server} question`, { server, err }, line);
   }
 
   /** A member of ours finds a key worn that another server makes. */
@@ -552,6 +587,7 @@ export class Cascade {
     const held = [...other.held.values()].slice(0, MAX_WANTS);
     const inGroup = { ...group, ...(heldGroup === undefined ? {} : { held: heldGroup }) };
     const places = [...other.places].slice(0, MAX_SEEKS);
+    const carried = other.carried.toSay();
     other.arrived = () => {
       // A question for a key stays until its asker has it, or gives up.
       forget(
@@ -560,6 +596,7 @@ export class Cascade {
       );
       forget(other.confirms, confirms);
       forget(other.places, places);
+      carried.arrived();
       // As long as nothing was added to it meanwhile.
       if (other.group === group) other.group = {};
     };
@@ -581,6 +618,8 @@ export class Cascade {
       ...{ seeks, places: places.map(([, place]) => place) },
       ...(Object.keys(inGroup).length === 0 ? {} : { group: inGroup }),
       ...(held.length === 0 ? {} : { held }),
+      ...(carried.asks.length === 0 ? {} : { asks: [...carried.asks] }),
+      ...(carried.answers.length === 0 ? {} : { answers: [...carried.answers] }),
     };
   }
 
@@ -640,6 +679,7 @@ export class Cascade {
       }
     }
     await this.#note(other, row);
+    other.carried.hearAnswers(word.answers ?? []);
     // Nobody gets a key from a server that may have forgotten who was revoked.
     if (!isDoubted) await this.#answer(other, word);
     this.#compareClocks(other, word);
@@ -653,7 +693,8 @@ export class Cascade {
   async #answer(other: Other, word: CascadeWord): Promise<void> {
     const { store } = this.#services;
     const { server } = other.row;
-    const { wants, confirms, group, seeks, places, held = [] } = word;
+    const { wants, confirms, group, seeks, places, held = [], asks = [] } = word;
+    other.carried.hearAsks(asks);
     for (const outside of seeks) await this.#sought(other, outside);
     for (const place of places) await this.#found(other, place);
     for (const want of wants) await this.#wanted(other, want);
@@ -885,6 +926,11 @@ export class Cascade {
         skewMs: undefined,
       },
       ...{ alarmed: false, turn: Promise.resolve() },
+      carried: new CarriedQuestions({
+        say: () => this.#say(known),
+        work: (ask) => this.#deps.answer(row.server, ask),
+        refused: (refusal) => this.refuse(row.server, refusal),
+      }),
     };
     this.#others.set(row.server, known);
     return known;
@@ -923,6 +969,7 @@ export class Cascade {
     this.#others.delete(server);
     this.#intake.forget(server);
     other.link?.close();
+    other.carried.close();
     clearTimeout(other.away);
   }
 

@@ -70,7 +70,8 @@ export class Identities {
       const expected = { subnet, server, channel, kms: staticKeys.publicKey };
       const key = importPublic('ed25519', signer);
       const ticket = openTicket(request.ticket, key, expected, this.#now());
-      actor = `${server}/${ticket.id}`;
+      // Of another key server's member the home stands between: this one's word alone says that it is one.
+      actor = [server, ...(ticket.home === undefined ? [] : [ticket.home]), ticket.id].join('/');
       return request.t === 'identity.seal'
         ? this.#seal(actor, ticket, request)
         : this.#open(actor, request.pairs);
@@ -101,6 +102,7 @@ export class Identities {
     }
     const member = verifyMembership(subnet, request.membership, operator);
     const own =
+      ticket.home === undefined &&
       member.id === ticket.id &&
       Buffer.compare(member.channel, ticket.channel) === 0 &&
       member.grant.home === ticket.server;

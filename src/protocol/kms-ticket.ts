@@ -1,6 +1,7 @@
 /**
  * Membership tickets, docs/protocol.md 11.7: the key server's word to its KMS that a channel key is a member's. The KMS has
- * no list of members; whoever shows a fresh ticket for the key that it speaks with is one.
+ * no list of members; whoever shows a fresh ticket for the key that it speaks with is one. A key server of a cascade signs them for
+ * members of the others, too, who ask about its own.
  */
 import type { KeyObject } from 'node:crypto';
 import { z } from 'zod';
@@ -18,6 +19,8 @@ export const ticketSchema = z.strictObject({
   subnet: idSchema,
   server: idSchema,
   id: idSchema,
+  /** Where the member is at home, if that is another key server of the subnet: this one knows it by that one's word and the operator's grant. */
+  home: idSchema.optional(),
   /** The member's channel key. */
   channel: bytesSchema(KEY_SIZE),
   /** Whom it is for: the KMS's public channel key. */

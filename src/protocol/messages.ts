@@ -205,6 +205,9 @@ export type Change = z.infer<typeof changeSchema>;
 export const MAX_WANTS = 256;
 /** Most addresses outside that it asks for, or tells of, in one. */
 export const MAX_SEEKS = 64;
+/** Most questions about identities that it passes on, or answers, in one; and their bytes, as `carriedSize` counts them. */
+export const MAX_CARRIED_IN_WORD = 32;
+export const MAX_CARRIED_BYTES = 131_072;
 
 /** State that is at home at one key server of a subnet, as it tells the others. */
 export const homeChangeSchema = z.discriminatedUnion('kind', [
@@ -229,6 +232,68 @@ export const homeChangeSchema = z.discriminatedUnion('kind', [
   }),
 ]);
 export type HomeChange = z.infer<typeof homeChangeSchema>;
+
+/** Names a question until it is answered; drawn at random, so that an answer to one of before a restart fits none. */
+const carriedNumber = bytesSchema(8);
+
+/** A question of a member of the speaker about identities of members of the receiver (docs/protocol.md 10.9). */
+export const carriedAskSchema = z.discriminatedUnion('is', [
+  /** For a membership ticket, and the sealed documents of these. */
+  z.strictObject({
+    is: z.literal('pairs'),
+    no: carriedNumber,
+    asker: idSchema,
+    ids: z.array(idSchema).max(MAX_IDENTITIES_ASKED),
+  }),
+  /** To the receiver's KMS, which nobody else can read. */
+  z.strictObject({
+    is: z.literal('question'),
+    no: carriedNumber,
+    asker: idSchema,
+    message: bytesUpToSchema(MAX_EXCHANGE),
+  }),
+]);
+export type CarriedAsk = z.infer<typeof carriedAskSchema>;
+
+/** What became of one. */
+export const carriedAnswerSchema = z.discriminatedUnion('is', [
+  z.strictObject({
+    is: z.literal('pairs'),
+    no: carriedNumber,
+    ticket: signedSchema,
+    pairs: z.array(namedPairSchema).max(MAX_IDENTITIES_ASKED),
+  }),
+  z.strictObject({
+    is: z.literal('message'),
+    no: carriedNumber,
+    message: bytesUpToSchema(MAX_EXCHANGE),
+  }),
+  z.strictObject({
+    is: z.literal('no'),
+    no: carriedNumber,
+    why: z.enum(['refused', 'limit', 'unavailable']),
+  }),
+]);
+export type CarriedAnswer = z.infer<typeof carriedAnswerSchema>;
+
+/** About how many bytes one of them has in a word. */
+export function carriedSize(one: CarriedAsk | CarriedAnswer): number {
+  const small = 128;
+  switch (one.is) {
+    case 'question':
+    case 'message':
+      return small + one.message.length;
+    case 'no':
+      return small;
+    case 'pairs': {
+      if ('ids' in one) return small + one.ids.reduce((sum, id) => sum + id.length + 2, 0);
+      const sealed = one.pairs.reduce((sum, pair) => {
+        return sum + small + pair.document.length + pair.dek.length;
+      }, 0);
+      return small + sealed + one.ticket.b.length + one.ticket.s.length;
+    }
+  }
+}
 
 /** What two key servers of one subnet say to each other, each in the same form (docs/protocol.md 10.3). */
 export const cascadeWordSchema = z.strictObject({
@@ -297,6 +362,9 @@ export const cascadeWordSchema = z.strictObject({
     .array(z.strictObject({ a: idSchema, b: idSchema, pwId }))
     .max(MAX_WANTS)
     .optional(),
+  /** The speaker's members ask about identities of the receiver's, and answers to what those of the receiver have asked. */
+  asks: z.array(carriedAskSchema).max(MAX_CARRIED_IN_WORD).optional(),
+  answers: z.array(carriedAnswerSchema).max(MAX_CARRIED_IN_WORD).optional(),
 });
 export type CascadeWord = z.infer<typeof cascadeWordSchema>;
 
@@ -334,6 +402,8 @@ export const requestSchema = z.discriminatedUnion('t', [
     t: z.literal('identity.get'),
     id: requestId,
     ids: z.array(idSchema).max(MAX_IDENTITIES_ASKED),
+    /** The key server where these are at home, and whose KMS the ticket is for; missing: the one that is asked. */
+    home: idSchema.optional(),
   }),
   /** The asker's own identity document, as the KMS has sealed it. */
   z.strictObject({ t: z.literal('identity.put'), id: requestId, ...sealedPairSchema.shape }),
@@ -342,6 +412,8 @@ export const requestSchema = z.discriminatedUnion('t', [
     t: z.literal('kms.exchange'),
     id: requestId,
     message: bytesUpToSchema(MAX_EXCHANGE),
+    /** The key server whose KMS it is; missing: the one that is asked. */
+    home: idSchema.optional(),
   }),
   /** (requester, destination MAC), the sender's question. */
   z.strictObject({

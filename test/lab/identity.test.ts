@@ -48,7 +48,8 @@ test('everybody confirms everybody, and has its own document with the KMS', asyn
     });
     const { identities, problems } = await handle.lab.status(host);
     expect(identities).toEqual({
-      ...{ mode: 'verify', own: 'kept', waiting: 0, pinned: 0, refused: 0, problem: null },
+      ...{ mode: 'verify', own: 'kept', waiting: 0, pinned: 0, refused: 0, unnamed: [] },
+      problem: null,
     });
     expect(problems).toEqual([]);
   }

@@ -44,6 +44,7 @@ import {
   parseGreeting,
   parseWelcome,
 } from '../../src/protocol/channel/handshake-payload.js';
+import { SEALED_DEK_SIZE } from '../../src/protocol/envelope.js';
 import { decodeDescription, encodeDescription } from '../../src/protocol/frame.js';
 import { idSchema } from '../../src/protocol/ids.js';
 import { ipToBytes } from '../../src/protocol/ip.js';
@@ -111,6 +112,22 @@ const token = {
   operator: operator.public,
   servers: [{ host: 'keys.example', port: 7900, key: Buffer.alloc(32, 2) }],
 };
+const no = Buffer.alloc(8, 5);
+const sealedPair = { document: Buffer.alloc(90, 6), dek: Buffer.alloc(SEALED_DEK_SIZE, 7) };
+const word = {
+  ...{ server: 's2', number: 7, first: 's1', tag: 3, epoch: Buffer.alloc(8), time: 5 },
+  have: { epoch: Buffer.alloc(8), cursor: 0 },
+  ...{ wants: [], confirms: [], seeks: [], places: [] },
+  asks: [
+    { is: 'pairs', no, asker: 'bob', ids: ['alice'] },
+    { is: 'question', no, asker: 'bob', message: Buffer.alloc(40, 8) },
+  ],
+  answers: [
+    { is: 'pairs', no, ticket: settings, pairs: [{ id: 'alice', ...sealedPair }] },
+    { is: 'message', no, message: Buffer.alloc(40, 9) },
+    { is: 'no', no, why: 'refused' },
+  ],
+};
 const requests = [
   { t: 'ping', id: 1 },
   { t: 'enrol', id: 2, membership },
@@ -137,6 +154,9 @@ const requests = [
   },
   { t: 'ip.pin', id: 15, ip: '2001:db8::1', mac: '02:00:00:00:00:01' },
   { t: 'ip.free', id: 16, ip: '10.0.0.1' },
+  { t: 'identity.get', id: 17, ids: ['bob'], home: 's2' },
+  { t: 'kms.exchange', id: 18, message: Buffer.alloc(40, 1), home: 's2' },
+  { t: 'cascade.sync', id: 19, word },
 ];
 const behind = { vlan: 7, mac: '02:00:00:00:00:01', ms: 900_000, pinned: false };
 const plainChanges = [
@@ -169,6 +189,7 @@ const answers = {
     more: false,
   },
   list: { t: 'ok', id: 1, rows: [{ a: 1 }] },
+  'cascade.sync': { t: 'ok', id: 1, word },
 } as const;
 const upward = [
   { t: 'done', id: 1 },

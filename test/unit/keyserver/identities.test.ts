@@ -121,7 +121,7 @@ describe('a peer that was never seen', () => {
     expect(alice.identities.status.problem).toBeUndefined();
   });
 
-  it('is not asked about where the settings say off, or name no KMS, or for a member of another server', async () => {
+  it('is not asked about where the settings say off', async () => {
     const record = await alice.recordOf('bob');
     const asked = alice.asked.get;
     alice.useSettings(subnet, kms, 'off');

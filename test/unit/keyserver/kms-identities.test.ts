@@ -323,6 +323,22 @@ describe('the KMS', () => {
     expect(exchange(alice, { ...thief, pairs: [pair] }, bob.channel)).toEqual(refused('refused'));
   });
 
+  it('opens for a member of another key server by a ticket that says so, and seals nothing for it', () => {
+    const erin = new Asker(parseId('erin'));
+    const pair = sealed(new Asker(parseId('bob')));
+    const home = parseId('s2');
+    const shown = ticket(erin, { home });
+    expect(is(open(erin, [pair], shown))).toEqual(['document']);
+    expect(log_()).toContain('"actor":"s1/s2/erin","action":"identity.open","outcome":"done"');
+    for (const membership of [
+      erin.membership(grant(erin.id, { home })),
+      erin.membership(grant(erin.id)),
+    ]) {
+      expect(seal(erin, { ticket: shown, membership })).toEqual(refused('refused'));
+    }
+    expect(directory.digestOf(erin.id)).toBeUndefined();
+  });
+
   it('opens nothing that was changed, exchanged between members, or sealed under another id', () => {
     const [alice, bob] = ['alice', 'bob'].map((id) => new Asker(parseId(id)));
     if (alice === undefined || bob === undefined) throw new Error();

@@ -340,10 +340,9 @@ async function inClear(subnet: TestSubnet): Promise<Buffer[]> {
   file
     .prepare('UPDATE nets SET key = ?, next_key = ?')
     .run([net?.key ?? null, net?.next?.key ?? null]);
-  for (const table of [
-    ...['deks', 'identities', 'row_macs', 'row_head', 'row_keys', 'audit_witnesses'],
-  ])
+  for (const table of ['deks', 'identities', 'row_macs', 'row_head', 'row_keys', 'audit_witnesses'])
     file.exec(`DROP TABLE ${table}`);
+  for (const index of ['pair_keys_prepared', 'members_online']) file.exec(`DROP INDEX ${index}`);
   file.exec('DELETE FROM schema_version WHERE version >= 11');
   file.exec("DELETE FROM meta WHERE name IN ('store_id', 'sealing')");
   // Killed: the log is there, whole.

@@ -6,9 +6,10 @@ import { defaultMac } from '../../../../src/protocol/mac.js';
 import { answerSchemas, type CascadeWord, type Change } from '../../../../src/protocol/messages.js';
 import { parseToken, type Token } from '../../../../src/protocol/token.js';
 import { HOUR, TestMember, type TestSubnet } from './subnet.js';
+import type { SubnetFolder } from './subnet-folder.js';
 
 /** A token for another server, made at this one. */
-export function serverToken(at: TestSubnet, server: string, id = server): string {
+export function serverToken(at: SubnetFolder, server: string, id = server): string {
   return makeToken(
     {
       ...{ subnet: at.subnet, server: at.serverId },

@@ -1,5 +1,6 @@
 /** A gateway as far as it has the KMS confirm who its peers are: the real parts over a member's real channel, without a data plane. */
-import { Identities, type IdentityServer } from '../../../../gateway/control/identities.js';
+import { Identities } from '../../../../gateway/control/identities.js';
+import type { IdentityServer } from '../../../../gateway/control/peer-questions.js';
 import { PeerTable } from '../../../../gateway/key-table/peer-table.js';
 import { Pins } from '../../../../gateway/key-table/pins.js';
 import { Verifier } from '../../../../gateway/key-table/verifier.js';
@@ -30,11 +31,19 @@ export class Confirming extends TestMember {
   readonly problems: (string | undefined)[] = [];
   /** Questions to the key server, by kind. */
   readonly asked = { get: 0, put: 0, exchange: 0 };
+  /** KMSes of other key servers that the settings name. */
+  others: NonNullable<Settings['kms']> = [];
   /** Between us and a key server that lies. */
   lie: Partial<IdentityServer> = {};
 
-  static async join(home: Home, id: string, kms: Uint8Array): Promise<Confirming> {
+  static async join(
+    home: Home,
+    id: string,
+    kms: Uint8Array,
+    others: Confirming['others'] = [],
+  ): Promise<Confirming> {
     const member = new Confirming(home, id);
+    member.others = others;
     const token = home.token({ id });
     member.membershipRecord = member.membership(token);
     await member.enrol(token, member.membershipRecord);
@@ -58,9 +67,9 @@ export class Confirming extends TestMember {
       ...{ id: this.id, home: home.serverId, membership: this.membershipRecord, pins },
       channel: keyPairFromPrivate(this.channelKeys.privateKey),
       server: {
-        get: (ids) => (this.lie.get ?? this.server.get)(ids),
+        get: (ids, at) => (this.lie.get ?? this.server.get)(ids, at),
         put: (pair) => (this.lie.put ?? this.server.put)(pair),
-        exchange: (message) => (this.lie.exchange ?? this.server.exchange)(message),
+        exchange: (message, at) => (this.lie.exchange ?? this.server.exchange)(message, at),
       },
       onConfirmed: (id) => this.table.takeAgain(id),
       onRefused: (id, error) => this.table.refuse(id, error),
@@ -94,16 +103,16 @@ export class Confirming extends TestMember {
   }
 
   useSettings(home: Home, kms: Uint8Array, verify: Settings['verify'] = 'verify'): void {
-    const named = [{ server: home.serverId, key: kms }];
+    const named = [{ server: home.serverId, key: kms }, ...this.others];
     this.identities.useSettings({ ...defaultSettings(home.subnet), kms: named, verify });
   }
 
   /** As the key server answers. */
   readonly server: IdentityServer = {
-    get: (ids) => {
+    get: (ids, home) => {
       this.asked.get += 1;
       return this.client.request(
-        { t: 'identity.get', ids },
+        { t: 'identity.get', ids, ...(home === undefined ? {} : { home }) },
         { parse: (it) => answerSchemas['identity.get'].parse(it) },
       );
     },
@@ -111,10 +120,11 @@ export class Confirming extends TestMember {
       this.asked.put += 1;
       return this.client.request({ t: 'identity.put', ...pair });
     },
-    exchange: async (message) => {
+    exchange: async (message, home) => {
       this.asked.exchange += 1;
       const parse = (it: unknown) => answerSchemas['kms.exchange'].parse(it);
-      return (await this.client.request({ t: 'kms.exchange', message }, { parse })).message;
+      const request = { t: 'kms.exchange', message, ...(home === undefined ? {} : { home }) };
+      return (await this.client.request(request, { parse })).message;
     },
   };
 
