@@ -142,17 +142,25 @@ it('that too many questions are with the KMS', async () => {
       exchange: () =>
         new Promise<Uint8Array>((resolve) => free.push(() => resolve(Buffer.alloc(1)))),
     };
-    const pairs = new IdentityPairs(await servicesOf(subnet, metrics), slow, key);
+    const others = {
+      carry: () => Promise.reject(new Error('nobody is at home elsewhere')),
+      refused: () => undefined,
+      unanswered: () => undefined,
+    };
+    const options = { kms: slow, signKey: key, others, clock: Date.now };
+    const pairs = new IdentityPairs(await servicesOf(subnet, metrics), options);
     const asked = Array.from({ length: MAX_EXCHANGES }, (_unused, at) =>
-      pairs.exchange(parseId(`m-${at}`), Buffer.alloc(1)),
+      pairs.exchange(parseId(`m-${at}`), Buffer.alloc(1), undefined),
     );
-    await expect(pairs.exchange(parseId('late'), Buffer.alloc(1))).rejects.toMatchObject({
-      code: 'unavailable',
-    });
+    await expect(pairs.exchange(parseId('late'), Buffer.alloc(1), undefined)).rejects.toMatchObject(
+      {
+        code: 'unavailable',
+      },
+    );
     expect(await metrics.registry.metrics()).toContain('keyserver_identity_busy_total 1');
     for (const go of free) go();
     await Promise.all(asked);
-    const again = pairs.exchange(parseId('late'), Buffer.alloc(1));
+    const again = pairs.exchange(parseId('late'), Buffer.alloc(1), undefined);
     free.at(-1)?.();
     await again;
   } finally {
