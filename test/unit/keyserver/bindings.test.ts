@@ -23,7 +23,7 @@ import { ON_POSTGRES } from './support/store.js';
 import { SUBNET, TestSubnet, until } from './support/subnet.js';
 
 /** Tens of thousands of rows, one by one: each costs PostgreSQL a round trip. */
-const BULK_MS = ON_POSTGRES ? 600_000 : 60_000;
+const BULK_MS = ON_POSTGRES ? 600_000 : 180_000;
 
 const ADMIN = parseId('admin');
 const ALICE = parseId('alice');
