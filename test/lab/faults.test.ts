@@ -7,8 +7,7 @@
  *                                       └── server
  */
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { mkdirSync, readdirSync, readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { z } from 'zod';
@@ -16,6 +15,7 @@ import { killDataPlane } from '../../scripts/laboratory/gateway-programs.js';
 import { isAlive, signal, waitFor } from '../../scripts/laboratory/processes.js';
 import { NumberedStream } from '../../scripts/laboratory/stream.js';
 import type { TopologyInput } from '../../scripts/laboratory/topology.js';
+import { fillDisk } from '../unit/keyserver/support/fill-disk.js';
 import { ping } from './helpers/hosts.js';
 import { randomFile, sendFile, waitForLine } from './helpers/transfer.js';
 import { useLab } from './helpers/use-lab.js';
@@ -76,19 +76,6 @@ afterAll(() => {
   // Before the laboratory removes its folders; what still runs in them keeps it.
   for (const dir of disks) execFileSync('umount', ['--lazy', dir]);
 });
-
-/** Fills the disk of a directory to the last byte; gives back what frees it. */
-function fill(dir: string): () => void {
-  const filler = join(dir, 'filler');
-  for (let bytes = 1 << 20; bytes >= 1; bytes >>= 1) {
-    try {
-      for (;;) writeFileSync(filler, Buffer.alloc(bytes, 0x66), { flag: 'a' });
-    } catch (thrown) {
-      if ((thrown as { code?: string }).code !== 'ENOSPC') throw thrown;
-    }
-  }
-  return () => rmSync(filler);
-}
 
 let mixer: Awaited<ReturnType<typeof startMixer>>;
 
@@ -156,7 +143,7 @@ describe('a full disk', () => {
       what: 'alice and bob to have keys',
     });
     const process = lab.processOf('server', 'keyserver');
-    const free = fill(lab.serverDir(SUBNET));
+    const free = fillDisk(lab.serverDir(SUBNET));
     try {
       const known = await ping(lab, 'alice', inner('bob'), { count: 20, intervalMs: 20 });
       expect(known.received).toBe(20);
@@ -188,7 +175,7 @@ describe('a full disk', () => {
     if (control === undefined) throw new Error('bob has no control plane');
     const descriptors = () => readdirSync(`/proc/${control.pid}/fd`).length;
     const before = descriptors();
-    const free = fill(dir);
+    const free = fillDisk(dir);
     try {
       const meanwhile = await ping(lab, 'alice', inner('bob'), { count: 20, intervalMs: 20 });
       expect(meanwhile.received).toBe(20);

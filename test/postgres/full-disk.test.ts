@@ -4,20 +4,14 @@
  * PostgreSQL's own log, that ends itself, and the key server stands by until it is back.
  */
 import { execFileSync } from 'node:child_process';
-import {
-  appendFileSync,
-  chmodSync,
-  mkdtempSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs';
+import { appendFileSync, chmodSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, expect, it } from 'vitest';
 import { verifyAudit } from '../../keyserver/audit.js';
 import { type Id, parseId } from '../../src/protocol/ids.js';
 import { defaultMac } from '../../src/protocol/mac.js';
+import { fillDisk } from '../unit/keyserver/support/fill-disk.js';
 import { PostgresServer } from '../unit/keyserver/support/postgres.js';
 import { freePort, ServerProcess } from '../unit/keyserver/support/server-process.js';
 import { openKeys } from '../unit/keyserver/support/store.js';
@@ -103,19 +97,6 @@ async function know(asker: TestMember, peer: Id): Promise<void> {
   last = { pwId, key: text };
 }
 
-/** Fills the disk to the last byte; gives back what frees it. */
-function fill(): () => void {
-  const filler = join(disk, 'filler');
-  for (let bytes = 1 << 20; bytes >= 1; bytes >>= 1) {
-    try {
-      for (;;) writeFileSync(filler, Buffer.alloc(bytes, 0x66), { flag: 'a' });
-    } catch (thrown) {
-      if ((thrown as { code?: string }).code !== 'ENOSPC') throw thrown;
-    }
-  }
-  return () => rmSync(filler);
-}
-
 async function state(): Promise<string | undefined> {
   try {
     return (await (await fetch(`http://127.0.0.1:${metricsPort}/healthz`)).text()).trim();
@@ -158,7 +139,7 @@ async function expectAll(): Promise<void> {
 it('for tables: known keys are told all the while, whoever asks for more; and it goes on when there is room', async () => {
   const [alice, bob] = await start(true);
   const { pid } = server;
-  const free = fill();
+  const free = fillDisk(disk);
   expect(await enrolUntilRefused('n')).toMatchObject({ code: 'unavailable' });
   expect(server.log).toContain('the disk of PostgreSQL is full');
   // Many who want what can't be stored, in every transaction, and one who wants what is known.
@@ -209,7 +190,7 @@ it('for tables: known keys are told all the while, whoever asks for more; and it
 
 it("for PostgreSQL's own log: it stands by while there is no database, and serves again with all that it acknowledged", async () => {
   const [alice, bob] = await start(false);
-  const free = fill();
+  const free = fillDisk(disk);
   await enrolUntilRefused('n');
   // Somebody else's writes come to where the log needs another file, and need no room but there.
   const more = `SELECT pg_logical_emit_message(true, 'more', repeat('x', 100000))`;

@@ -17,17 +17,12 @@ import {
   type PeerRecord,
 } from '../../../src/protocol/messages.js';
 import { generateRawKeyPair } from '../../../src/protocol/public-keys.js';
-import {
-  grantSchema,
-  type Membership,
-  membershipSchema,
-  settingsSchema,
-} from '../../../src/protocol/records.js';
+import { settingsSchema } from '../../../src/protocol/records.js';
 import { readUnverified } from '../../../src/protocol/signed.js';
 import { SystemClock } from '../../../src/runtime/clock.js';
 import { memberToken, RogueServer, recordOf, serverToken } from './support/cascade.js';
 import { pairwire } from './support/commands.js';
-import { Confirming } from './support/confirming.js';
+import { Confirming, puppetOf } from './support/confirming.js';
 import { ServerProcess } from './support/server-process.js';
 import { meddle } from './support/store.js';
 import { TestMember, TestSubnet, until } from './support/subnet.js';
@@ -86,23 +81,6 @@ beforeEach(() => {
     member.identities.registered(true);
   }
 });
-
-/** Somebody with the grant of a member, which its key server has seen, and keys of his own. */
-function puppetOf(member: Confirming): PeerRecord {
-  const { grant }: Membership = readUnverified(
-    LABEL.member,
-    member.membershipRecord,
-    membershipSchema,
-  );
-  const puppet = new TestMember(one, member.id);
-  puppet.sequence = Date.now();
-  const { role } = readUnverified(LABEL.grant, grant, grantSchema);
-  return {
-    ...{ id: member.id, role, online: true, index: 77, ips: [], endpoints: [] },
-    membership: puppet.membership({ grant } as Parameters<TestMember['membership']>[0]),
-    boot: puppet.bootRecord(),
-  };
-}
 
 const audited = async (at: TestSubnet, actor: string, action: string): Promise<boolean> =>
   (await at.audit()).some((entry) => entry.actor === actor && entry.action === action);
@@ -177,7 +155,7 @@ describe('members of two key servers', () => {
 
 describe('a home server that lies', () => {
   it('is caught when it tells a puppet under the id of its member, and when it had one pinned before', async () => {
-    alice.table.takeMember(puppetOf(bob));
+    alice.table.takeMember(puppetOf(one, bob));
     await alice.whose('bob', 'refused');
     expect(alice.installed.size).toBe(0);
     expect(alice.pins.isPinned(bob.id)).toBe(false);
@@ -187,7 +165,7 @@ describe('a home server that lies', () => {
 
     alice.begin(one, one.kms.publicKey, 'off');
     alice.identities.registered(true);
-    alice.table.takeMember(puppetOf(bob));
+    alice.table.takeMember(puppetOf(one, bob));
     expect(alice.installed).toEqual(new Set(['bob']));
     alice.useSettings(one, one.kms.publicKey);
     await alice.whose('bob', 'refused');

@@ -8,14 +8,13 @@ import { auditSignKey } from '../../../keyserver/audit-key.js';
 import { kmsPublicKey } from '../../../keyserver/kms/folder.js';
 import { LABEL } from '../../../src/protocol/constants.js';
 import { signTicket } from '../../../src/protocol/kms-ticket.js';
-import type { PeerRecord } from '../../../src/protocol/messages.js';
 import { generateRawKeyPair, importPrivate, publicOf } from '../../../src/protocol/public-keys.js';
-import { grantSchema, type Membership, membershipSchema } from '../../../src/protocol/records.js';
+import { membershipSchema } from '../../../src/protocol/records.js';
 import { readUnverified, signRecord } from '../../../src/protocol/signed.js';
-import { Confirming } from './support/confirming.js';
+import { Confirming, puppetOf } from './support/confirming.js';
 import { ServerProcess } from './support/server-process.js';
 import { meddle } from './support/store.js';
-import { TestMember, TestSubnet } from './support/subnet.js';
+import { TestSubnet } from './support/subnet.js';
 
 let subnet: TestSubnet;
 let kms: Buffer;
@@ -42,23 +41,6 @@ beforeEach(() => {
   alice.begin(subnet, kms);
   alice.identities.registered(true);
 });
-
-/** Somebody with the grant of a member, which the key server has seen, and keys of his own. */
-function puppetOf(member: Confirming): PeerRecord {
-  const { grant }: Membership = readUnverified(
-    LABEL.member,
-    member.membershipRecord,
-    membershipSchema,
-  );
-  const puppet = new TestMember(subnet, member.id);
-  puppet.sequence = Date.now();
-  const { role } = readUnverified(LABEL.grant, grant, grantSchema);
-  return {
-    ...{ id: member.id, role, online: true, index: 77, ips: [], endpoints: [] },
-    membership: puppet.membership({ grant } as Parameters<TestMember['membership']>[0]),
-    boot: puppet.bootRecord(),
-  };
-}
 
 describe('a peer that was never seen', () => {
   it('is heard when the KMS has confirmed it, and asked about once, also after a restart', async () => {
@@ -177,7 +159,7 @@ describe('a key server that lies', () => {
   });
 
   it("is caught when it enrols a puppet under the id of a member, with that member's own grant", async () => {
-    alice.table.takeMember(puppetOf(bob));
+    alice.table.takeMember(puppetOf(subnet, bob));
     await alice.whose('bob', 'refused');
     expect(alice.installed.size).toBe(0);
     expect(alice.table.get(bob.id)?.refusal?.message).toContain(
@@ -187,12 +169,12 @@ describe('a key server that lies', () => {
     alice.table.takeMember(await alice.recordOf('bob'));
     await alice.whose('bob', 'ready');
     // And pinned, so the puppet comes too late.
-    expect(alice.table.takeMember(puppetOf(bob))).toBe(false);
+    expect(alice.table.takeMember(puppetOf(subnet, bob))).toBe(false);
   });
 
   it('is caught when it had a puppet pinned before anybody asked', async () => {
     alice.useSettings(subnet, kms, 'off');
-    alice.table.takeMember(puppetOf(bob));
+    alice.table.takeMember(puppetOf(subnet, bob));
     expect(alice.installed).toEqual(new Set(['bob']));
     alice.useSettings(subnet, kms);
     await alice.whose('bob', 'refused');

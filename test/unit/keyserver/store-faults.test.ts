@@ -12,7 +12,6 @@ import {
   readFileSync,
   rmSync,
   statSync,
-  writeFileSync,
   writeSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -23,6 +22,7 @@ import { verifyAudit } from '../../../keyserver/audit.js';
 import { parseId } from '../../../src/protocol/ids.js';
 import { defaultMac } from '../../../src/protocol/mac.js';
 import { lockFolder } from '../../../src/runtime/folder-lock.js';
+import { fillDisk } from './support/fill-disk.js';
 import { ON_POSTGRES } from './support/store.js';
 import { SUBNET, type TestMember, TestSubnet } from './support/subnet.js';
 
@@ -61,19 +61,6 @@ describe.skipIf(ON_POSTGRES || process.getuid?.() !== 0)('a key server on SQLite
     execFileSync('mount', options, { stdio: 'pipe' });
   }
 
-  /** Fills the disk to the last byte; gives back what frees it. */
-  function fill(): () => void {
-    const filler = join(disk, 'filler');
-    for (let bytes = 1 << 18; bytes >= 1; bytes >>= 1) {
-      try {
-        for (;;) writeFileSync(filler, Buffer.alloc(bytes, 0x66), { flag: 'a' });
-      } catch (thrown) {
-        if ((thrown as { code?: string }).code !== 'ENOSPC') throw thrown;
-      }
-    }
-    return () => rmSync(filler);
-  }
-
   /** Everything into the file itself, none of it in the log. */
   function checkpoint(): void {
     const file = new Database(subnet.paths.database);
@@ -108,7 +95,7 @@ describe.skipIf(ON_POSTGRES || process.getuid?.() !== 0)('a key server on SQLite
     const admin = subnet.admin();
     await admin.request({ t: 'ping' });
     const change = (await subnet.store.counters()).change;
-    const free = fill();
+    const free = fillDisk(disk);
     const refused = { code: 'unavailable' };
     // What takes no room in a page that is there may be stored still: until it is full as well.
     let made = 0;
@@ -145,7 +132,7 @@ describe.skipIf(ON_POSTGRES || process.getuid?.() !== 0)('a key server on SQLite
   it('that starts on a full disk serves or says why; with room it has lost nothing', async () => {
     subnet.stopClients();
     await subnet.stopServer();
-    const free = fill();
+    const free = fillDisk(disk);
     const failure: unknown = await subnet.startServer().then(
       () => undefined,
       (thrown: unknown) => thrown,

@@ -6,12 +6,18 @@ import { Pins } from '../../../../gateway/key-table/pins.js';
 import { Verifier } from '../../../../gateway/key-table/verifier.js';
 import { defaultSettings } from '../../../../keyserver/init.js';
 import { keyPairFromPrivate } from '../../../../src/protocol/channel/keys.js';
+import { LABEL } from '../../../../src/protocol/constants.js';
 import { parseId } from '../../../../src/protocol/ids.js';
 import { defaultMac } from '../../../../src/protocol/mac.js';
 import { answerSchemas, type PeerRecord } from '../../../../src/protocol/messages.js';
 import { importPublic, publicOf } from '../../../../src/protocol/public-keys.js';
-import type { Settings } from '../../../../src/protocol/records.js';
-import type { Signed } from '../../../../src/protocol/signed.js';
+import {
+  grantSchema,
+  type Membership,
+  membershipSchema,
+  type Settings,
+} from '../../../../src/protocol/records.js';
+import { readUnverified, type Signed } from '../../../../src/protocol/signed.js';
 import type { PairwireError } from '../../../../src/runtime/errors.js';
 import { TestMember } from './subnet.js';
 import type { SubnetFolder } from './subnet-folder.js';
@@ -160,4 +166,21 @@ export class Confirming extends TestMember {
       await new Promise((resolve) => setTimeout(resolve, 5));
     }
   }
+}
+
+/** Somebody with the grant of a member, which its key server has seen, and keys of his own. */
+export function puppetOf(home: Home, member: Confirming): PeerRecord {
+  const { grant }: Membership = readUnverified(
+    LABEL.member,
+    member.membershipRecord,
+    membershipSchema,
+  );
+  const puppet = new TestMember(home, member.id);
+  puppet.sequence = Date.now();
+  const { role } = readUnverified(LABEL.grant, grant, grantSchema);
+  return {
+    ...{ id: member.id, role, online: true, index: 77, ips: [], endpoints: [] },
+    membership: puppet.membership({ grant } as Parameters<TestMember['membership']>[0]),
+    boot: puppet.bootRecord(),
+  };
 }
