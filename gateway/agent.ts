@@ -79,11 +79,11 @@ import { ControlSocket, type ControlVerb } from './status/socket.js';
 import {
   broadcastsOf,
   endpointsOf,
-  isOnOwnNetwork,
   isUsable,
   localAddresses,
   MAX_OUTER_PACKET,
   type MtuPlan,
+  OwnNetworks,
 } from './underlay.js';
 
 /** The only port of this version. */
@@ -252,6 +252,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       },
     );
     this.#self = subjectOf(config.member, this.#identity.member.grant);
+    const networks = new OwnNetworks();
     this.#table = new PeerTable({
       self: this.#self,
       port: PORT,
@@ -265,7 +266,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       },
       dataPlane: this.#link,
       acceptsEndpoint: (endpoint) => this.#acceptsEndpoint(endpoint),
-      isNear: (endpoint) => isOnOwnNetwork(endpoint.ip),
+      isNear: (endpoint) => networks.has(endpoint.ip),
       onRefused: (id, error) => this.#refusedMember(id, error),
       onDenied: (id) => this.#refusals.denied(id),
       onCommandFailed: (error) => this.#commandFailed(error),

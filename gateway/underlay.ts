@@ -120,16 +120,41 @@ function isUsableV4(bytes: Buffer, loopback: boolean): boolean {
   return first !== 0 && first < 224 && !linkLocal;
 }
 
-/** Whether an address lies in the prefix of one of our own. */
-export function isOnOwnNetwork(ip: Uint8Array): boolean {
-  return Object.values(networkInterfaces()).some((addresses) =>
-    (addresses ?? []).some(({ address, netmask }) => {
+/** How long our networks are taken to be what they were. To ask the kernel costs more than all the rest of taking in a peer. */
+const NETWORKS_FOR_MS = 2_000;
+
+/** The prefixes of this machine's addresses. */
+export class OwnNetworks {
+  readonly #now: () => number;
+  readonly #read: typeof networkInterfaces;
+  #networks: readonly { readonly own: Uint8Array; readonly mask: Uint8Array }[] = [];
+  #readAt = Number.NEGATIVE_INFINITY;
+
+  /** @param now ms of a clock that is never set */
+  constructor(now: () => number = () => performance.now(), read = networkInterfaces) {
+    this.#now = now;
+    this.#read = read;
+  }
+
+  /** Whether an address lies in one of them, as they were at most 2 s ago. */
+  has(ip: Uint8Array): boolean {
+    if (this.#now() - this.#readAt > NETWORKS_FOR_MS) this.#refresh();
+    return this.#networks.some(
+      ({ own, mask }) =>
+        own.length === ip.length &&
+        own.every((byte, at) => ((byte ^ (ip[at] ?? 0)) & (mask[at] ?? 0)) === 0),
+    );
+  }
+
+  #refresh(): void {
+    this.#readAt = this.#now();
+    const all = Object.values(this.#read()).flatMap((addresses) => addresses ?? []);
+    this.#networks = all.flatMap(({ address, netmask }) => {
       const own = ipToBytes(address);
       const mask = ipToBytes(netmask);
-      if (own === undefined || mask === undefined || own.length !== ip.length) return false;
-      return own.every((byte, at) => ((byte ^ (ip[at] ?? 0)) & (mask[at] ?? 0)) === 0);
-    }),
-  );
+      return own === undefined || mask === undefined ? [] : [{ own, mask }];
+    });
+  }
 }
 
 /** The IPv4 broadcast addresses of an interface: what a group frame may carry besides multicast. */

@@ -1,13 +1,41 @@
 /**
- * `scripts/bench first-ping`: how much longer the first ping between two members takes than the second, when all three
- * processes have just been started and nobody holds a key or a neighbour entry. Each time in a new subnet.
+ * `scripts/bench first-ping`: how much longer the first ping between two members takes than the second, when nobody holds their key or a
+ * neighbour entry and the key server has to make the key. Each time in a new subnet of three members, and twice in it:
+ *
+ *   just started        all processes have only just begun, and do for the first time what the ping needs
+ *   running             two members each of which has met the third, but not the other
  *
  *   scripts/bench first-ping [--rounds N] [--json]
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
-import { Bed, sweep } from './namespaces.js';
-import { firstPings } from './pairwire.js';
+import { z } from 'zod';
+import { Lab } from '../laboratory/lab.js';
+import { readTopology } from '../laboratory/topology.js';
 import { figureOf } from './statistics.js';
+
+const TOPOLOGY = 'config/lab/three-hosts.yaml';
+const INSIDE = {
+  alice: '198.51.100.11',
+  bob: '198.51.100.12',
+  carol: '198.51.100.13',
+} as const;
+type Host = keyof typeof INSIDE;
+const TARGET_MS = 5;
+/** Until what goes on after a start, and after somebody new was met, is done. */
+const QUIET_MS = 1_000;
+
+/** @throws Error where one was lost, or the key was there already */
+async function firstBeyondSecond(lab: Lab, from: Host, to: Host): Promise<number> {
+  await sleep(QUIET_MS);
+  const known = (await lab.port(from)).peers.find(({ id }) => id === to);
+  if (typeof known?.pwId === 'number') throw new Error(`${from} has the key of ${to} already`);
+  const argv = ['ping', '-n', '-c2', '-i0.3', '-W2', INSIDE[to]];
+  const { stdout } = await lab.exec(from, argv);
+  const [first, second] = [...stdout.matchAll(/time=([\d.]+) ms/g)].map(([, ms]) => Number(ms));
+  if (first === undefined || second === undefined) throw new Error('a first ping was lost');
+  return first - second;
+}
 
 const { values } = parseArgs({
   options: {
@@ -15,18 +43,26 @@ const { values } = parseArgs({
     json: { type: 'boolean', default: false },
   },
 });
-const interruption = new AbortController();
-process.once('SIGINT', () => interruption.abort(new Error('interrupted')));
-await sweep();
-const bed = await Bed.create(0, interruption.signal);
-try {
-  const figure = figureOf(await firstPings(bed, Number(values.rounds)));
-  const { median, min, max } = figure;
+const rounds = z.coerce.number().int().min(1).parse(values.rounds);
+const started: number[] = [];
+const running: number[] = [];
+for (let round = 0; round < rounds; round += 1) {
+  const lab = await Lab.create(readTopology(TOPOLOGY), { name: `bench-${process.pid}` });
+  try {
+    started.push(await firstBeyondSecond(lab, 'alice', 'bob'));
+    await firstBeyondSecond(lab, 'alice', 'carol');
+    running.push(await firstBeyondSecond(lab, 'bob', 'carol'));
+  } finally {
+    await lab.destroy();
+  }
+}
+const figures = { started: figureOf(started), running: figureOf(running) };
+if (values.json) {
+  process.stdout.write(`${JSON.stringify({ target: TARGET_MS, ...figures }, undefined, 2)}\n`);
+} else {
+  const text = ({ median, min, max }: typeof figures.started): string =>
+    `median ${median.toFixed(1)} (${min.toFixed(1)} to ${max.toFixed(1)})`;
   process.stdout.write(
-    values.json
-      ? `${JSON.stringify(figure, undefined, 2)}\n`
-      : `first ping beyond the second, ms: median ${median.toFixed(1)} (${min.toFixed(1)} to ${max.toFixed(1)}, ${figure.values.length} runs); the target is 5\n`,
+    `first ping beyond the second, ms: ${text(figures.started)} where all have just started, ${text(figures.running)} where they run; ${rounds} rounds, the target is ${TARGET_MS}\n`,
   );
-} finally {
-  await bed.close();
 }

@@ -72,19 +72,6 @@ export function pairwire(options: PairwireOptions): Peer {
   };
 }
 
-/** What the first ping takes beyond the second, ms, so many times. */
-export async function firstPings(bed: Bed, count: number): Promise<number[]> {
-  const options = { name: 'first pings' };
-  const times: number[] = [];
-  let subnet = await Subnet.started(bed, options, 0);
-  for (let number = 1; times.length < count; number++) {
-    const ms = await subnet.firstPingExtraMs();
-    if (ms !== undefined) times.push(ms);
-    if (times.length < count) subnet = await anotherSubnet(bed, options, subnet, number);
-  }
-  return times;
-}
-
 /** A new one in place of another: a gateway that starts again may be given its keys before it asks. */
 async function anotherSubnet(
   bed: Bed,

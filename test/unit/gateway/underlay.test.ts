@@ -1,10 +1,12 @@
 /** The underlay: addresses in all forms, what may be told and used, and the MTU. */
+import type { NetworkInterfaceInfo } from 'node:os';
 import { describe, expect, it } from 'vitest';
 import {
   endpointsOf,
   endpointText,
   isUsable,
   type LocalAddress,
+  OwnNetworks,
   tapMtu,
   tapMtuOnEthernet,
 } from '../../../gateway/underlay.js';
@@ -71,6 +73,51 @@ describe('addresses of others', () => {
   it.each(['10.1.2.3', '192.0.2.1', '2001:db8::1', 'fd00::1'])('%s is used', (text) =>
     expect(isUsable(ipToBytes(text) ?? Buffer.alloc(0), false)).toBe(true),
   );
+});
+
+describe('our own networks', () => {
+  const of = (address: string, netmask: string) => ({ address, netmask }) as NetworkInterfaceInfo;
+  const ip = (text: string) => ipToBytes(text) as Uint8Array;
+
+  it('are those of all interfaces, of IPv4 and IPv6', () => {
+    const networks = new OwnNetworks(
+      () => 0,
+      () => ({
+        lo: [of('127.0.0.1', '255.0.0.0')],
+        eth0: [of('192.0.2.11', '255.255.255.128'), of('2001:db8:2::11', 'ffff:ffff:ffff:ffff::')],
+      }),
+    );
+    expect(networks.has(ip('192.0.2.127'))).toBe(true);
+    expect(networks.has(ip('192.0.2.128'))).toBe(false);
+    expect(networks.has(ip('2001:db8:2:0:ffff::1'))).toBe(true);
+    expect(networks.has(ip('2001:db8:3::11'))).toBe(false);
+    // Four bytes of an IPv6 address that happen to be those of one of ours.
+    expect(networks.has(ip('c000:20b::'))).toBe(false);
+    expect(
+      new OwnNetworks(
+        () => 0,
+        () => ({}),
+      ).has(ip('192.0.2.1')),
+    ).toBe(false);
+  });
+
+  it('are looked up again after a while, and not for every peer', () => {
+    let now = 0;
+    let netmask = '255.255.255.0';
+    let looked = 0;
+    const networks = new OwnNetworks(
+      () => now,
+      () => {
+        looked += 1;
+        return { eth0: [of('192.0.2.11', netmask)] };
+      },
+    );
+    for (let peer = 0; peer < 1_000; peer += 1) expect(networks.has(ip('192.0.2.200'))).toBe(true);
+    expect(looked).toBe(1);
+    netmask = '255.255.255.128';
+    now = 3_000;
+    expect(networks.has(ip('192.0.2.200'))).toBe(false);
+  });
 });
 
 describe('text and bytes', () => {
