@@ -24,7 +24,8 @@ std::string quoted(const std::vector<std::string>& names) {
   return out;
 }
 
-/// What came in by none of these. One comparison each: they are few, and the kernel has them done sooner than one look-up in a set.
+/// What came in by none of these. One comparison each: they are few, and the kernel has them done
+/// sooner than one look-up in a set.
 std::string from_none_of(const std::vector<std::string>& names) {
   std::string out;
   for (const std::string& name : names) out += "iifname != \"" + name + "\" ";
