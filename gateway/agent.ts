@@ -142,6 +142,7 @@ export class Agent extends EventEmitter<AgentEvents> {
   readonly #identity: GatewayIdentity;
   readonly #state: GatewayState;
   readonly #pins: Pins;
+  readonly #networks = new OwnNetworks();
   readonly #verifier: Verifier;
   readonly #table: PeerTable;
   /** A link port's. */
@@ -252,7 +253,6 @@ export class Agent extends EventEmitter<AgentEvents> {
       },
     );
     this.#self = subjectOf(config.member, this.#identity.member.grant);
-    const networks = new OwnNetworks();
     this.#table = new PeerTable({
       self: this.#self,
       port: PORT,
@@ -266,7 +266,7 @@ export class Agent extends EventEmitter<AgentEvents> {
       },
       dataPlane: this.#link,
       acceptsEndpoint: (endpoint) => this.#acceptsEndpoint(endpoint),
-      isNear: (endpoint) => networks.has(endpoint.ip),
+      isNear: (endpoint) => this.#networks.has(endpoint.ip),
       onRefused: (id, error) => this.#refusedMember(id, error),
       onDenied: (id) => this.#refusals.denied(id),
       onCommandFailed: (error) => this.#commandFailed(error),
@@ -963,6 +963,7 @@ export class Agent extends EventEmitter<AgentEvents> {
 
   /** Looks at our own addresses and at the TAP's; tells what has changed. */
   #refreshUnderlay(): void {
+    this.#networks.look();
     const { transport } = this.#config;
     if (transport.kind === 'udp') {
       this.#endpoints = endpointsOf(

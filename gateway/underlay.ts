@@ -120,40 +120,36 @@ function isUsableV4(bytes: Buffer, loopback: boolean): boolean {
   return first !== 0 && first < 224 && !linkLocal;
 }
 
-/** How long our networks are taken to be what they were. To ask the kernel costs more than all the rest of taking in a peer. */
-const NETWORKS_FOR_MS = 2_000;
-
-/** The prefixes of this machine's addresses. */
+/**
+ * The prefixes of this machine's addresses, as they were at the last look. To ask the kernel costs more than all the rest of
+ * taking in a peer, so nobody does while a first frame waits for its key.
+ */
 export class OwnNetworks {
-  readonly #now: () => number;
   readonly #read: typeof networkInterfaces;
   #networks: readonly { readonly own: Uint8Array; readonly mask: Uint8Array }[] = [];
-  #readAt = Number.NEGATIVE_INFINITY;
 
-  /** @param now ms of a clock that is never set */
-  constructor(now: () => number = () => performance.now(), read = networkInterfaces) {
-    this.#now = now;
+  constructor(read = networkInterfaces) {
     this.#read = read;
+    this.look();
   }
 
-  /** Whether an address lies in one of them, as they were at most 2 s ago. */
-  has(ip: Uint8Array): boolean {
-    if (this.#now() - this.#readAt > NETWORKS_FOR_MS) this.#refresh();
-    return this.#networks.some(
-      ({ own, mask }) =>
-        own.length === ip.length &&
-        own.every((byte, at) => ((byte ^ (ip[at] ?? 0)) & (mask[at] ?? 0)) === 0),
-    );
-  }
-
-  #refresh(): void {
-    this.#readAt = this.#now();
+  /** Looks at the interfaces again. */
+  look(): void {
     const all = Object.values(this.#read()).flatMap((addresses) => addresses ?? []);
     this.#networks = all.flatMap(({ address, netmask }) => {
       const own = ipToBytes(address);
       const mask = ipToBytes(netmask);
       return own === undefined || mask === undefined ? [] : [{ own, mask }];
     });
+  }
+
+  /** Whether an address lies in one of them. */
+  has(ip: Uint8Array): boolean {
+    return this.#networks.some(
+      ({ own, mask }) =>
+        own.length === ip.length &&
+        own.every((byte, at) => ((byte ^ (ip[at] ?? 0)) & (mask[at] ?? 0)) === 0),
+    );
   }
 }
 
