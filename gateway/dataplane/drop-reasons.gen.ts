@@ -10,7 +10,7 @@ export const DROP_REASONS = {
   reflected: 'The sender index is our own.',
   unknown_kid: 'No key of this sender has this kid.',
   stale_kid: "The kid is one of the sender's last 8 retired keys.",
-  lease_over: 'The lease of the key is over.',
+  lease_over: 'There is no lease of the key yet, or it is over.',
   replayed: 'The counter was accepted before or has left the window.',
   not_authentic: 'The tag does not fit.',
   not_fresh: 'The time inside is too far from ours.',

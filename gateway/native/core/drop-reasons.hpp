@@ -20,7 +20,7 @@ namespace pairwire {
   X(reflected,            "The sender index is our own.")                                          \
   X(unknown_kid,          "No key of this sender has this kid.")                                   \
   X(stale_kid,            "The kid is one of the sender's last 8 retired keys.")                   \
-  X(lease_over,           "The lease of the key is over.")                                         \
+  X(lease_over,           "There is no lease of the key yet, or it is over.")                      \
   X(replayed,             "The counter was accepted before or has left the window.")               \
   X(not_authentic,        "The tag does not fit.")                                                 \
   X(not_fresh,            "The time inside is too far from ours.")                                 \
