@@ -121,8 +121,8 @@ function isUsableV4(bytes: Buffer, loopback: boolean): boolean {
 }
 
 /**
- * The prefixes of this machine's addresses, as they were at the last look. To ask the kernel costs more than all the rest of
- * taking in a peer, so nobody does while a first frame waits for its key.
+ * The prefixes of this machine's addresses, as they were at the last look. To ask the kernel costs as much as verifying a
+ * peer's records or more, so nobody does while a first frame waits for its key.
  */
 export class OwnNetworks {
   readonly #read: typeof networkInterfaces;

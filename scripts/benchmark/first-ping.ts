@@ -13,6 +13,7 @@ import { z } from 'zod';
 import { Lab } from '../laboratory/lab.js';
 import { readTopology } from '../laboratory/topology.js';
 import { figureOf } from './statistics.js';
+import { firstBeyondSecondMs, twoPings } from './two-pings.js';
 
 const TOPOLOGY = 'config/lab/three-hosts.yaml';
 const INSIDE = {
@@ -26,15 +27,11 @@ const TARGET_MS = 5;
 const QUIET_MS = 1_000;
 
 /** @throws Error where one was lost, or the key was there already */
-async function firstBeyondSecond(lab: Lab, from: Host, to: Host): Promise<number> {
+async function measure(lab: Lab, from: Host, to: Host): Promise<number> {
   await sleep(QUIET_MS);
   const known = (await lab.port(from)).peers.find(({ id }) => id === to);
   if (typeof known?.pwId === 'number') throw new Error(`${from} has the key of ${to} already`);
-  const argv = ['ping', '-n', '-c2', '-i0.3', '-W2', INSIDE[to]];
-  const { stdout } = await lab.exec(from, argv);
-  const [first, second] = [...stdout.matchAll(/time=([\d.]+) ms/g)].map(([, ms]) => Number(ms));
-  if (first === undefined || second === undefined) throw new Error('a first ping was lost');
-  return first - second;
+  return firstBeyondSecondMs((await lab.exec(from, twoPings(INSIDE[to]))).stdout);
 }
 
 const { values } = parseArgs({
@@ -49,9 +46,9 @@ const running: number[] = [];
 for (let round = 0; round < rounds; round += 1) {
   const lab = await Lab.create(readTopology(TOPOLOGY), { name: `bench-${process.pid}` });
   try {
-    started.push(await firstBeyondSecond(lab, 'alice', 'bob'));
-    await firstBeyondSecond(lab, 'alice', 'carol');
-    running.push(await firstBeyondSecond(lab, 'bob', 'carol'));
+    started.push(await measure(lab, 'alice', 'bob'));
+    await measure(lab, 'alice', 'carol');
+    running.push(await measure(lab, 'bob', 'carol'));
   } finally {
     await lab.destroy();
   }

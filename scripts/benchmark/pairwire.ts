@@ -8,6 +8,7 @@ import { z } from 'zod';
 import { fillTables } from './fill-tables.js';
 import type { Bed, Side } from './namespaces.js';
 import type { Peer } from './peers.js';
+import { firstBeyondSecondMs, twoPings } from './two-pings.js';
 
 const PROGRAM = fileURLToPath(new URL('../pairwire.mjs', import.meta.url));
 const NULL_DATA_PLANE = fileURLToPath(
@@ -202,11 +203,7 @@ class Subnet {
       const peers = (await this.#status(side))?.ports[0]?.peers ?? [];
       if (peers.some(({ pwId }) => typeof pwId === 'number')) return undefined;
     }
-    const out = await this.#bed.run(this.#bed.a, 'ping', '-n', '-c2', '-i0.3', '-W2', INSIDE.b);
-    const times = [...out.matchAll(/time=([\d.]+) ms/g)].map((match) => Number(match[1]));
-    const [first, second] = times;
-    if (first === undefined || second === undefined) throw new Error('a first ping was lost');
-    return first - second;
+    return firstBeyondSecondMs(await this.#bed.run(this.#bed.a, ...twoPings(INSIDE.b)));
   }
 
   /** Both control planes end, traffic goes on; then we give the orders that they would give. */

@@ -111,17 +111,16 @@ std::string Guard::rules(const std::vector<Sets>& sets) const {
     counters += "counter underlay_" + n + " {}\ncounter forward_" + n + " {}\n";
     arp_counters += "counter arp_" + n + " {}\n";
     // What may be forwarded to the TAP may be for its own addresses, too.
-    const std::string neighbours = quoted(list_.taps[i].forward_to);
-    std::vector<std::string> inner{list_.taps[i].name, "lo"};
-    inner.insert(inner.end(), list_.taps[i].forward_to.begin(), list_.taps[i].forward_to.end());
-    const std::string elsewhere = from_none_of(inner);
+    const std::vector<std::string>& neighbours = list_.taps[i].forward_to;
+    const std::string elsewhere =
+        from_none_of({list_.taps[i].name, "lo"}) + from_none_of(neighbours);
     const std::string counted = " counter name underlay_" + n + " drop\n";
     // Every packet of the host comes by here: first what sorts out most at least cost.
     prerouting += "meta nfproto ipv4 " + elsewhere + "ip daddr @v4_" + n + counted;
     prerouting += "meta nfproto ipv6 " + elsewhere + "ip6 daddr @v6_" + n + counted;
     // What a bridge carries is not forwarded by IP.
     if (!list_.taps[i].forward && list_.taps[i].bridge.empty()) {
-      const std::string inside = "{ " + tap + neighbours + " }";
+      const std::string inside = "{ " + tap + quoted(neighbours) + " }";
       const std::string drop = " counter name forward_" + n + " drop\n";
       forward += "iifname " + tap + " oifname != " + inside + drop;
       forward += "iifname != " + inside + " oifname " + tap + drop;
