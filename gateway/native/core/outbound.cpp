@@ -40,8 +40,11 @@ namespace {
 
 /// Packets of one batch: bounds how long the first of them waits for the last.
 constexpr std::size_t kReads = 64;
-/// Sealed bytes that leave at once, so that the receiver opens them while we seal the next.
-constexpr std::size_t kFlushBytes = 60'000;
+/// Sealed bytes that leave at once, so that the receiver opens them while we seal the next. A
+/// super-frame makes one full train and the beginning of another, which the next super-frame fills
+/// up: four together are 5 messages instead of 8 (docs/performance.md).
+constexpr std::size_t kFlushBytes = 4 * kMaxTrainBytes;
+static_assert(kFlushBytes + kMaxTapPacket + kMaxTapPacket / 8 < UdpSender::kArena);
 /// Packets that a crew seals at once, so sealed bytes that may leave together then.
 constexpr std::size_t kPieces = 4;
 static_assert(kPieces * (kMaxTapPacket + kMaxTapPacket / 8) < UdpSender::kArena);
