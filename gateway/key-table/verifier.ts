@@ -10,6 +10,7 @@ import type { Id } from '../../src/protocol/ids.js';
 import type { PeerRecord } from '../../src/protocol/messages.js';
 import {
   type BootRecord,
+  requireBootOf,
   type Settings,
   TALKER_ROLES,
   type VerifiedMember,
@@ -34,6 +35,8 @@ export interface VerifiedPeer {
 interface Remembered {
   readonly digest: string;
   readonly member: VerifiedMember;
+  /** A boot record that this member has signed. */
+  readonly boot: { readonly digest: string; readonly record: BootRecord } | undefined;
 }
 
 /** Verifies records of one subnet. */
@@ -43,7 +46,7 @@ export class Verifier {
   readonly #pins: Pins;
   readonly #now: () => number;
   readonly #judge: (member: VerifiedMember, isThere: boolean) => Verdict;
-  /** The last good membership of each id, so that a change of endpoints costs no signatures. */
+  /** The last good membership and boot record of each id, so that a change of endpoints, or a key, costs no signatures. */
   readonly #remembered = new Map<Id, Remembered>();
 
   /**
@@ -85,7 +88,14 @@ export class Verifier {
     }
     this.#pins.checkMember(member);
     const boot = record.boot === undefined ? undefined : this.#boot(member, record.boot);
-    this.#remembered.set(member.id, { digest: digestOf(record.membership), member });
+    this.#remembered.set(member.id, {
+      digest: digestOf(record.membership),
+      member,
+      boot:
+        boot === undefined || record.boot === undefined
+          ? undefined
+          : { digest: digestOf(record.boot), record: boot },
+    });
     const verdict = this.#judge(member, boot !== undefined);
     if (verdict === 'waits') return boot === undefined ? { member } : { member, boot, waits: true };
     this.#pins.acceptMember(member, verdict === 'confirmed');
@@ -128,13 +138,24 @@ export class Verifier {
   #boot(member: VerifiedMember, record: Signed): BootRecord | undefined {
     let boot: BootRecord;
     try {
-      boot = verifyBoot(member, record, this.#now(), this.#pins.bootSequence(member.id));
+      boot = this.#verifiedBoot(member, record);
     } catch (thrown) {
       if (thrown instanceof PairwireError && thrown.code === 'RECORD_EXPIRED') return undefined;
       throw thrown;
     }
     this.#pins.checkBoot(member, boot);
     return boot;
+  }
+
+  #verifiedBoot(member: VerifiedMember, record: Signed): BootRecord {
+    const highest = this.#pins.bootSequence(member.id);
+    const remembered = this.#remembered.get(member.id);
+    // Signed by the same member: another membership may be of another key.
+    if (remembered?.member !== member || remembered.boot?.digest !== digestOf(record)) {
+      return verifyBoot(member, record, this.#now(), highest);
+    }
+    requireBootOf(member, remembered.boot.record, this.#now(), highest);
+    return remembered.boot.record;
   }
 }
 

@@ -274,6 +274,20 @@ export function verifyBoot(
   highest: number,
 ): BootRecord {
   const boot = openSigned(LABEL.boot, record, member.signKey, bootRecordSchema);
+  requireBootOf(member, boot, nowMs, highest);
+  return boot;
+}
+
+/**
+ * What `verifyBoot` asks of a boot record beyond its signature: of one whose signature was verified before, all that can have changed.
+ * @throws PairwireError RECORD_MISMATCH, RECORD_EXPIRED or RECORD_ROLLBACK
+ */
+export function requireBootOf(
+  member: VerifiedMember,
+  boot: BootRecord,
+  nowMs: number,
+  highest: number,
+): void {
   if (boot.subnet !== member.grant.subnet || boot.id !== member.id) {
     throw new PairwireError('RECORD_MISMATCH', 'a boot record is of another member', {
       where: member.id,
@@ -296,7 +310,6 @@ export function verifyBoot(
       where: member.id,
     });
   }
-  return boot;
 }
 
 /** Verifies the operator's settings and that they are not older than `atLeast`. */

@@ -475,6 +475,27 @@ describe('the peer table', () => {
     expect(bench.table.get(carol.id)?.state).toBe('ready');
   });
 
+  it('a boot record that was good makes its peer absent once it has expired, though nothing of it is new', async () => {
+    const record = bob.record(2, 150, { boot: bob.boot(150, { notAfter: NOW + 1_000 }) });
+    bench.table.takeMember(record);
+    bench.table.takeMember(record);
+    expect(bench.table.get(bob.id)?.state).toBe('ready');
+    bench.now = NOW + 1_001;
+    expect(bench.table.takeMember(record)).toBe(true);
+    expect(bench.table.get(bob.id)?.state).toBe('absent');
+  });
+
+  it('a boot record that was good is not believed with another signature', async () => {
+    const { b, s } = bob.boot(150);
+    bench.table.takeMember(carol.record(3, 100));
+    bench.table.takeMember(bob.record(2, 150, { boot: { b, s } }));
+    dataPlane.told();
+    const forged = Buffer.from(s);
+    forged.writeUInt8(forged.readUInt8(0) ^ 1, 0);
+    expect(bench.table.takeMember(bob.record(2, 150, { boot: { b, s: forged } }))).toBe(false);
+    expectOnlyBobStopped('RECORD_SIGNATURE');
+  });
+
   it('a boot record with an address that was not granted stops that peer only', async () => {
     await both();
     const boot = bob.boot(150, { macs: [bob.mac, carol.mac] });
