@@ -150,12 +150,14 @@ async function main(): Promise<void> {
     for (const { bed } of candidates) await bed?.close();
   }
   if (interruption.signal.aborted) return;
+  const congestionControl = congestionControlOf(candidates);
   const result: Result = {
     schema: 2,
     when: new Date(begin).toISOString(),
     version: packageVersion(),
     mode: options.quick ? 'quick' : 'full',
     rounds: plan.rounds,
+    ...(congestionControl === undefined ? {} : { congestionControl }),
     minutes: Math.round((Date.now() - begin) / 6000) / 10,
     machine: describeMachine(),
     rows: candidates.map((candidate) => candidate.row()),
@@ -163,6 +165,11 @@ async function main(): Promise<void> {
   process.stdout.write(terminalReport(result));
   keep(result);
   if (result.rows.some((row) => row.failed !== undefined)) process.exitCode = 1;
+}
+
+/** The same in all namespaces of a machine. */
+function congestionControlOf(candidates: readonly Candidate[]): string | undefined {
+  return candidates.find(({ bed }) => bed !== undefined)?.bed?.congestionControl;
 }
 
 function peers(): Peer[] {

@@ -142,7 +142,8 @@ export class Meter {
   /** Like `idle`, while one TCP stream runs the same way. */
   async loaded(): Promise<Echo> {
     const { bed, target } = this.#tunnel;
-    const seconds = Math.ceil(this.#lengths.loadedCount / 100) + 5;
+    // It is ended when the round trips are done; at 40 ms each it would be too short.
+    const seconds = Math.ceil(this.#lengths.loadedCount / 25) + 5;
     const args = ['-c', target, '-p', `${PORT.load}`, '-t', `${seconds}`];
     const load: ChildProcess = bed.start(bed.a, 'iperf3', ...args);
     try {

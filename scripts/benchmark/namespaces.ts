@@ -25,6 +25,11 @@ const execute = promisify(execFile);
 const PREFIX = 'pwb-';
 const FOLDER = 'pairwire-bench-';
 const RUN_TIMEOUT_MS = 120_000;
+/**
+ * How the streams find their rate: as Linux does it by default, else as every namespace may have it. A machine may have another default, BBR say,
+ * which holds each stream back by a timer of its own, so that timers would be measured.
+ */
+const CONGESTION_CONTROLS = ['cubic', 'reno'] as const;
 
 export interface Side {
   readonly name: 'a' | 'b';
@@ -42,6 +47,8 @@ export class Bed {
   readonly tag: string;
   /** For keys and configuration of the tunnel; others may pass through it. */
   readonly folder: string;
+  /** Of TCP in both namespaces. */
+  congestionControl = '';
   readonly #signal: AbortSignal;
   readonly #processes = new Set<ChildProcess>();
   readonly #before: (() => Promise<void>)[] = [];
@@ -92,6 +99,17 @@ export class Bed {
       await this.run(side, 'ip', 'link', 'set', side.device, 'up');
       await this.run(side, 'ip', 'link', 'set', 'lo', 'up');
     }
+    this.congestionControl = await this.#chooseCongestionControl();
+  }
+
+  /** A namespace may have what the machine allows everybody (net.ipv4.tcp_allowed_congestion_control), which is always reno. */
+  async #chooseCongestionControl(): Promise<string> {
+    for (const name of CONGESTION_CONTROLS) {
+      const setting = `net.ipv4.tcp_congestion_control=${name}`;
+      const set = this.sides.map((side) => this.try(side, 'sysctl', '-qw', setting));
+      if ((await Promise.all(set)).every((done) => done !== undefined)) return name;
+    }
+    throw new Error(`none of ${CONGESTION_CONTROLS.join(', ')} can be set in a namespace`);
   }
 
   /** Runs a program to its end in a side's namespace and gives its output. @throws Error with its last words */

@@ -111,13 +111,14 @@ export function markdownReport(result: Result): string {
     ['CPU s/GB', (row) => cells(row)[3] ?? '-'],
   ];
   const line = (words: readonly string[]) => `| ${words.join(' | ')} |`;
-  const { machine } = result;
+  const { machine, congestionControl } = result;
+  const byControl = congestionControl === undefined ? '' : `, TCP by ${congestionControl}`;
   const runs = result.mode === 'full' ? `${result.rounds} rounds` : `${result.rounds} short rounds`;
   const targets = targetLines(result).filter((one) => one.target !== undefined);
   return [
     `![Throughput, packet rate and round trip of each tunnel](docs/bench/latest.svg)`,
     '',
-    `Medians of ${runs} on ${result.when.slice(0, 10)}: ${machine.cores} cores of ${machine.cpu}, Linux ${machine.kernel}; both`,
+    `Medians of ${runs} on ${result.when.slice(0, 10)}: ${machine.cores} cores of ${machine.cpu}, Linux ${machine.kernel}${byControl}; both`,
     'ends and the load generator on the same machine. Ratios within one run are what counts.',
     '',
     line(columns.map(([head]) => head)),

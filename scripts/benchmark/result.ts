@@ -45,6 +45,8 @@ export const resultSchema = z.object({
   version: z.string(),
   mode: z.enum(['quick', 'full']),
   rounds: z.number().int(),
+  /** Congestion control of the streams, in all rows. Runs from before it was chosen had what their machine had. */
+  congestionControl: z.string().optional(),
   minutes: z.number(),
   machine: z.object({
     cpu: z.string(),

@@ -43,6 +43,7 @@ const result = (rows: readonly Row[]): Result => ({
   version: '0.1.0',
   mode: 'full',
   rounds: 5,
+  congestionControl: 'cubic',
   minutes: 20,
   machine: { cpu: 'CPU', cores: 2, memoryGB: 4, kernel: '6.1', system: 'Debian', node: 'v20' },
   rows: [...rows],
