@@ -2,7 +2,7 @@
  * The result as a picture: three groups of bars over the same tunnels. Written as SVG text, without a
  * library, because it is a hundred lines of rectangles.
  */
-import { type FigureName, type Result, ROW, type Row } from './result.js';
+import { type FigureName, placeOf, type Result, ROW, type Row } from './result.js';
 
 interface Group {
   readonly title: string;
@@ -62,9 +62,7 @@ const xml = (text: string) =>
 export function chart(result: Result): string {
   const { rows } = result;
   const height = TOP + rows.length * PITCH + BOTTOM;
-  const { machine, congestionControl } = result;
-  const byControl = congestionControl === undefined ? '' : `, TCP by ${congestionControl}`;
-  const place = `${result.when.slice(0, 10)}, Pairwire ${result.version}, both ends on ${machine.cores} cores of ${machine.cpu}, Linux ${machine.kernel}${byControl}`;
+  const place = `${result.when.slice(0, 10)}, Pairwire ${result.version}, both ends on ${placeOf(result)}`;
   const lines = [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${height}" width="${WIDTH}" height="${height}" font-family="DejaVu Sans, Verdana, Helvetica, Arial, sans-serif" font-size="12" fill="${INK}">`,
     `<rect width="${WIDTH}" height="${height}" rx="6" fill="#ffffff"/>`,

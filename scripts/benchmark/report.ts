@@ -1,6 +1,6 @@
 /** The result as tables: on the terminal, and as Markdown for the README. */
 import Table from 'cli-table3';
-import { type FigureName, type Result, type Row, value } from './result.js';
+import { type FigureName, placeOf, type Result, type Row, value } from './result.js';
 import { type TargetLine, targetLines } from './targets.js';
 
 const HEAD = [
@@ -111,14 +111,12 @@ export function markdownReport(result: Result): string {
     ['CPU s/GB', (row) => cells(row)[3] ?? '-'],
   ];
   const line = (words: readonly string[]) => `| ${words.join(' | ')} |`;
-  const { machine, congestionControl } = result;
-  const byControl = congestionControl === undefined ? '' : `, TCP by ${congestionControl}`;
   const runs = result.mode === 'full' ? `${result.rounds} rounds` : `${result.rounds} short rounds`;
   const targets = targetLines(result).filter((one) => one.target !== undefined);
   return [
     `![Throughput, packet rate and round trip of each tunnel](docs/bench/latest.svg)`,
     '',
-    `Medians of ${runs} on ${result.when.slice(0, 10)}: ${machine.cores} cores of ${machine.cpu}, Linux ${machine.kernel}${byControl}; both`,
+    `Medians of ${runs} on ${result.when.slice(0, 10)}: ${placeOf(result)}; both`,
     'ends and the load generator on the same machine. Ratios within one run are what counts.',
     '',
     line(columns.map(([head]) => head)),

@@ -71,6 +71,12 @@ export const ROW = {
   wireguard: 'wireguard-go',
 } as const;
 
+/** Where it was measured, in words. */
+export function placeOf({ machine, congestionControl }: Result): string {
+  const place = `${machine.cores} cores of ${machine.cpu}, Linux ${machine.kernel}`;
+  return congestionControl === undefined ? place : `${place}, TCP by ${congestionControl}`;
+}
+
 /** The median of a row's figure, if it was measured. */
 export function value(row: Row | undefined, name: FigureName): number | undefined {
   return row?.figures[name]?.median;
