@@ -4,20 +4,43 @@
  * proxy with access control serves them further.
  */
 import { createServer } from 'node:http';
+import { performance } from 'node:perf_hooks';
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 import { PairwireError } from './errors.js';
 
 const PREFIX = 'pairwire_';
+/** prom-client's sampling of the event loop wakes an idle process 100 times a second: never, and what it would show is taken out. */
+const NO_SAMPLING_MS = 2 ** 31 - 1;
+const SAMPLED = ['min', 'max', 'mean', 'stddev', 'p50', 'p90', 'p99'] as const;
 
 /** Makes counters, gauges and histograms of one registry; every name begins with `pairwire_`. */
 export class Metrics {
   readonly registry = new Registry();
 
-  /** @param process also memory, CPU time and event loop lag of this process */
+  /** @param process also memory, CPU time and how busy the event loop is, of this process */
   constructor(options: { readonly process?: boolean } = {}) {
-    if (options.process === true) {
-      collectDefaultMetrics({ register: this.registry, prefix: PREFIX });
+    if (options.process === true) this.#addProcess();
+  }
+
+  #addProcess(): void {
+    const { registry } = this;
+    collectDefaultMetrics({
+      register: registry,
+      prefix: PREFIX,
+      eventLoopMonitoringPrecision: NO_SAMPLING_MS,
+    });
+    for (const what of SAMPLED) {
+      registry.removeSingleMetric(`${PREFIX}nodejs_eventloop_lag_${what}_seconds`);
     }
+    new Counter({
+      name: `${PREFIX}nodejs_eventloop_active_seconds_total`,
+      help: 'Time that the event loop did not wait for something to do.',
+      registers: [registry],
+      collect() {
+        this.reset();
+        this.inc(performance.eventLoopUtilization().active / 1_000);
+      },
+    });
   }
 
   counter<L extends string = never>(

@@ -21,6 +21,7 @@
 #include <algorithm>
 #include <array>
 #include <string>
+#include <utility>
 
 #include "io/wait.hpp"
 
@@ -118,7 +119,7 @@ void Lane::serve(bool both, IdleSpin& after_in, IdleSpin& after_out) {
     if (!both && turn() == Turn::kFirst) return;
     const std::uint64_t begin = now;
     const std::uint64_t accepted = in_.counters.frames.load(std::memory_order_relaxed);
-    const bool came = inbound_.batch();
+    const bool came = std::exchange(only_tap_, false) ? false : inbound_.batch();
     const bool good = in_.counters.frames.load(std::memory_order_relaxed) != accepted;
     in_.reader->quiescent();
     now = boot_us();
@@ -170,7 +171,10 @@ void Lane::sleep_first(bool both) {
   std::array<Waited, 2> fds{Waited{underlay_sound_ ? underlay_ : -1},
                             Waited{both && tap_sound_ ? tap_ : -1}};
   const std::array<int, 2> wakes{in_.wake, both ? out_.wake : -1};
-  wait_readable(fds, wakes, limit);
+  const bool only_fds = wait_readable(fds, wakes, limit);
+  // Who woke us would wait for a look at the socket in vain. The other way round it is not in vain:
+  // what comes in is often answered at once, by the kernel while it is handed over.
+  only_tap_ = only_fds && fds[1].readable && !fds[0].readable && !fds[0].failed;
   // A descriptor that failed is left out of the next sleep, once.
   underlay_sound_ = !fds[0].failed;
   tap_sound_ = !fds[1].failed;

@@ -103,6 +103,7 @@ class Lane {
   std::atomic<Turn> turn_{Turn::kFirst};
   std::atomic<std::uint64_t> gifts_{0};
   IdleSpin* last_ = nullptr;  ///< that of the direction that worked last; the first thread's
+  bool only_tap_ = false;     ///< the last sleep was ended by the TAP and nothing else
   bool tap_sound_ = true;
   bool underlay_sound_ = true;
   std::thread first_;

@@ -45,6 +45,9 @@ constexpr std::size_t kReads = 64;
 /// up: four together are 5 messages instead of 8 (docs/performance.md).
 constexpr std::size_t kFlushBytes = 4 * kMaxTrainBytes;
 static_assert(kFlushBytes + kMaxTapPacket + kMaxTapPacket / 8 < UdpSender::kArena);
+/// Longer than a frame of an ordinary Ethernet. Where the batch before was one packet, such a one
+/// leaves before it is looked for another, which takes as long as sealing it three times.
+constexpr std::size_t kShortPacket = 2'048;
 /// Packets that a crew seals at once, so sealed bytes that may leave together then.
 constexpr std::size_t kPieces = 4;
 static_assert(kPieces * (kMaxTapPacket + kMaxTapPacket / 8) < UdpSender::kArena);
@@ -147,6 +150,7 @@ bool Outbound::batch() {
     ++reads;
     take(Bytes(packet, size), false);
     if (waiting_ == pieces_.size()) seal_pieces();
+    if (reads == 1 && alone_ && size <= kShortPacket) flush();
     if (waiting_ == 0 && sender_.pending() >= kFlushBytes) sender_.flush();
   }
   flush();
@@ -155,6 +159,7 @@ bool Outbound::batch() {
   if (reads != 0) {
     WorkerCounters::add(share_.counters.batches, 1);
     WorkerCounters::add(share_.counters.supers, reads);
+    alone_ = reads == 1;
   }
   if (std::exchange(told_, false)) wake_up(share_.control_wake);
   return reads != 0;

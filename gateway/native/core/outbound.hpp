@@ -167,7 +167,8 @@ class Outbound {
   PathLimit wire_limit_;
   TokenBucket clear_budget_;
 
-  bool told_ = false;  ///< events were put in this batch
+  bool told_ = false;   ///< events were put in this batch
+  bool alone_ = false;  ///< the last batch with anything in it was one packet
 
   /// Budgets of sources for ICMP answers, direct-mapped by a hash of the address.
   std::vector<TokenBucket> answer_budgets_;

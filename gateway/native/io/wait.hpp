@@ -15,12 +15,13 @@ bool wait_writable(int fd, std::chrono::milliseconds limit) noexcept;
 /// A descriptor to wait for. One of -1 is left out.
 struct Waited {
   int fd = -1;
-  bool failed = false;  ///< set: in a state of error, and waiting for it again would not sleep
+  bool readable = false;  ///< set
+  bool failed = false;    ///< set: in a state of error, and waiting for it again would not sleep
 };
 
 /// Waits until one of `fds` can be read or one of the eventfds `wakes` is written to, at most
-/// `timeout_ms` (-1: for ever). Empties the eventfds.
-void wait_readable(std::span<Waited> fds, std::span<const int> wakes, int timeout_ms) noexcept;
+/// `timeout_ms` (-1: for ever). Empties the eventfds. True if nothing but `fds` ended it.
+bool wait_readable(std::span<Waited> fds, std::span<const int> wakes, int timeout_ms) noexcept;
 
 /// Adds 1 to an eventfd.
 void wake_up(int eventfd) noexcept;

@@ -372,6 +372,37 @@ TEST_CASE("data path: more than fits one train") {
   CHECK(payload == 60'000);
 }
 
+TEST_CASE("data path: super-frames that wait together fill each other's trains up") {
+  Pair pair;
+  pair.install_pair();
+  FrameSpec spec;
+  spec.payload = Random(3).bytes(std::size_t{46} * 1'392);
+  const Frame super = make_frame(spec, true);
+  for (int i = 0; i < 4; ++i) pair.alice.from_host(gso_header(super, 1'392), super);
+  pair.alice.pump_out();
+  // A train takes 44 of their 46 segments: one by one they would be 8.
+  CHECK(pair.intercept_trains().size() == 5);
+}
+
+TEST_CASE(
+    "data path: a packet leaves at once where packets come alone, and with others in a crowd") {
+  Pair pair;
+  pair.install_pair();
+  const Frame frame = tcp_frame(100);
+  const auto sizes = [&](int frames) {
+    for (int i = 0; i < frames; ++i) pair.alice.from_host({}, frame);
+    pair.alice.pump_out();
+    std::vector<std::size_t> all;
+    for (const auto& train : pair.intercept_trains()) all.push_back(train.size());
+    return all;
+  };
+  using Sizes = std::vector<std::size_t>;
+  CHECK(sizes(3) == Sizes{3});
+  CHECK(sizes(1) == Sizes{1});
+  CHECK(sizes(3) == Sizes{1, 2});  // One was expected.
+  CHECK(sizes(3) == Sizes{3});
+}
+
 TEST_CASE("data path: refused at step 1 to 8") {
   Pair pair;
   pair.install_pair();

@@ -14,9 +14,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -335,12 +337,21 @@ struct Pair {
   /// Takes what lies in Bob's socket away from him: the sealed frames, one by one.
   std::vector<Frame> intercept() {
     std::vector<Frame> frames;
+    for (std::vector<Frame>& train : intercept_trains()) {
+      std::ranges::move(train, std::back_inserter(frames));
+    }
+    return frames;
+  }
+  /// The same, by the messages that they came in.
+  std::vector<std::vector<Frame>> intercept_trains() {
+    std::vector<std::vector<Frame>> all;
     UdpReceiver receiver(UdpSocket::of(bob.udp.get()));
     bool failed = false;
     for (;;) {
       const auto trains = receiver.receive(failed);
-      if (trains.empty()) return frames;
+      if (trains.empty()) return all;
       for (const auto& train : trains) {
+        std::vector<Frame>& frames = all.emplace_back();
         for (std::size_t at = 0; at < train.bytes.size(); at += train.frame_size) {
           const auto one =
               train.bytes.subspan(at, std::min(train.frame_size, train.bytes.size() - at));

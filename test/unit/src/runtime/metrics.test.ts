@@ -1,4 +1,6 @@
-/** /metrics answers on loopback only, and nothing but /metrics. */
+/** /metrics answers on loopback only, and nothing but /metrics; what it shows of its own process costs nothing while nobody looks. */
+import { execFile } from 'node:child_process';
+import { promisify } from 'node:util';
 import { describe, expect, it } from 'vitest';
 import { Lifecycle } from '../../../../src/runtime/lifecycle.js';
 import { createLogger } from '../../../../src/runtime/log.js';
@@ -20,6 +22,29 @@ describe('metrics', () => {
     } finally {
       await server.close();
     }
+  });
+
+  it('tell of their process without waking it', async () => {
+    const metrics = new URL('../../../../src/runtime/metrics.ts', import.meta.url).href;
+    const program = `
+      import { readFileSync } from 'node:fs';
+      import { setTimeout as sleep } from 'node:timers/promises';
+      const { Metrics } = await import(${JSON.stringify(metrics)});
+      const { registry } = new Metrics({ process: true });
+      const switches = () =>
+        Number(/^voluntary_ctxt_switches:\\s+(\\d+)$/m.exec(readFileSync('/proc/thread-self/status', 'utf8'))?.[1]);
+      const before = switches();
+      await sleep(1_000);
+      console.log(JSON.stringify({ woken: switches() - before, text: await registry.metrics() }));
+    `;
+    const { stdout } = await promisify(execFile)(process.execPath, [
+      ...['--import', 'tsx', '--input-type', 'module', '--eval', program],
+    ]);
+    const { woken, text } = JSON.parse(stdout) as { woken: number; text: string };
+    expect(woken).toBeLessThan(50);
+    expect(text).toMatch(/^pairwire_process_resident_memory_bytes \d+$/m);
+    expect(text).toMatch(/^pairwire_nodejs_eventloop_active_seconds_total [\d.]+$/m);
+    expect(text).not.toMatch(/eventloop_lag_(min|max|mean|stddev|p\d)/);
   });
 
   it('refuse other than loopback addresses', () => {
