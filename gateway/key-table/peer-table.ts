@@ -22,7 +22,7 @@ import {
 import type { Right, Role, Settings } from '../../src/protocol/records.js';
 import type { PairwireError } from '../../src/runtime/errors.js';
 import type { CommandPort } from '../dataplane/client.js';
-import type { CommandFields } from '../dataplane/messages.gen.js';
+import type { CommandFields, CommandType } from '../dataplane/messages.gen.js';
 import { type Told, tellDataPlane } from '../dataplane/tell.js';
 import { rightsBits } from '../guard/rights.js';
 import { asPairwireError, fingerprint, keyFingerprint } from './installed.js';
@@ -114,6 +114,8 @@ interface Sent {
   peer: string;
   key: string;
   next: string;
+  /** Commands that the data plane has not answered yet. */
+  underWay: number;
 }
 
 /** Members and keys of one port. */
@@ -496,11 +498,16 @@ export class PeerTable {
     return this.#ownBoot !== undefined && told.next !== undefined && told.next.pwId === held?.pwId;
   }
 
-  /** Sends everything about a peer once more: the data plane asked for what it should have. */
+  /**
+   * Sends everything about a peer once more: the data plane asked for what it should have. What is on its way to it,
+   * because the far end's frame was quicker, is not sent twice.
+   * @returns false if there is nothing that it could be sent
+   */
   reinstall(entry: PeerEntry): boolean {
     if (entry.state !== 'ready' || entry.key === undefined || this.#ownBoot === undefined) {
       return false;
     }
+    if ((this.#sent.get(entry.id)?.underWay ?? 0) > 0) return true;
     this.#sent.delete(entry.id);
     this.#install(entry);
     return true;
@@ -604,9 +611,15 @@ export class PeerTable {
     const ownBoot = this.#ownBoot;
     if (ownBoot === undefined || entry.state !== 'ready') return [];
     if (index === undefined || boot === undefined || subject === undefined) return [];
-    const sent = this.#sent.get(entry.id) ?? { peer: '', key: '', next: '' };
+    const sent = this.#sent.get(entry.id) ?? { peer: '', key: '', next: '', underWay: 0 };
     this.#sent.set(entry.id, sent);
     const commands: Promise<unknown>[] = [];
+    const tell = <T extends CommandType>(type: T, fields: CommandFields<T>): Promise<Told> => {
+      sent.underWay += 1;
+      return tellDataPlane(this.#deps, type, fields).finally(() => {
+        sent.underWay -= 1;
+      });
+    };
     // The outside of a NAT box lets nobody in who was not called, however near it is.
     const near = entry.endpoints.filter((one) => one.seen !== true && this.#deps.isNear(one));
     const far = entry.endpoints.filter((one) => !near.includes(one));
@@ -626,7 +639,7 @@ export class PeerTable {
     const peerText = fingerprint(peer);
     if (sent.peer !== peerText) {
       sent.peer = peerText;
-      commands.push(tellDataPlane(this.#deps, 'peer.set', peer));
+      commands.push(tell('peer.set', peer));
     }
     if (entry.key === undefined) return commands;
     const command = ({ key, pwId }: Generation, send: boolean): CommandFields<'key.pair'> => {
@@ -636,7 +649,7 @@ export class PeerTable {
     const keyText = keyFingerprint(key, index, boot);
     if (sent.key !== keyText) {
       sent.key = keyText;
-      commands.push(tellDataPlane(this.#deps, 'key.pair', key));
+      commands.push(tell('key.pair', key));
     }
     if (entry.next === undefined) return commands;
     const next = command(entry.next, false);
@@ -649,7 +662,7 @@ export class PeerTable {
     sent.next = nextText;
     this.#prepared.delete(entry.id);
     commands.push(
-      tellDataPlane(this.#deps, 'key.pair', next).then((told) => {
+      tell('key.pair', next).then((told) => {
         if (told !== 'done' || sent.next !== nextText) return;
         this.#prepared.add(entry.id);
         this.#deps.onPrepared(entry.id);

@@ -248,6 +248,19 @@ describe('the peer table', () => {
     expect(await dataPlane.holds()).toContain('bob 2 2');
   });
 
+  it('what the data plane asks for while it is on its way is not sent twice; later it is', async () => {
+    await both();
+    const entry = bench.table.get(bob.id);
+    if (entry === undefined) throw new Error('bob is missing');
+    expect(bench.table.reinstall(entry)).toBe(true);
+    expect(dataPlane.told()).toEqual([]);
+    await dataPlane.holds(); // It has answered all that was sent before.
+    expect(bench.table.reinstall(entry)).toBe(true);
+    expect(dataPlane.told()).toEqual(['peer.set bob', 'key.pair bob 1']);
+    expect(bench.table.reinstall(entry)).toBe(true);
+    expect(dataPlane.told()).toEqual([]);
+  });
+
   it('a new data plane gets the next generation too, and only then is it confirmed again', async () => {
     await both();
     const next = { pwId: 2, key: Buffer.alloc(32, 1) };
