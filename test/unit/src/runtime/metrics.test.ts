@@ -33,15 +33,16 @@ describe('metrics', () => {
       const { registry } = new Metrics({ process: true });
       const switches = () =>
         Number(/^voluntary_ctxt_switches:\\s+(\\d+)$/m.exec(readFileSync('/proc/thread-self/status', 'utf8'))?.[1]);
+      await sleep(500); // What belongs to the start is done.
       const before = switches();
-      await sleep(1_000);
+      await sleep(2_000);
       console.log(JSON.stringify({ woken: switches() - before, text: await registry.metrics() }));
     `;
     const { stdout } = await promisify(execFile)(process.execPath, [
       ...['--import', 'tsx', '--input-type', 'module', '--eval', program],
     ]);
     const { woken, text } = JSON.parse(stdout) as { woken: number; text: string };
-    expect(woken).toBeLessThan(50);
+    expect(woken).toBeLessThan(100); // It was 200.
     expect(text).toMatch(/^pairwire_process_resident_memory_bytes \d+$/m);
     expect(text).toMatch(/^pairwire_nodejs_eventloop_active_seconds_total [\d.]+$/m);
     expect(text).not.toMatch(/eventloop_lag_(min|max|mean|stddev|p\d)/);
