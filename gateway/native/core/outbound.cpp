@@ -45,8 +45,8 @@ constexpr std::size_t kReads = 64;
 /// up: four together are 5 messages instead of 8 (docs/performance.md).
 constexpr std::size_t kFlushBytes = 4 * kMaxTrainBytes;
 static_assert(kFlushBytes + kMaxTapPacket + kMaxTapPacket / 8 < UdpSender::kArena);
-/// Longer than a frame of an ordinary Ethernet. Where the batch before was one packet, such a one
-/// leaves before it is looked for another, which takes as long as sealing it three times.
+/// A frame of an ordinary Ethernet is shorter, a super-frame is not. Where the batch before was one
+/// packet, a short one leaves before another is looked for: that is a system call, mostly in vain.
 constexpr std::size_t kShortPacket = 2'048;
 /// Packets that a crew seals at once, so sealed bytes that may leave together then.
 constexpr std::size_t kPieces = 4;

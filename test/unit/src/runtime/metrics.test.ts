@@ -38,9 +38,8 @@ describe('metrics', () => {
       await sleep(2_000);
       console.log(JSON.stringify({ woken: switches() - before, text: await registry.metrics() }));
     `;
-    const { stdout } = await promisify(execFile)(process.execPath, [
-      ...['--import', 'tsx', '--input-type', 'module', '--eval', program],
-    ]);
+    const words = ['--import', 'tsx', '--input-type', 'module', '--eval', program];
+    const { stdout } = await promisify(execFile)(process.execPath, words);
     const { woken, text } = JSON.parse(stdout) as { woken: number; text: string };
     expect(woken).toBeLessThan(100); // It was 200.
     expect(text).toMatch(/^pairwire_process_resident_memory_bytes \d+$/m);
