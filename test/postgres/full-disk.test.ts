@@ -1,7 +1,7 @@
 /**
  * The disk of PostgreSQL is full, under a key server as a process: what it knows it goes on telling, also while others ask for what can't
  * be stored; the log says why; nothing acknowledged is lost; and with room it works again by itself. Where there is no room for
- * PostgreSQL's own log, that ends itself, and the key server stands by until it is back.
+ * PostgreSQL's own log, or for what a checkpoint writes, that ends itself, and the key server stands by until it is back.
  */
 import { execFileSync } from 'node:child_process';
 import { appendFileSync, chmodSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
@@ -22,7 +22,9 @@ const PATIENCE_MS = 60_000;
 const WHILE_FULL_MS = 8_000;
 /** Small segments of PostgreSQL's log: so it soon needs another file. */
 const SMALL_WAL = ['--wal-segsize=1'];
-const SETTINGS = ['min_wal_size = 2MB', 'max_wal_size = 8MB', 'autovacuum = off'];
+/** What has room of its own is written without a checkpoint: that ends PostgreSQL on a full disk, and comes when a test asks for one. */
+const NO_CHECKPOINT = ['max_wal_size = 4GB', 'checkpoint_timeout = 1h', 'autovacuum = off'];
+const LITTLE_WAL = ['min_wal_size = 2MB', 'max_wal_size = 8MB', 'autovacuum = off'];
 
 const own = process.env.PAIRWIRE_TEST_POSTGRES;
 
@@ -57,12 +59,10 @@ async function start(logElsewhere: boolean): Promise<[TestMember, TestMember]> {
   disk = mkdtempSync(join(tmpdir(), 'pairwire-disk-'));
   execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=96m,mode=755', 'tmpfs', disk]);
   elsewhere = logElsewhere ? mkdtempSync(join(tmpdir(), 'pairwire-wal-')) : undefined;
-  const initdb = [...SMALL_WAL];
-  if (elsewhere !== undefined) {
-    chmodSync(elsewhere, 0o777);
-    initdb.push(`--waldir=${join(elsewhere, 'wal')}`);
-  }
-  postgres = await PostgresServer.start(SETTINGS, { disk, initdb });
+  if (elsewhere !== undefined) chmodSync(elsewhere, 0o777);
+  const initdb = elsewhere === undefined ? SMALL_WAL : [`--waldir=${join(elsewhere, 'wal')}`];
+  const settings = elsewhere === undefined ? LITTLE_WAL : NO_CHECKPOINT;
+  postgres = await PostgresServer.start(settings, { disk, initdb });
   process.env.PAIRWIRE_TEST_POSTGRES = postgres.url('postgres');
   await postgres.query('postgres', 'CREATE DATABASE tables');
   server = await ServerProcess.make({ replicate: 1 });
@@ -188,42 +188,56 @@ it('for tables: known keys are told all the while, whoever asks for more; and it
   await expectAll();
 }, 240_000);
 
-it("for PostgreSQL's own log: it stands by while there is no database, and serves again with all that it acknowledged", async () => {
-  const [alice, bob] = await start(false);
-  const free = fillDisk(disk);
-  await enrolUntilRefused('n');
+it.each([
   // Somebody else's writes come to where the log needs another file, and need no room but there.
-  const more = `SELECT pg_logical_emit_message(true, 'more', repeat('x', 100000))`;
-  await until(
-    async () => {
-      await postgres.query('postgres', more).catch(() => undefined);
-      return !(await answers());
-    },
-    'PostgreSQL to end',
-    PATIENCE_MS,
-  );
-  await until(async () => (await state()) === 'standby', 'the server to stand by', PATIENCE_MS);
-  expect(server.log).toContain('the lease is lost');
-  free();
-  // What systemd does, where PostgreSQL did not come back by itself.
-  await postgres.halt('immediate');
-  await postgres.run();
-  await until(async () => (await state()) === 'serving', 'the server to serve again', PATIENCE_MS);
-  const before = { ...last };
-  await until(
-    () =>
-      know(alice, bob.id).then(
-        () => true,
-        () => false,
-      ),
-    'a key that was known',
-    PATIENCE_MS,
-  );
-  expect(last).toEqual(before);
-  const late = await member('late');
-  await know(late, alice.id);
-  await expectAll();
-}, 240_000);
+  [
+    "PostgreSQL's own log",
+    false,
+    `SELECT pg_logical_emit_message(true, 'more', repeat('x', 100000))`,
+  ],
+  ['a checkpoint of PostgreSQL', true, 'CHECKPOINT'],
+])(
+  'for %s: it stands by while there is no database, and serves again with all that it acknowledged',
+  async (_what, logElsewhere, end) => {
+    const [alice, bob] = await start(logElsewhere);
+    const free = fillDisk(disk);
+    await enrolUntilRefused('n');
+    await until(
+      async () => {
+        await postgres.query('postgres', end).catch(() => undefined);
+        return !(await answers());
+      },
+      'PostgreSQL to end',
+      PATIENCE_MS,
+    );
+    await until(async () => (await state()) === 'standby', 'the server to stand by', PATIENCE_MS);
+    expect(server.log).toContain('the lease is lost');
+    free();
+    // What systemd does, where PostgreSQL did not come back by itself.
+    await postgres.halt('immediate');
+    await postgres.run();
+    await until(
+      async () => (await state()) === 'serving',
+      'the server to serve again',
+      PATIENCE_MS,
+    );
+    const before = { ...last };
+    await until(
+      () =>
+        know(alice, bob.id).then(
+          () => true,
+          () => false,
+        ),
+      'a key that was known',
+      PATIENCE_MS,
+    );
+    expect(last).toEqual(before);
+    const late = await member('late');
+    await know(late, alice.id);
+    await expectAll();
+  },
+  240_000,
+);
 
 async function answers(): Promise<boolean> {
   return postgres.query('postgres', 'SELECT 1').then(
