@@ -10,7 +10,7 @@ import { defineConfig } from 'vitest/config';
 const STORE_TESTS =
   process.env.PAIRWIRE_POSTGRES_ALL === '1'
     ? '*'
-    : '{audit,durability,enrol,forget-keys,forget-keys-kills,group-rekey,keys,put-back,rekey,revoke,sealed-store,sync}';
+    : '{audit,durability,enrol,forget-keys,forget-keys-kills,group-rekey,keys,put-back,rehearsal,rekey,revoke,sealed-store,sync}';
 
 export default defineConfig({
   test: {

@@ -12,6 +12,7 @@ import type { OutputTarget } from '../src/cli/output.js';
 import { messageOf, PairwireError } from '../src/runtime/errors.js';
 import { Lifecycle } from '../src/runtime/lifecycle.js';
 import { createLogger, type Logger } from '../src/runtime/log.js';
+import { rehearse } from '../src/runtime/rehearsal.js';
 import { Agent } from './agent.js';
 import { type GatewayConfig, insideInterfaces, loadGatewayConfig, wantedMtu } from './config.js';
 import { startBroker } from './dataplane/launch.js';
@@ -19,6 +20,7 @@ import { BrokerDevices, deviceSpecs } from './devices.js';
 import { type GatewayIdentity, loadIdentity } from './identity.js';
 import { otherPrograms, packageVersion } from './native-programs.js';
 import { type GatewayPaths, gatewayPaths, RUN_ROOT, type RunPaths, runPaths } from './paths.js';
+import { gatewayRehearsal } from './rehearsal.js';
 import { answers } from './status/socket.js';
 import { type MtuPlan, planMtu } from './underlay.js';
 import { becomeUser, chownToUser, isRoot, requireUser, type User } from './users.js';
@@ -62,6 +64,9 @@ export async function runGateway(dir: string, target: OutputTarget): Promise<voi
     throw thrown;
   }
   greet(target, config, dir);
+  const over = new AbortController();
+  lifecycle.started('rehearsal', async () => over.abort());
+  void rehearse(gatewayRehearsal(), log, over.signal);
   const reload = (): void => {
     agent
       .reload()

@@ -11,6 +11,7 @@ import { lockFolder } from '../src/runtime/folder-lock.js';
 import { Lifecycle } from '../src/runtime/lifecycle.js';
 import { createLogger, type Logger } from '../src/runtime/log.js';
 import { type Health, Metrics, serveMetrics } from '../src/runtime/metrics.js';
+import { rehearse } from '../src/runtime/rehearsal.js';
 import { auditSignKey } from './audit-key.js';
 import {
   KEY_KIND,
@@ -24,6 +25,7 @@ import {
 } from './config.js';
 import { finishForgetting } from './forget-keys.js';
 import { KeyVault } from './key-vault.js';
+import { keyServerRehearsal } from './keys/rehearsal.js';
 import { hasKms } from './kms/folder.js';
 import { type KmsLink, linkKms } from './kms-link.js';
 import { kmsMetrics } from './kms-metrics.js';
@@ -333,7 +335,10 @@ async function serve(
     rows_broken: server.alarms.brokenRows,
     seals_broken: ring.broken,
   });
+  const over = new AbortController();
+  void rehearse(keyServerRehearsal(store), log, over.signal);
   life.started('server', async () => {
+    over.abort();
     shown.alarms = undefined;
     await server.close();
   });

@@ -14,7 +14,6 @@ import {
   type CommandFields,
   type CommandType,
   type Event,
-  eventSchema,
   upwardSchema,
 } from './messages.gen.js';
 
@@ -150,7 +149,7 @@ export class DataPlaneClient implements CommandPort {
       this.eventsRefused += 1;
       return;
     }
-    this.#events.event(eventSchema.parse(parsed.data));
+    this.#events.event(parsed.data);
   }
 
   #onAnswer(type: string, id: number, answer: unknown): void {

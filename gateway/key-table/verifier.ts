@@ -72,7 +72,11 @@ export class Verifier {
    * @throws PairwireError RECORD_*, PIN_MISMATCH or IDENTITY_REFUSED
    */
   peer(record: PeerRecord): VerifiedPeer {
-    const member = this.#member(record.id, record.membership);
+    const digests = {
+      membership: digestOf(record.membership),
+      boot: record.boot === undefined ? undefined : digestOf(record.boot),
+    };
+    const member = this.#member(record.id, record.membership, digests.membership);
     if (member.id !== record.id || member.role !== record.role) {
       throw new PairwireError(
         'RECORD_MISMATCH',
@@ -87,14 +91,17 @@ export class Verifier {
       });
     }
     this.#pins.checkMember(member);
-    const boot = record.boot === undefined ? undefined : this.#boot(member, record.boot);
+    const boot =
+      record.boot === undefined || digests.boot === undefined
+        ? undefined
+        : this.#boot(member, record.boot, digests.boot);
     this.#remembered.set(member.id, {
-      digest: digestOf(record.membership),
+      digest: digests.membership,
       member,
       boot:
-        boot === undefined || record.boot === undefined
+        boot === undefined || digests.boot === undefined
           ? undefined
-          : { digest: digestOf(record.boot), record: boot },
+          : { digest: digests.boot, record: boot },
     });
     const verdict = this.#judge(member, boot !== undefined);
     if (verdict === 'waits') return boot === undefined ? { member } : { member, boot, waits: true };
@@ -128,17 +135,17 @@ export class Verifier {
     this.#remembered.delete(id);
   }
 
-  #member(id: Id, record: Signed): VerifiedMember {
+  #member(id: Id, record: Signed, digest: string): VerifiedMember {
     const remembered = this.#remembered.get(id);
-    if (remembered?.digest === digestOf(record)) return remembered.member;
+    if (remembered?.digest === digest) return remembered.member;
     return verifyMembership(this.#subnet, record, this.#operator);
   }
 
   /** An expired record is no contradiction: its member has been away for long, and is absent. */
-  #boot(member: VerifiedMember, record: Signed): BootRecord | undefined {
+  #boot(member: VerifiedMember, record: Signed, digest: string): BootRecord | undefined {
     let boot: BootRecord;
     try {
-      boot = this.#verifiedBoot(member, record);
+      boot = this.#verifiedBoot(member, record, digest);
     } catch (thrown) {
       if (thrown instanceof PairwireError && thrown.code === 'RECORD_EXPIRED') return undefined;
       throw thrown;
@@ -147,11 +154,11 @@ export class Verifier {
     return boot;
   }
 
-  #verifiedBoot(member: VerifiedMember, record: Signed): BootRecord {
+  #verifiedBoot(member: VerifiedMember, record: Signed, digest: string): BootRecord {
     const highest = this.#pins.bootSequence(member.id);
     const remembered = this.#remembered.get(member.id);
     // Signed by the same member: another membership may be of another key.
-    if (remembered?.member !== member || remembered.boot?.digest !== digestOf(record)) {
+    if (remembered?.member !== member || remembered.boot?.digest !== digest) {
       return verifyBoot(member, record, this.#now(), highest);
     }
     requireBootOf(member, remembered.boot.record, this.#now(), highest);

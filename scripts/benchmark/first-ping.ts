@@ -23,14 +23,14 @@ const INSIDE = {
 } as const;
 type Host = keyof typeof INSIDE;
 const TARGET_MS = 5;
-/** Until what goes on after a start, and after somebody new was met, is done. */
+/** Until what goes on after a start, after somebody new was met, and after a question for the status, is done. */
 const QUIET_MS = 1_000;
 
 /** @throws Error where one was lost, or the key was there already */
 async function measure(lab: Lab, from: Host, to: Host): Promise<number> {
-  await sleep(QUIET_MS);
   const known = (await lab.port(from)).peers.find(({ id }) => id === to);
   if (typeof known?.pwId === 'number') throw new Error(`${from} has the key of ${to} already`);
+  await sleep(QUIET_MS);
   return firstBeyondSecondMs((await lab.exec(from, twoPings(INSIDE[to]))).stdout);
 }
 

@@ -27,6 +27,11 @@ constexpr std::size_t kMaxPeersInStats = 3'500;
 constexpr std::size_t kMaxKeysInState = 5'000;
 
 constexpr std::uint8_t kAutoHelpers = 255;
+/// So long our host's announcements wait before the control plane is told of them: what comes with
+/// one may be a frame for somebody whose key it has to ask for, and that is what a sender waits
+/// for.
+constexpr std::uint64_t kClaimsHeldMs = 20;
+constexpr std::size_t kMaxClaimsHeld = 64;
 
 constexpr std::uint32_t kLeastLearnMs = 1'000;
 
@@ -736,17 +741,24 @@ answer::Stats DataPlane::stats(std::uint64_t events_lost) const {
 // --- Events and timers --------------------------------------------------------------------------
 
 void DataPlane::take_worker_events() {
-  for (auto& [number, entry] : ports_) {
+  for (auto& [number, slot] : ports_) {
+    PortEntry& entry = slot;
     Port& port = *entry.port;
     const std::uint16_t name = number;
-    port.take_events([&](const WorkerEvent& one) { pass_on(name, port, one); });
+    port.take_events([&](const WorkerEvent& one) { pass_on(name, entry, one); });
     port.take_plain(boot_ms());
     port.wake_holders();
   }
 }
 
-void DataPlane::pass_on(std::uint16_t number, Port& port, const WorkerEvent& one) {
+void DataPlane::tell_claims(PortEntry& entry) {
+  for (const event::Claim& claim : entry.claims) options_.tell(claim);
+  entry.claims.clear();
+}
+
+void DataPlane::pass_on(std::uint16_t number, PortEntry& entry, const WorkerEvent& one) {
   using What = WorkerEvent::Kind;
+  Port& port = *entry.port;
   const std::uint64_t now = boot_ms();
   switch (one.kind) {
     case What::kMissMac:
@@ -792,7 +804,10 @@ void DataPlane::pass_on(std::uint16_t number, Port& port, const WorkerEvent& one
     case What::kSpoof:
       return options_.tell(event::Spoof{number, bytes_of(one.mac), one.vlan, "source_mac"});
     case What::kClaim:
-      return options_.tell(event::Claim{number, to_message(one.ip), bytes_of(one.mac)});
+      if (entry.claims.empty()) entry.claims_due_ms = now + kClaimsHeldMs;
+      entry.claims.push_back({number, to_message(one.ip), bytes_of(one.mac)});
+      if (entry.claims.size() >= kMaxClaimsHeld) tell_claims(entry);
+      return;
     case What::kGuarded: {
       const Peer* const peer = one.peer == 0 ? nullptr : port.tables().peer_by_number(one.peer);
       if (one.peer != 0 && peer == nullptr) return;  // Gone meanwhile; it is counted.
@@ -811,6 +826,10 @@ std::optional<std::uint64_t> DataPlane::run_timers(std::uint64_t now_ms) {
     for (const auto due : {entry.port->tables().run_timers(now_ms), entry.port->relay().run(now_ms),
                            entry.port->paths().run(now_ms), entry.port->run_plain(now_ms)}) {
       if (due && (!next || *due < *next)) next = due;
+    }
+    if (!entry.claims.empty() && entry.claims_due_ms <= now_ms) tell_claims(entry);
+    if (!entry.claims.empty() && (!next || entry.claims_due_ms < *next)) {
+      next = entry.claims_due_ms;
     }
     entry.port->wake_holders();
   }

@@ -64,6 +64,8 @@ class DataPlane {
     LaneOptions lane;
     std::vector<int> wakes;
     std::unique_ptr<Port> port;
+    std::vector<messages::event::Claim> claims;  ///< not told yet, in their order
+    std::uint64_t claims_due_ms = 0;             ///< when they are, if there are any
   };
 
   messages::Answer on(const messages::command::PortSet& command);
@@ -101,7 +103,8 @@ class DataPlane {
   void start_workers(PortEntry& entry);
   [[nodiscard]] LaneOptions lane_options(const messages::command::PortSet& command) const;
   [[nodiscard]] const Device* underlay_of(const PortEntry& entry) const;
-  void pass_on(std::uint16_t number, Port& port, const WorkerEvent& event);
+  void pass_on(std::uint16_t number, PortEntry& entry, const WorkerEvent& event);
+  void tell_claims(PortEntry& entry);
   void remove_port(std::map<std::uint16_t, PortEntry>::iterator entry);
 
   Options options_;

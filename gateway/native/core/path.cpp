@@ -90,7 +90,7 @@ PathManager::PathManager(PortTables& tables, const ServerClock& clock, Listener 
     : tables_(tables), clock_(clock), listener_(std::move(listener)) {}
 
 void PathManager::key_installed(Peer& peer, std::uint64_t now_ms) {
-  // At once, not at the next scan: keys are asked for because there is something to send. With
+  // Now, not at the next scan: keys are asked for because there is something to send. With
   // holding off there no longer is: the sender's next frame comes first, and is what the receiver
   // asks about (document 002).
   if (tables_.settings().hold_frames == 0) return;
@@ -175,7 +175,8 @@ void PathManager::watch(Peer& peer, std::uint64_t now_ms) {
   path.started_ms = now_ms;
   path.unanswered = 0;
   path.silent_reported = false;
-  path.next_ms = now_ms;
+  const bool usable = peer.net == nullptr && peer.owned_endpoint != nullptr;
+  path.next_ms = now_ms + (usable ? kFramesFirstMs : 0);
   watched_.push_back(peer.number);
   if (!tend(peer, now_ms)) {
     path.watched = false;

@@ -17,6 +17,10 @@ namespace pairwire {
 /// Threads: the control thread's. Workers answer probes and pass on the answers they get.
 class PathManager {
  public:
+  /// So long the first probe waits where frames can go without it: those that waited for the key
+  /// go first, and their answers come.
+  static constexpr std::uint64_t kFramesFirstMs = 10;
+
   struct Listener {
     std::function<void(const Peer&)> moved;   ///< another endpoint is used from now on
     std::function<void(const Peer&)> silent;  ///< no answer for 45 s

@@ -350,7 +350,7 @@ TEST_CASE("ethernet: a probe is answered to the address that it came from") {
   pair.install_pair();
   Peer& bob = *pair.alice.tables.peer("bob");
   const std::uint64_t now = boot_ms();
-  pair.alice.paths.key_installed(bob, now);
+  begin_path(pair.alice, bob, now);
   pair.bob.pump_in();
   pair.alice.pump_in();
   for (const WorkerEvent& event : pair.alice.events()) {

@@ -295,6 +295,12 @@ inline std::unique_ptr<Lane> start_lane(Node& node, const LaneOptions& options) 
   return lane;
 }
 
+/// A key to send with was installed, and what waited for it has gone: the first probe follows.
+inline void begin_path(Node& node, Peer& peer, std::uint64_t now_ms) {
+  node.paths.key_installed(peer, now_ms);
+  node.paths.run(now_ms + PathManager::kFramesFirstMs);
+}
+
 /// Alice owns what l2-frames.hpp takes as source, Bob its destination.
 struct Pair {
   static constexpr MacAddress kAlice{std::array<std::uint8_t, 6>{0x02, 0, 0, 0, 0, 2}};

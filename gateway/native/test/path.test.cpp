@@ -33,7 +33,7 @@ TEST_CASE("path: a probe is answered, the round trip is known") {
   pair.install_pair();
   Peer& bob = *pair.alice.tables.peer("bob");
   const std::uint64_t now = boot_ms();
-  pair.alice.paths.key_installed(bob, now);
+  begin_path(pair.alice, bob, now);
   settle(pair, now);
   CHECK(bob.path.confirmed);
   CHECK(bob.path.alive);
@@ -41,6 +41,18 @@ TEST_CASE("path: a probe is answered, the round trip is known") {
   CHECK(pair.alice.moved.empty());
   CHECK(pair.alice.all_drops() == 0);
   CHECK(pair.bob.all_drops() == 0);
+}
+
+TEST_CASE("path: what waited for the key goes before the first probe") {
+  Pair pair;
+  pair.install_pair();
+  const std::uint64_t now = boot_ms();
+  pair.alice.paths.key_installed(*pair.alice.tables.peer("bob"), now);
+  pair.alice.paths.run(now);
+  pair.alice.paths.run(now + PathManager::kFramesFirstMs - 1);
+  CHECK(pair.intercept().empty());
+  pair.alice.paths.run(now + PathManager::kFramesFirstMs);
+  CHECK(pair.intercept().size() == 1);
 }
 
 TEST_CASE("path: the first candidate that answers is used") {
@@ -59,7 +71,7 @@ TEST_CASE("path: the first candidate that answers is used") {
   pair.alice.tables.set_endpoint(bob, loopback(dead_port));
   pair.install_pair();
   const std::uint64_t now = boot_ms();
-  pair.alice.paths.key_installed(bob, now);
+  begin_path(pair.alice, bob, now);
   CHECK(*bob.endpoint.load() == loopback(dead_port));
   settle(pair, now);
   CHECK(*bob.endpoint.load() == loopback(pair.bob.udp_port));
@@ -71,7 +83,7 @@ TEST_CASE("path: a peer that moved is followed, after it answered from there") {
   pair.install_pair();
   const std::uint64_t now = boot_ms();
   Peer& alice = *pair.bob.tables.peer("alice");
-  pair.bob.paths.key_installed(alice, now);
+  begin_path(pair.bob, alice, now);
   settle(pair, now);
   REQUIRE(alice.path.confirmed);
 
@@ -139,7 +151,7 @@ TEST_CASE("limits: of more probes than may be out the oldest is forgotten") {
         {"bob", pair.bob.index, pair.bob.boot_public, {pair.bob.mac}, candidates, true}, boot_ms());
     pair.install_pair();
     const std::uint64_t now = boot_ms();
-    pair.alice.paths.key_installed(*pair.alice.tables.peer("bob"), now);
+    begin_path(pair.alice, *pair.alice.tables.peer("bob"), now);
     settle(pair, now);
     return pair.alice.tables.peer("bob")->path.confirmed;
   };
@@ -158,7 +170,7 @@ TEST_CASE("path: answers with a token that was not sent mean nothing") {
   pair.install_pair();
   Peer& bob = *pair.alice.tables.peer("bob");
   const std::uint64_t now = boot_ms();
-  pair.alice.paths.key_installed(bob, now);
+  begin_path(pair.alice, bob, now);
   pair.alice.paths.answered(bob.number, 12345, boot_us(), now);
   pair.alice.paths.answered(bob.number, 0, boot_us(), now);
   pair.alice.paths.answered(999, 12345, boot_us(), now);
@@ -170,7 +182,7 @@ TEST_CASE("path: silent after 45 s, told once, and again only after an answer") 
   pair.install_pair();
   Peer& bob = *pair.alice.tables.peer("bob");
   std::uint64_t now = boot_ms();
-  pair.alice.paths.key_installed(bob, now);
+  begin_path(pair.alice, bob, now);
   const std::uint64_t start = now;
   std::size_t probes = 0;
   for (; now < start + 44'000; now += 100) pair.alice.paths.run(now);
@@ -190,7 +202,7 @@ TEST_CASE("path: pairs that are not used are not probed") {
   pair.install_pair();
   Peer& bob = *pair.alice.tables.peer("bob");
   const std::uint64_t now = boot_ms();
-  pair.alice.paths.key_installed(bob, now);
+  begin_path(pair.alice, bob, now);
   settle(pair, now);
   bob.rx_ms = now;
   bob.tx_ms = now;

@@ -286,7 +286,7 @@ TEST_CASE("path: by the relay first, and nothing waits for a probe") {
 TEST_CASE("path: from the relay to the direct path when it answers, and back when it does not") {
   Bench bench;
   Peer& peer = bench.relay_first();
-  bench.pair.alice.paths.key_installed(peer, bench.now);
+  begin_path(bench.pair.alice, peer, bench.now);
   bench.settle();
   REQUIRE(peer.path.confirmed);
   REQUIRE(peer.owned_endpoint->relayed != 0);

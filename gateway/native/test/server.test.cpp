@@ -8,6 +8,7 @@
 
 #include "io/send-with-fd.hpp"
 #include "test/lab.hpp"
+#include "test/neighbour-frames.hpp"
 
 using namespace pairwire;
 using namespace pairwire::test;
@@ -287,6 +288,33 @@ TEST_CASE("server: devices, a port, keys; orphaned, everything goes") {
   CHECK(types == Types{"attached", "keys.wiped"});
   CHECK(third.call(command::BootMake{1}) == Types{"failed"});
   CHECK(third.call(port_set()) == Types{"done"});  // The devices are still here.
+}
+
+TEST_CASE("server: what our host announces is told of behind the key that it needs") {
+  ServerBench bench;
+  Client client(bench);
+  CHECK(client.call(command::Attach{1}) == Types{"attached"});
+  const Devices devices(bench);
+  CHECK(client.call(port_set()) == Types{"done"});
+  CHECK(client.call(command::Clock{1'800'000'000'000, boot_ms()}) == Types{"done"});
+  CHECK(client.call(command::Lease{1, 1'900'000'000'000}) == Types{"done"});
+  CHECK(client.call(command::BootMake{1}) == Types{"boot.made"});
+  CHECK(client.call(command::BootIndex{1, 1, 77}) == Types{"done"});
+  // An ARP reply says who we are, and is for somebody whose key is not here.
+  const MacAddress own{{0x02, 0, 0, 0, 0, 2}};
+  const MacAddress stranger{{0x02, 0, 0, 0, 0, 9}};
+  Frame packet(kVnetHeaderSize);
+  const Frame reply =
+      ethernet_frame(stranger, own, 0x0806, arp_packet(2, own, 0xc000'0202, stranger, 0xc000'0209));
+  packet.insert(packet.end(), reply.begin(), reply.end());
+  REQUIRE(write(devices.far.get(), packet.data(), packet.size()) ==
+          static_cast<ssize_t>(packet.size()));
+  Types told;
+  for (int i = 0; i < 500 && told.size() < 2; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::ranges::copy(client.types(), std::back_inserter(told));
+  }
+  CHECK(told == Types{"miss.mac", "claim"});
 }
 
 TEST_CASE("limits: sixteen ports and no more, and helpers as there may be") {

@@ -1,0 +1,40 @@
+/**
+ * What a process will have to do quickly once, done in memory and without effects when it starts. Parsers (zod) are compiled at their first
+ * message, and V8 interprets what has not run a few times: the first frame between two members would wait for that in several processes,
+ * one after the other (docs/performance.md).
+ */
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { messageOf } from './errors.js';
+import type { Logger } from './log.js';
+
+/** So often each part runs; 200 times made nothing quicker than 30 times did. */
+const ROUNDS = 30;
+
+/** A part of a rehearsal: one round of it, of about a millisecond, with no effect outside of it. */
+export type Part = () => void | Promise<void>;
+
+/**
+ * Plays the parts, one round in a turn of the event loop, so that what is to be done in earnest meanwhile need not wait.
+ * A part that fails is a mistake of ours, which must not keep anybody from serving: it is logged, and that part left out.
+ * @param signal ends it before its end
+ */
+export async function rehearse(
+  parts: Readonly<Record<string, Part>>,
+  log: Logger,
+  signal?: AbortSignal,
+): Promise<void> {
+  const start = performance.now();
+  for (const [name, part] of Object.entries(parts)) {
+    try {
+      for (let round = 0; round < ROUNDS; round += 1) {
+        if (signal?.aborted === true) return;
+        await part();
+        await nextTurn();
+      }
+    } catch (thrown) {
+      if (signal?.aborted !== true)
+        log.warn({ part: name, reason: messageOf(thrown) }, 'a rehearsal failed');
+    }
+  }
+  log.debug({ ms: Math.round(performance.now() - start) }, 'rehearsed');
+}
