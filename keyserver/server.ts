@@ -65,6 +65,8 @@ import { Hints, type HintTarget } from './sync/hints.js';
 /** Time for a push to leave before the channel of a duplicate is closed. */
 const FAREWELL_MS = 1_000;
 const SWEEP_MS = 10_000;
+/** Members that register at one time, from which on nothing is read ahead. */
+const CROWD = 4;
 /** Nobody is that many revocations ahead: a member that says so lies. */
 const MAX_AHEAD = 1_000_000;
 /** A gateway pings every 10 s; two missing and 5 s more, and its channel is dead (C9). */
@@ -1139,8 +1141,12 @@ export class KeyServer {
     return { index, tag: store.meta.tag, settings: record, sealed, ...shown };
   }
 
-  /** Reads who has these addresses, so that whoever is the first to ask does not wait for it (0.6 ms of a first ping). */
+  /**
+   * Reads who has these addresses, so that whoever is the first to ask does not wait for it (0.6 ms of a first ping). Not while many register
+   * together: their questions come first.
+   */
   async #readAhead(macs: readonly MacAddress[]): Promise<void> {
+    if (this.#registering.size >= CROWD) return;
     try {
       for (const mac of macs) await this.#services.store.memberByMac(mac);
     } catch {

@@ -18,6 +18,8 @@ const SERVER_PORT = 7900;
 /** Interface of the LAN in both namespaces, for the transport `ethernet`. */
 const LAN = 'lan0';
 const INSIDE = { a: '198.51.100.1', b: '198.51.100.2' } as const;
+/** Before a first ping. */
+const QUIET_MS = 1_000;
 
 export interface PairwireOptions {
   readonly name: string;
@@ -198,11 +200,12 @@ class Subnet {
 
   /** Two pings after a start: what the first took longer than the second; undefined if a key was there. */
   async firstPingExtraMs(): Promise<number | undefined> {
-    await sleep(500);
     for (const side of this.#bed.sides) {
       const peers = (await this.#status(side))?.ports[0]?.peers ?? [];
       if (peers.some(({ pwId }) => typeof pwId === 'number')) return undefined;
     }
+    // Until what goes on after a start, and after a program that has asked for the status, is done.
+    await sleep(QUIET_MS);
     return firstBeyondSecondMs(await this.#bed.run(this.#bed.a, ...twoPings(INSIDE.b)));
   }
 
