@@ -14,6 +14,7 @@
  * `management`, which leads to the key server and to nothing else that is tested.
  */
 import type { TopologyInput } from '../../../scripts/laboratory/topology.js';
+import { ipToBytes } from '../../../src/protocol/ip.js';
 
 export const SUBNET = 'lan';
 export const MEMBERS = ['alice', 'bob', 'carol'] as const;
@@ -33,6 +34,12 @@ const NUMBER = { alice: 11, bob: 12, carol: 13 } as const;
 /** A member's address on the underlay. */
 export function outer(member: Member): string {
   return `192.0.2.${NUMBER[member]}`;
+}
+
+/** Both of a member's addresses outside, as a capture shows them: which one is used is that which answers first. */
+export function outerBoth(member: Member): readonly string[] {
+  const six = ipToBytes(`2001:db8:2::${NUMBER[member]}`);
+  return [outer(member), ...(six === undefined ? [] : [six.toString('hex')])];
 }
 
 /** A member's address in the encrypted subnet. */
