@@ -7,13 +7,16 @@ const PIECE = 64 * 1024 * 1024;
 /** What must not be cut in two by a piece's end. */
 const OVERLAP = 4_096;
 
+/** Nobody has as much of his own: it is the shadow of a sanitizer, which takes days to read. */
+const SHADOW = 2 ** 40;
+
 /** Bytes under the name of where they are from. */
 export interface Loot {
   readonly from: string;
   readonly bytes: Buffer;
 }
 
-/** All memory of a process that it can write to: heap, stacks, buffers of libraries. */
+/** All memory of a process that it can write to: heap, stacks, buffers of libraries. @throws Error for one with a sanitizer */
 export function* memoryOf(pid: number): Generator<Loot> {
   const memory = openSync(`/proc/${pid}/mem`, 'r');
   try {
@@ -21,6 +24,11 @@ export function* memoryOf(pid: number): Generator<Loot> {
       const match = /^([0-9a-f]+)-([0-9a-f]+) rw/.exec(line);
       if (match === null) continue;
       const [begin, end] = [Number(`0x${match[1]}`), Number(`0x${match[2]}`)];
+      if (end - begin > SHADOW) {
+        throw new Error(
+          `${pid} was built with a sanitizer: run this without PAIRWIRE_NATIVE_PRESET`,
+        );
+      }
       for (let at = begin; at < end; at += PIECE - OVERLAP) {
         const bytes = Buffer.allocUnsafe(Math.min(PIECE, end - at));
         try {
