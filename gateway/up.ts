@@ -66,7 +66,7 @@ export async function runGateway(dir: string, target: OutputTarget): Promise<voi
   greet(target, config, dir);
   const over = new AbortController();
   lifecycle.started('rehearsal', async () => over.abort());
-  void rehearse(gatewayRehearsal(), log, over.signal);
+  void rehearse(gatewayRehearsal, log, over.signal);
   const reload = (): void => {
     agent
       .reload()

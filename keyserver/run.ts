@@ -336,7 +336,7 @@ async function serve(
     seals_broken: ring.broken,
   });
   const over = new AbortController();
-  void rehearse(keyServerRehearsal(store), log, over.signal);
+  void rehearse(() => keyServerRehearsal(store), log, over.signal);
   life.started('server', async () => {
     over.abort();
     shown.alarms = undefined;

@@ -72,11 +72,7 @@ export class Verifier {
    * @throws PairwireError RECORD_*, PIN_MISMATCH or IDENTITY_REFUSED
    */
   peer(record: PeerRecord): VerifiedPeer {
-    const digests = {
-      membership: digestOf(record.membership),
-      boot: record.boot === undefined ? undefined : digestOf(record.boot),
-    };
-    const member = this.#member(record.id, record.membership, digests.membership);
+    const { member, digest } = this.#member(record.id, record.membership);
     if (member.id !== record.id || member.role !== record.role) {
       throw new PairwireError(
         'RECORD_MISMATCH',
@@ -91,18 +87,9 @@ export class Verifier {
       });
     }
     this.#pins.checkMember(member);
-    const boot =
-      record.boot === undefined || digests.boot === undefined
-        ? undefined
-        : this.#boot(member, record.boot, digests.boot);
-    this.#remembered.set(member.id, {
-      digest: digests.membership,
-      member,
-      boot:
-        boot === undefined || digests.boot === undefined
-          ? undefined
-          : { digest: digests.boot, record: boot },
-    });
+    const known = record.boot === undefined ? undefined : this.#boot(member, record.boot);
+    const boot = known?.record;
+    this.#remembered.set(member.id, { digest, member, boot: known });
     const verdict = this.#judge(member, boot !== undefined);
     if (verdict === 'waits') return boot === undefined ? { member } : { member, boot, waits: true };
     this.#pins.acceptMember(member, verdict === 'confirmed');
@@ -135,34 +122,36 @@ export class Verifier {
     this.#remembered.delete(id);
   }
 
-  #member(id: Id, record: Signed, digest: string): VerifiedMember {
+  #member(id: Id, record: Signed): Pick<Remembered, 'digest' | 'member'> {
+    const digest = digestOf(record);
     const remembered = this.#remembered.get(id);
-    if (remembered?.digest === digest) return remembered.member;
-    return verifyMembership(this.#subnet, record, this.#operator);
+    if (remembered?.digest === digest) return { digest, member: remembered.member };
+    return { digest, member: verifyMembership(this.#subnet, record, this.#operator) };
   }
 
   /** An expired record is no contradiction: its member has been away for long, and is absent. */
-  #boot(member: VerifiedMember, record: Signed, digest: string): BootRecord | undefined {
-    let boot: BootRecord;
+  #boot(member: VerifiedMember, record: Signed): Remembered['boot'] {
+    let boot: NonNullable<Remembered['boot']>;
     try {
-      boot = this.#verifiedBoot(member, record, digest);
+      boot = this.#verifiedBoot(member, record);
     } catch (thrown) {
       if (thrown instanceof PairwireError && thrown.code === 'RECORD_EXPIRED') return undefined;
       throw thrown;
     }
-    this.#pins.checkBoot(member, boot);
+    this.#pins.checkBoot(member, boot.record);
     return boot;
   }
 
-  #verifiedBoot(member: VerifiedMember, record: Signed, digest: string): BootRecord {
+  #verifiedBoot(member: VerifiedMember, record: Signed): NonNullable<Remembered['boot']> {
+    const digest = digestOf(record);
     const highest = this.#pins.bootSequence(member.id);
     const remembered = this.#remembered.get(member.id);
     // Signed by the same member: another membership may be of another key.
     if (remembered?.member !== member || remembered.boot?.digest !== digest) {
-      return verifyBoot(member, record, this.#now(), highest);
+      return { digest, record: verifyBoot(member, record, this.#now(), highest) };
     }
     requireBootOf(member, remembered.boot.record, this.#now(), highest);
-    return remembered.boot.record;
+    return remembered.boot;
   }
 }
 

@@ -20,6 +20,10 @@ import {
 import { ServerClock, ServerTime, SystemClock } from '../runtime/clock.js';
 import { PairwireError } from '../runtime/errors.js';
 
+/** Of a signed record, bytes. */
+const RECORD_BODY = 300;
+const SUBNET = parseId('rehearsal');
+
 /** Who meets. */
 export interface Meeting {
   readonly asker: PeerRecord;
@@ -40,9 +44,6 @@ export function recordOf(name: string, index: number): PeerRecord {
     endpoints: [{ ip: new Uint8Array(4), port: 1 }],
   };
 }
-
-const RECORD_BODY = 300;
-const SUBNET = parseId('rehearsal');
 
 /** Two ends of a channel with nothing but memory between them. */
 export class FirstContact {

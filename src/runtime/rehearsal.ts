@@ -14,16 +14,27 @@ const ROUNDS = 30;
 export type Part = () => void | Promise<void>;
 
 /**
- * Plays the parts, one round in a turn of the event loop, so that what is to be done in earnest meanwhile need not wait.
- * A part that fails is a mistake of ours, which must not keep anybody from serving: it is logged, and that part left out.
+ * Makes the parts and plays them, one round in a turn of the event loop, so that what is to be done in earnest meanwhile need not wait.
+ * What fails is a mistake of ours, which must not keep anybody from serving: it is logged, and that part left out. Never rejects.
  * @param signal ends it before its end
  */
 export async function rehearse(
-  parts: Readonly<Record<string, Part>>,
+  make: () => Readonly<Record<string, Part>>,
   log: Logger,
   signal?: AbortSignal,
 ): Promise<void> {
   const start = performance.now();
+  const failed = (part: string, thrown: unknown): void => {
+    if (signal?.aborted === true) return;
+    log.warn({ part, reason: messageOf(thrown) }, 'a rehearsal failed');
+  };
+  let parts: Readonly<Record<string, Part>>;
+  try {
+    parts = make();
+  } catch (thrown) {
+    failed('all', thrown);
+    return;
+  }
   for (const [name, part] of Object.entries(parts)) {
     try {
       for (let round = 0; round < ROUNDS; round += 1) {
@@ -32,8 +43,7 @@ export async function rehearse(
         await nextTurn();
       }
     } catch (thrown) {
-      if (signal?.aborted !== true)
-        log.warn({ part: name, reason: messageOf(thrown) }, 'a rehearsal failed');
+      failed(name, thrown);
     }
   }
   log.debug({ ms: Math.round(performance.now() - start) }, 'rehearsed');

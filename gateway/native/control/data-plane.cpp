@@ -827,9 +827,13 @@ std::optional<std::uint64_t> DataPlane::run_timers(std::uint64_t now_ms) {
                            entry.port->paths().run(now_ms), entry.port->run_plain(now_ms)}) {
       if (due && (!next || *due < *next)) next = due;
     }
-    if (!entry.claims.empty() && entry.claims_due_ms <= now_ms) tell_claims(entry);
-    if (!entry.claims.empty() && (!next || entry.claims_due_ms < *next)) {
-      next = entry.claims_due_ms;
+    if (!entry.claims.empty()) {
+      const std::uint64_t due = entry.claims_due_ms;
+      if (due <= now_ms) {
+        tell_claims(entry);
+      } else if (!next || due < *next) {
+        next = due;
+      }
     }
     entry.port->wake_holders();
   }

@@ -17,7 +17,7 @@ it('plays each part several times, and lets others have their turn between two r
     turns += 1;
   }, 0);
   await rehearse(
-    {
+    () => ({
       one: () => {
         played.push('one');
         const end = performance.now() + 2;
@@ -26,7 +26,7 @@ it('plays each part several times, and lets others have their turn between two r
       two: async () => {
         played.push('two');
       },
-    },
+    }),
     log,
   );
   clearInterval(other);
@@ -41,12 +41,12 @@ it('leaves out a part that fails, says so, and plays the others', async () => {
   const { log, lines } = listening();
   let played = 0;
   await rehearse(
-    {
+    () => ({
       broken: () => Promise.reject(new Error('not like this')),
       good: () => {
         played += 1;
       },
-    },
+    }),
     log,
   );
   expect(played).toBeGreaterThan(5);
@@ -59,7 +59,7 @@ it('ends when it is told to, without a word about what fails then', async () => 
   const over = new AbortController();
   let played = 0;
   await rehearse(
-    {
+    () => ({
       one: () => {
         played += 1;
         if (played < 3) return;
@@ -69,10 +69,18 @@ it('ends when it is told to, without a word about what fails then', async () => 
       two: () => {
         played += 100;
       },
-    },
+    }),
     log,
     over.signal,
   );
   expect(played).toBe(3);
   expect(lines).toEqual([]);
+});
+
+it('says so where the parts can not be made, and lets whoever wanted them go on', async () => {
+  const { log, lines } = listening();
+  await rehearse(() => {
+    throw new Error('no keys');
+  }, log);
+  expect(lines.join()).toMatch(/no keys.*a rehearsal failed/);
 });
