@@ -22,8 +22,9 @@ import { pairwire } from './pairwire.js';
 import { PACKAGED_PEERS, type Peer, rawVeth, wireguardGo } from './peers.js';
 import { updateReadme } from './readme.js';
 import { terminalReport } from './report.js';
-import { type FigureName, type Result, ROW, type Row } from './result.js';
+import { type Comparison, type FigureName, type Result, ROW, type Row } from './result.js';
 import { figureOf } from './statistics.js';
+import { comparisonsFor } from './targets.js';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const LATEST = join(ROOT, 'docs/bench/latest.json');
@@ -35,6 +36,8 @@ interface Plan {
   readonly searches: number;
   readonly sizes: readonly (readonly [bytes: number, figure: FigureName])[];
   readonly firstPings: number;
+  /** How often what is near its target is compared in turns. */
+  readonly turns: number;
   readonly lengths: Lengths;
 }
 
@@ -46,6 +49,7 @@ const QUICK: Plan = {
     [1400, 'pps1400'],
   ],
   firstPings: 2,
+  turns: 3,
   lengths: {
     tcpSeconds: 1,
     shortMs: 150,
@@ -65,7 +69,8 @@ const FULL: Plan = {
     [512, 'pps512'],
     [1400, 'pps1400'],
   ],
-  firstPings: 5,
+  firstPings: 15,
+  turns: 15,
   lengths: {
     tcpSeconds: 2,
     shortMs: 400,
@@ -143,9 +148,11 @@ async function main(): Promise<void> {
   const candidates = wanted().map((peer) => new Candidate(peer));
   install(candidates.flatMap(({ peer }) => peer.packages));
   await sweep();
+  let comparisons: Comparison[];
   try {
     for (const [number, candidate] of candidates.entries()) await open(candidate, number);
     await sizeUp(candidates);
+    comparisons = await compareInTurns(candidates);
   } finally {
     for (const { bed } of candidates) await bed?.close();
   }
@@ -161,6 +168,7 @@ async function main(): Promise<void> {
     minutes: Math.round((Date.now() - begin) / 6000) / 10,
     machine: describeMachine(),
     rows: candidates.map((candidate) => candidate.row()),
+    comparisons,
   };
   process.stdout.write(terminalReport(result));
   keep(result);
@@ -271,6 +279,51 @@ async function measure(
   const memory = meter.memory();
   candidate.add('packetMemoryMB', memory.packetMB);
   candidate.add('controlMemoryMB', memory.controlMB);
+}
+
+/**
+ * Compares what is near its target: two rows right after each other, who is first by turns. What slows the machine for some seconds hits
+ * both, where it would move one of the medians of a whole run.
+ */
+async function compareInTurns(candidates: readonly Candidate[]): Promise<Comparison[]> {
+  const done: Comparison[] = [];
+  for (const wanted of comparisonsFor(candidates.map((candidate) => candidate.row()))) {
+    const { row, base, figure } = wanted;
+    const meters = [row, base].map(
+      (name) => candidates.find(({ peer }) => peer.name === name)?.meter,
+    );
+    const [meter, other] = meters;
+    if (meter === undefined || other === undefined) continue;
+    const begin = Date.now();
+    const name = `${row} beside ${base}, ${figure}`;
+    try {
+      const ratio = figureOf(await ratiosInTurns(meter, other, figure));
+      done.push({ ...wanted, ratio });
+      say(`${name}: ${((Date.now() - begin) / 1000).toFixed(1)} s`);
+    } catch (error) {
+      interruption.signal.throwIfAborted();
+      say(`${name}: failed, so their medians are compared: ${messageOf(error)}`);
+    }
+  }
+  return done;
+}
+
+async function ratiosInTurns(
+  meter: Meter,
+  other: Meter,
+  figure: Comparison['figure'],
+): Promise<number[]> {
+  const ratios: number[] = [];
+  for (let turn = 0; turn < plan.turns; turn++) {
+    const first = turn % 2 === 0 ? await figureNow(meter, figure) : undefined;
+    const below = await figureNow(other, figure);
+    ratios.push((first ?? (await figureNow(meter, figure))) / below);
+  }
+  return ratios;
+}
+
+async function figureNow(meter: Meter, figure: Comparison['figure']): Promise<number> {
+  return figure === 'tcp1Gbit' ? (await meter.tcp()).gbit : (await meter.idle()).p50_us;
 }
 
 /** What fails costs its own row only; an interruption ends all. */

@@ -39,6 +39,15 @@ export const rowSchema = z.object({
 });
 export type Row = z.infer<typeof rowSchema>;
 
+/** What one row has of another's figure: both measured right after each other, several times. */
+const comparisonSchema = z.object({
+  row: z.string(),
+  base: z.string(),
+  figure: z.enum(['tcp1Gbit', 'idleP50Us']),
+  ratio: figureSchema,
+});
+export type Comparison = z.infer<typeof comparisonSchema>;
+
 export const resultSchema = z.object({
   schema: z.literal(2),
   when: z.iso.datetime(),
@@ -57,6 +66,8 @@ export const resultSchema = z.object({
     node: z.string(),
   }),
   rows: z.array(rowSchema),
+  /** Runs from before there were any have none. */
+  comparisons: z.array(comparisonSchema).optional(),
 });
 export type Result = z.infer<typeof resultSchema>;
 

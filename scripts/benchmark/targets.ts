@@ -1,5 +1,8 @@
-/** The speed that was set as a target, and what a run says to it. Ratios of medians within one run. */
-import { type FigureName, type Result, ROW, type Row, value } from './result.js';
+/**
+ * The speed that was set as a target, and what a run says to it. What is near its target is compared in turns, the rest by the medians
+ * of the whole run.
+ */
+import { type Comparison, type FigureName, type Result, ROW, type Row, value } from './result.js';
 
 export interface TargetLine {
   readonly what: string;
@@ -15,21 +18,42 @@ export interface TargetLine {
 /** Peers as Debian 12 packages them, wireguard-go apart: it is a target of its own. */
 const PACKAGED = ['nebula', 'openvpn (TAP)', 'tinc (switch)', 'fastd (TAP)', 'n2n'];
 
+/** Ratios to measure in turns, of the rows that there are. */
+export function comparisonsFor(rows: readonly Row[]): Omit<Comparison, 'ratio'>[] {
+  const newer = newerWireguard(rows)?.name;
+  const wanted = [
+    { row: ROW.own, base: newer, figure: 'tcp1Gbit' },
+    { row: ROW.own, base: ROW.off, figure: 'tcp1Gbit' },
+    { row: ROW.crowd, base: ROW.own, figure: 'tcp1Gbit' },
+    { row: ROW.own, base: newer ?? ROW.wireguard, figure: 'idleP50Us' },
+  ] as const;
+  const stands = (name: string | undefined): name is string =>
+    rows.some((one) => one.name === name && one.failed === undefined);
+  return wanted.flatMap(({ row, base, figure }) =>
+    stands(row) && stands(base) ? [{ row, base, figure }] : [],
+  );
+}
+
+/** The wireguard-go that the user brought: newer than Debian's, so with GSO and GRO. */
+function newerWireguard(rows: readonly Row[]): Row | undefined {
+  return best(
+    rows.filter((one) => one.kind === 'peer' && one.name.startsWith(`${ROW.wireguard} `)),
+    'tcp1Gbit',
+  );
+}
+
 /** All lines, also those that could not be measured. */
-export function targetLines(result: Pick<Result, 'rows'>): TargetLine[] {
-  const { rows } = result;
+export function targetLines(result: Pick<Result, 'rows' | 'comparisons'>): TargetLine[] {
+  const { rows, comparisons = [] } = result;
   const row = (name: string) => rows.find((one) => one.name === name);
   const own = row(ROW.own);
   const peers = rows.filter((one) => one.kind === 'peer');
   const packaged = peers.filter((one) => PACKAGED.includes(one.name));
   const layer2 = packaged.filter((one) => one.layer === 2);
   const wireguard = row(ROW.wireguard);
-  // One that the user brought: newer than Debian's, so with GSO and GRO.
-  const newer = best(
-    peers.filter((one) => one !== wireguard && one.name.startsWith(`${ROW.wireguard} `)),
-    'tcp1Gbit',
-  );
+  const newer = newerWireguard(rows);
   const crowd = row(ROW.crowd);
+  const ratio = ratioBy(comparisons);
 
   return [
     ratio('TCP, one stream, against a newer wireguard-go (GSO, GRO)', own, newer, 'tcp1Gbit', {
@@ -97,22 +121,35 @@ export function best(rows: readonly Row[], name: FigureName): Row | undefined {
     .sort((x, y) => (value(y, name) ?? 0) - (value(x, name) ?? 0))[0];
 }
 
-function ratio(
-  what: string,
-  row: Row | undefined,
-  base: Row | undefined,
-  name: FigureName,
-  options: { readonly target?: TargetLine['target']; readonly missing?: string } = {},
-): TargetLine {
-  const above = value(row, name);
-  const below = value(base, name);
-  const measured =
-    above === undefined || below === undefined || below === 0 ? undefined : above / below;
-  const note =
-    measured === undefined
-      ? (options.missing ?? (above === undefined ? 'not in this run' : 'nothing to compare with'))
-      : (base?.name ?? '');
-  return judged({ what, unit: 'x', target: options.target, measured, note });
+interface RatioOptions {
+  readonly target?: TargetLine['target'];
+  readonly missing?: string;
+}
+
+/** A line for a figure of one row as a multiple of another's: as it was measured in turns, else by their medians. */
+function ratioBy(comparisons: readonly Comparison[]) {
+  return (
+    what: string,
+    row: Row | undefined,
+    base: Row | undefined,
+    name: FigureName,
+    { target, missing }: RatioOptions = {},
+  ): TargetLine => {
+    const above = value(row, name);
+    const below = value(base, name);
+    const inTurns = comparisons.find(
+      (one) => one.row === row?.name && one.base === base?.name && one.figure === name,
+    );
+    const ofMedians =
+      above === undefined || below === undefined || below === 0 ? undefined : above / below;
+    const measured = inTurns?.ratio.median ?? ofMedians;
+    if (measured === undefined) {
+      const note = missing ?? (above === undefined ? 'not in this run' : 'nothing to compare with');
+      return judged({ what, unit: 'x', target, measured, note });
+    }
+    const note = `${base?.name}${inTurns === undefined ? '' : ', in turns'}`;
+    return judged({ what, unit: 'x', target, measured, note });
+  };
 }
 
 function difference(x: number | undefined, y: number | undefined): number | undefined {

@@ -1,5 +1,5 @@
 /** The store's memory at its edges: the oldest entry makes room, and is read from the database again. */
-import { afterEach, expect, it } from 'vitest';
+import { afterEach, expect, it, vi } from 'vitest';
 import {
   MAX_MEMBERS,
   MAX_NAMES,
@@ -9,7 +9,7 @@ import {
 import type { Member } from '../../../keyserver/storage/store.js';
 import { type Id, parseId } from '../../../src/protocol/ids.js';
 import { defaultMac, type MacAddress, macFromBytes } from '../../../src/protocol/mac.js';
-import { SUBNET, type TestMember, TestSubnet } from './support/subnet.js';
+import { SUBNET, type TestMember, TestSubnet, until } from './support/subnet.js';
 
 let subnet: TestSubnet;
 afterEach(() => subnet.close());
@@ -95,4 +95,18 @@ it('a transaction that failed leaves what was in memory as it is in the database
   const behind = store.write(async (tx) => (await tx.member(bob.id))?.state);
   await expect(failing).rejects.toThrow('on purpose');
   expect([await behind, (await store.member(bob.id))?.state]).toEqual(['active', 'active']);
+});
+
+it('whose an address is: read when its owner registers, so that the first who asks does not wait for it', async () => {
+  subnet = await TestSubnet.start();
+  const alice = await subnet.member('alice');
+  const mac = defaultMac(SUBNET, 'bob');
+  const all = vi.spyOn(subnet.driver.reader, 'all');
+  const reads = (): number =>
+    all.mock.calls.filter(([sql, [first]]) => sql.includes('FROM macs') && first === mac).length;
+  await subnet.member('bob');
+  await until(async () => reads() > 0, 'the address to be read');
+  const before = reads();
+  expect((await alice.keyByMac(mac)).kind).toBe('pair');
+  expect(reads()).toBe(before);
 });

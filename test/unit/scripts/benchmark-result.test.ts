@@ -11,7 +11,11 @@ import {
   resultSchema,
 } from '../../../scripts/benchmark/result.js';
 import { figureOf, median } from '../../../scripts/benchmark/statistics.js';
-import { type TargetLine, targetLines } from '../../../scripts/benchmark/targets.js';
+import {
+  comparisonsFor,
+  type TargetLine,
+  targetLines,
+} from '../../../scripts/benchmark/targets.js';
 
 type Figures = Partial<Record<FigureName, number>>;
 
@@ -91,6 +95,33 @@ describe('the targets', () => {
     expect(line(ROWS, 'memory')).toMatchObject({ measured: 70, met: true });
   });
 
+  it('take what was measured in turns before a ratio of medians, for those rows and that figure only', () => {
+    const rows = [...ROWS, newer];
+    const comparisons = comparisonsFor(rows).map((one, at) => ({
+      ...one,
+      ratio: figureOf([0.9, 4, at + 1]),
+    }));
+    const lines = targetLines({ rows, comparisons });
+    const of = (words: string) => lines.find(({ what }) => what.includes(words));
+    expect(of('newer wireguard-go')).toMatchObject({ measured: 1, met: false });
+    expect(of('encryption off')).toMatchObject({
+      measured: 2,
+      note: 'pairwire (encryption off), in turns',
+    });
+    expect(of('members in the tables instead of 1: TCP')).toMatchObject({ measured: 3, met: true });
+    expect(of('round trip')).toMatchObject({ measured: 4, met: false });
+    expect(of('64-byte')?.measured).toBeCloseTo(300 / 160);
+    expect(of('openvpn, tinc')?.note).toBe('nebula');
+  });
+
+  it('are compared in turns only where both rows stand', () => {
+    const compared = (rows: readonly Row[]) => comparisonsFor(rows).map(({ base }) => base);
+    expect(compared(ROWS)).toEqual(['pairwire (encryption off)', 'pairwire', 'wireguard-go']);
+    expect(compared([...ROWS, newer])).toContain('wireguard-go 0.0.20250522');
+    const failed = ROWS.map((one) => (one.kind === 'own' ? { ...one, failed: 'no ping' } : one));
+    expect(compared(failed)).toEqual([]);
+  });
+
   it('never count what was not measured as met', () => {
     const without = ROWS.filter(({ kind }) => kind !== 'peer');
     for (const { measured, met } of targetLines(result(without))) {
@@ -110,7 +141,9 @@ describe('the report', () => {
   });
 
   it('keeps a result that its own schema takes', () => {
-    const whole = result([...ROWS, newer]);
+    const rows = [...ROWS, newer];
+    const comparisons = comparisonsFor(rows).map((one) => ({ ...one, ratio: figureOf([1, 2]) }));
+    const whole = { ...result(rows), comparisons };
     expect(resultSchema.parse(JSON.parse(JSON.stringify(whole)))).toEqual(whole);
   });
 });
