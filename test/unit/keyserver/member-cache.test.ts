@@ -102,8 +102,10 @@ it('whose an address is: read when its owner registers, so that the first who as
   const alice = await subnet.member('alice');
   const mac = defaultMac(SUBNET, 'bob');
   const all = vi.spyOn(subnet.driver.reader, 'all');
+  // Who owns an address; what is pushed after a registration reads that row for itself.
   const reads = (): number =>
-    all.mock.calls.filter(([sql, [first]]) => sql.includes('FROM macs') && first === mac).length;
+    all.mock.calls.filter(([sql, [first]]) => sql.includes('macs x JOIN members') && first === mac)
+      .length;
   await subnet.member('bob');
   await until(async () => reads() > 0, 'the address to be read');
   const before = reads();
