@@ -286,13 +286,11 @@ async function measure(
  * both, where it would move one of the medians of a whole run.
  */
 async function compareInTurns(candidates: readonly Candidate[]): Promise<Comparison[]> {
+  const meterOf = (name: string) => candidates.find(({ peer }) => peer.name === name)?.meter;
   const done: Comparison[] = [];
   for (const wanted of comparisonsFor(candidates.map((candidate) => candidate.row()))) {
     const { row, base, figure } = wanted;
-    const meters = [row, base].map(
-      (name) => candidates.find(({ peer }) => peer.name === name)?.meter,
-    );
-    const [meter, other] = meters;
+    const [meter, other] = [meterOf(row), meterOf(base)];
     if (meter === undefined || other === undefined) continue;
     const begin = Date.now();
     const name = `${row} beside ${base}, ${figure}`;

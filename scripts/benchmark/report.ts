@@ -123,8 +123,8 @@ export function markdownReport(result: Result): string {
     `|${columns.map(() => '---|').join('')}`,
     ...result.rows.map((row) => line(columns.map(([, cell]) => cell(row)))),
     '',
-    line(['target', 'wanted', 'measured', 'met']),
-    '|---|---|---|---|',
-    ...targets.map((one) => line([one.what, wanted(one), measured(one), verdict(one)])),
+    line(['target', 'wanted', 'measured', 'met', 'against']),
+    '|---|---|---|---|---|',
+    ...targets.map((one) => line([one.what, wanted(one), measured(one), verdict(one), one.note])),
   ].join('\n');
 }

@@ -105,8 +105,7 @@ PortTables::BootMade PortTables::make_boot() {
   auto boot = std::make_unique<BootKey>();
   boot->number = next_boot_++;
   boot->keys = generate_x25519();
-  // libcrypto finds the method of an agreement now, and not while the first frame waits for its key
-  // (0.1 ms).
+  // libcrypto looks the method of an agreement up now, not while a first frame waits for its key.
   (void)x25519(boot->keys.private_key, boot->keys.public_key);
   boots_.push_back(std::move(boot));
   return {boots_.back()->number, boots_.back()->keys.public_key};
