@@ -8,12 +8,16 @@
  *
  * REPORT.json is what vitest's reporter `json` wrote. A file that could not even be loaded has no
  * tests in it and counts as one failure, and so does an exit code that no failed test explains.
+ * The report does not say why a hook of a group of tests failed; what vitest printed, REPORT.log, does.
  */
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { relative } from 'node:path';
+import { stripVTControlCharacters } from 'node:util';
 
 /** Characters of a reason that are printed. */
 const REASON_LENGTH = 400;
+/** Lines of what vitest printed that are looked at for one. */
+const PRINTED_LINES = 6;
 
 const [what, path = '', exitCode = '0'] = process.argv.slice(2);
 const files = JSON.parse(readFileSync(path, 'utf8')).testResults;
@@ -28,6 +32,14 @@ const oneLine = (text) =>
     .replaceAll(/\s*\n\s*/g, ' | ')
     .trim()
     .slice(0, REASON_LENGTH);
+/** What vitest printed of a failure that belongs to no test: where it is, and its message. */
+function printedReason(name) {
+  const log = path.replace(/\.json$/, '.log');
+  if (!existsSync(log)) return '';
+  const lines = stripVTControlCharacters(readFileSync(log, 'utf8')).split('\n');
+  const at = lines.findIndex((line) => /^ *FAIL /.test(line) && line.includes(name));
+  return at === -1 ? '' : oneLine(lines.slice(at, at + PRINTED_LINES).join('\n'));
+}
 
 const answers = {
   counts() {
@@ -42,7 +54,7 @@ const answers = {
     files.filter(failures).flatMap((file) => {
       const name = relative(process.cwd(), file.name);
       const tests = file.assertionResults.filter((test) => test.status === 'failed');
-      if (tests.length === 0) return [`${name}: ${oneLine(file.message)}`];
+      if (tests.length === 0) return [`${name}: ${oneLine(file.message) || printedReason(name)}`];
       return tests.map(
         (test) => `${name} > ${test.fullName}: ${oneLine(test.failureMessages.join('\n'))}`,
       );
