@@ -176,7 +176,10 @@ bool Inbound::batch() {
   early_at_ = nullptr;
   write_out();
   share_.holding.store(!held_.empty() || !parts_.empty(), std::memory_order_seq_cst);
-  if (!trains.empty()) WorkerCounters::add(share_.counters.batches, 1);
+  if (!trains.empty()) {
+    WorkerCounters::add(share_.counters.batches, 1);
+    lone_ = trains.size() == 1 && trains.front().bytes.size() <= kShortPacket;
+  }
   if (std::exchange(told_, false)) wake_up(share_.control_wake);
   return !trains.empty();
 }

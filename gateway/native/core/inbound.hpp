@@ -32,6 +32,10 @@ class Inbound {
   /// anything. The caller is online in the RCU domain.
   bool batch();
 
+  /// Whether the last batch with anything in it was one short datagram, behind which nothing
+  /// waited.
+  [[nodiscard]] bool lone() const noexcept { return lone_; }
+
   /// After the last batch: gives up what waits for a key.
   void end();
 
@@ -134,6 +138,7 @@ class Inbound {
   std::uint64_t seed_;
   GuardReports guard_reports_;
   bool told_ = false;
+  bool lone_ = false;  ///< see lone()
 
   std::unique_ptr<std::uint8_t[]> released_;
   std::unique_ptr<std::uint8_t[]> padded_;

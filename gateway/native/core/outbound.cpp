@@ -45,9 +45,6 @@ constexpr std::size_t kReads = 64;
 /// up: four together are 5 messages instead of 8 (docs/performance.md).
 constexpr std::size_t kFlushBytes = 4 * kMaxTrainBytes;
 static_assert(kFlushBytes + kMaxTapPacket + kMaxTapPacket / 8 < UdpSender::kArena);
-/// A frame of an ordinary Ethernet is shorter, a super-frame is not. Where the batch before was one
-/// packet, a short one leaves before another is looked for: that is a system call, mostly in vain.
-constexpr std::size_t kShortPacket = 2'048;
 /// Packets that a crew seals at once, so sealed bytes that may leave together then.
 constexpr std::size_t kPieces = 4;
 static_assert(kPieces * (kMaxTapPacket + kMaxTapPacket / 8) < UdpSender::kArena);
@@ -150,7 +147,10 @@ bool Outbound::batch() {
     ++reads;
     take(Bytes(packet, size), false);
     if (waiting_ == pieces_.size()) seal_pieces();
-    if (reads == 1 && alone_ && size <= kShortPacket) flush();
+    short_ = size <= kShortPacket;
+    // Where the batch before was one packet, too, it leaves before another is looked for: that is a
+    // system call, mostly in vain.
+    if (reads == 1 && alone_ && short_) flush();
     if (waiting_ == 0 && sender_.pending() >= kFlushBytes) sender_.flush();
   }
   flush();

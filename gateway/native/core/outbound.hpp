@@ -28,6 +28,10 @@ class Outbound {
   /// anything. The caller is online in the RCU domain.
   bool batch();
 
+  /// Whether the last batch with anything in it was one short packet, behind which nothing
+  /// waited.
+  [[nodiscard]] bool lone() const noexcept { return alone_ && short_; }
+
   /// After the last batch: gives up what waits for a key.
   void end();
 
@@ -169,6 +173,7 @@ class Outbound {
 
   bool told_ = false;   ///< events were put in this batch
   bool alone_ = false;  ///< the last batch with anything in it was one packet
+  bool short_ = false;  ///< and a short one
 
   /// Budgets of sources for ICMP answers, direct-mapped by a hash of the address.
   std::vector<TokenBucket> answer_budgets_;

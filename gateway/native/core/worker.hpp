@@ -4,6 +4,7 @@
 
 #include <array>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 
@@ -15,6 +16,9 @@
 #include "core/worker-events.hpp"
 
 namespace pairwire {
+
+/// A frame of an ordinary Ethernet is shorter, a super-frame is not.
+inline constexpr std::size_t kShortPacket = 2'048;
 
 /// Counters of one worker besides its drops. One writer, as in DropCounters.
 struct WorkerCounters {
