@@ -217,7 +217,8 @@ LaneOptions DataPlane::lane_options(const command::PortSet& command) const {
   return {
       .spin_us = alone ? 0U : command.spin_us,
       .helpers = command.helpers == kAutoHelpers ? helpers_for(options_.cores) : command.helpers,
-      .second_thread = !alone};
+      .second_thread = !alone,
+      .spare_cores = options_.spare_cores};
 }
 
 const Device* DataPlane::underlay_of(const PortEntry& entry) const {

@@ -26,8 +26,9 @@ class DataPlane {
   struct Options {
     std::vector<int> wakes;  ///< eventfds, Port::kWakeFds for each port that there may be
     int control_wake = -1;
-    std::size_t cores = 1;   ///< that this process may run on
-    bool merge_udp = false;  ///< the kernel takes USO super-frames (Linux 6.2)
+    std::size_t cores = 1;              ///< that this process may run on
+    SpareCores* spare_cores = nullptr;  ///< or none that may be counted on
+    bool merge_udp = false;             ///< the kernel takes USO super-frames (Linux 6.2)
     std::function<void(const messages::Event&)> tell;
   };
   explicit DataPlane(Options options);

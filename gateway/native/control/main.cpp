@@ -7,6 +7,7 @@
 //
 // Order at start: arguments; no dumps; algorithms loaded, descriptors made (nothing can be opened
 // later); sandbox; then the control loop, which starts workers as ports come.
+#include <fcntl.h>
 #include <linux/netlink.h>
 #include <sched.h>
 #include <signal.h>
@@ -22,6 +23,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -33,6 +35,7 @@
 #include "control/server.hpp"
 #include "control/speed.hpp"
 #include "core/run-program.hpp"
+#include "core/spare-cores.hpp"
 #include "crypto/aead.hpp"
 
 namespace pairwire {
@@ -162,6 +165,17 @@ std::size_t usable_cores() {
   return static_cast<std::size_t>(std::max(CPU_COUNT(&set), 1));
 }
 
+/// Nothing where another core than the idle one may be ours, or where somebody has chosen how we
+/// are scheduled.
+std::unique_ptr<SpareCores> watch_spare_cores() {
+  const long all = sysconf(_SC_NPROCESSORS_ONLN);
+  if (all < 0 || usable_cores() < static_cast<std::size_t>(all)) return nullptr;
+  if (sched_getscheduler(0) != SCHED_OTHER) return nullptr;
+  UniqueFd uptime(open("/proc/uptime", O_RDONLY | O_CLOEXEC));
+  if (!uptime) return nullptr;
+  return std::make_unique<SpareCores>(std::move(uptime), static_cast<std::size_t>(all));
+}
+
 int run(const std::vector<std::string_view>& words) {
   if (words.size() == 1 && words[0] == "--sandbox-selftest") return run_sandbox_selftest();
   if (words.size() == 1 && words[0] == "--speed") return print_speed();
@@ -185,6 +199,7 @@ int run(const std::vector<std::string_view>& words) {
   options.orphan_ms = arguments.orphan_seconds * 1000;
   options.log_level = arguments.log_level;
   options.cores = usable_cores();
+  options.spare_cores = watch_spare_cores();
   options.merge_udp = kernel_takes_uso();
   const bool uevents = static_cast<bool>(options.uevents);
   Server server(std::move(options));

@@ -4,6 +4,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -137,6 +138,16 @@ const Attempt kForbidden[] = {
     {"kill", [](const Props&) { return syscall(SYS_kill, getppid(), 0); }},
     {"tgkill of another process",
      [](const Props&) { return syscall(SYS_tgkill, getppid(), getppid(), 0); }},
+    {"sched_setscheduler SCHED_FIFO",
+     [](const Props&) {
+       const sched_param first{1};
+       return syscall(SYS_sched_setscheduler, 0, SCHED_FIFO, &first);
+     }},
+    {"sched_setscheduler of another process",
+     [](const Props&) {
+       const sched_param none{};
+       return syscall(SYS_sched_setscheduler, getppid(), SCHED_BATCH, &none);
+     }},
     {"prctl PR_SET_DUMPABLE",
      [](const Props&) { return syscall(SYS_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0); }},
     {"setrlimit", [](const Props&) { return syscall(SYS_prlimit64, 0, 4, nullptr, nullptr); }},
@@ -149,7 +160,9 @@ long use_what_is_needed(const Props& props) {
   std::thread thread([&ran] {
     const std::vector<char> memory(8 << 20, 'x');
     prctl(PR_SET_NAME, "selftest");
-    ran = memory.back() == 'x';
+    const sched_param none{};
+    ran = memory.back() == 'x' && sched_setscheduler(0, SCHED_BATCH, &none) == 0 &&
+          sched_setscheduler(0, SCHED_OTHER, &none) == 0;
   });
   thread.join();
   if (!ran) return -1;

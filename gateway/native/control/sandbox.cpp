@@ -188,8 +188,8 @@ class Filter {
 /// path come first: for a filter without a verdict bitmap (before Linux 5.11) order is time.
 constexpr long kHarmless[] = {
     SYS_sendmsg, SYS_recvmsg, SYS_sendmmsg, SYS_recvmmsg, SYS_read, SYS_write, SYS_readv,
-    SYS_writev, SYS_sendto, SYS_recvfrom, SYS_futex, SYS_clock_gettime, SYS_ppoll, SYS_epoll_pwait,
-    SYS_epoll_ctl,
+    SYS_writev, SYS_pread64, SYS_sendto, SYS_recvfrom, SYS_futex, SYS_clock_gettime, SYS_ppoll,
+    SYS_epoll_pwait, SYS_epoll_ctl,
 #if defined(__x86_64__)
     SYS_poll, SYS_epoll_wait,
 #endif
@@ -253,6 +253,11 @@ void install_seccomp(bool permissive) {
   // setsockopt: that could take a locked filter or a mark off.
   filter.allow_if(SYS_getsockopt, {{1, ~0U, SOL_SOCKET}, {2, ~0U, SO_PEERCRED}});
   filter.allow_if(SYS_getsockopt, {{1, ~0U, SOL_SOCKET}, {2, ~0U, SO_DOMAIN}});
+
+  // A lane between the two policies of ordinary threads, itself only; never before others.
+  for (const std::uint32_t policy : {SCHED_OTHER, SCHED_BATCH}) {
+    filter.allow_if(SYS_sched_setscheduler, {{0, ~0U, 0}, {1, ~0U, policy}});
+  }
 
   // abort() of ourselves; nobody else gets a signal.
   filter.allow_if(SYS_tgkill, {{0, ~0U, static_cast<std::uint32_t>(getpid())}});

@@ -86,6 +86,7 @@ Server::Server(Options options)
       DataPlane::Options{.wakes = std::move(wakes),
                          .control_wake = options_.wake.get(),
                          .cores = options_.cores,
+                         .spare_cores = options_.spare_cores.get(),
                          .merge_udp = options_.merge_udp,
                          .tell = [this](const messages::Event& event) { tell(event); }});
   alone_since_ms_ = boot_ms();

@@ -42,6 +42,7 @@ class Server {
     std::uint64_t orphan_ms = 0;
     LogLevel log_level = LogLevel::kInfo;
     std::size_t cores = 1;
+    std::unique_ptr<SpareCores> spare_cores;
     bool merge_udp = false;
   };
 

@@ -19,6 +19,7 @@
 #include "core/lane.hpp"
 
 #include <pthread.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <array>
@@ -105,6 +106,7 @@ void Lane::run_first() {
     in_.reader->offline();
     if (turn() == (both ? Turn::kSecond : Turn::kFirst)) continue;  // Given away, or back.
     if (both) out_.reader->offline();
+    choose_policy();
     if (!stopped()) sleep_first(both);
   }
 }
@@ -181,6 +183,15 @@ void Lane::sleep_first(bool both) {
   // A descriptor that failed is left out of the next sleep, once.
   underlay_sound_ = !fds[0].failed;
   tap_sound_ = !fds[1].failed;
+}
+
+/// Pushes others aside when it is woken only where there is no other core (spare-cores.hpp).
+void Lane::choose_policy() {
+  if (options_.spare_cores == nullptr) return;
+  const bool batch = options_.spare_cores->any(boot_us());
+  if (batch == batch_) return;
+  const sched_param none{};
+  if (sched_setscheduler(0, batch ? SCHED_BATCH : SCHED_OTHER, &none) == 0) batch_ = batch;
 }
 
 // --- Second thread ------------------------------------------------------------------------------

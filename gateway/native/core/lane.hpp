@@ -10,6 +10,7 @@
 #include "core/idle-spin.hpp"
 #include "core/inbound.hpp"
 #include "core/outbound.hpp"
+#include "core/spare-cores.hpp"
 #include "core/worker.hpp"
 
 namespace pairwire {
@@ -22,6 +23,8 @@ struct LaneOptions {
   std::uint32_t helpers = 0;
   /// A second thread takes the outbound direction over when both are busy.
   bool second_thread = true;
+  /// The first thread is one of SCHED_BATCH while there are some. Outlives the lane; null: never.
+  SpareCores* spare_cores = nullptr;
   /// When they are: the first thread has worked so long without a break, and the lesser direction
   /// took so many hundredths of it.
   std::uint32_t busy_us = 1'000;
@@ -83,6 +86,7 @@ class Lane {
   void run_second();
   void serve(bool both, IdleSpin& after_in, IdleSpin& after_out);
   void sleep_first(bool both);
+  void choose_policy();
   bool serve_outbound(IdleSpin& spin);
   [[nodiscard]] bool worth_giving(const Busy& busy) const;
   void give();
@@ -106,6 +110,7 @@ class Lane {
   bool only_tap_ = false;     ///< the last sleep was ended by the TAP and nothing else
   bool tap_sound_ = true;
   bool underlay_sound_ = true;
+  bool batch_ = false;  ///< the first thread is one of SCHED_BATCH
   std::thread first_;
   std::thread second_;
 };

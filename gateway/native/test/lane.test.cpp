@@ -1,16 +1,22 @@
 // Who serves which direction of a lane: two lanes with all their threads, each the other's far end.
 #include "core/lane.hpp"
 
+#include <dirent.h>
 #include <doctest/doctest.h>
+#include <sched.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <ctime>
+#include <fstream>
+#include <memory>
+#include <string>
 #include <thread>
 
 #include "test/lab.hpp"
+#include "test/uptime-file.hpp"
 
 using namespace pairwire;
 using namespace pairwire::test;
@@ -100,6 +106,19 @@ class BusyHost {
   std::thread thread_;
 };
 
+/// How a thread of this process is scheduled; -1 if there is none of that name.
+int policy_of(std::string_view thread) {
+  const std::unique_ptr<DIR, int (*)(DIR*)> tasks(opendir("/proc/self/task"), closedir);
+  while (const dirent* const entry = readdir(tasks.get())) {
+    std::ifstream file("/proc/self/task/" + std::string(entry->d_name) + "/comm");
+    std::string name;
+    if (std::getline(file, name) && name == thread) {
+      return sched_getscheduler(std::stoi(entry->d_name));
+    }
+  }
+  return -1;
+}
+
 }  // namespace
 
 TEST_CASE("Lane: a second thread takes a busy direction over, gives it back, and takes it again") {
@@ -187,4 +206,25 @@ TEST_CASE("Lane: what peers send keeps a thread awake that may wait long, forged
   bob->join();
   // Seen on a busy machine: 0.06 to 0.09 of a core, and 0.6 to all of one.
   CHECK(asleep < awake / 2);
+}
+
+TEST_CASE("Lane: its thread pushes others aside only where no core is spare") {
+  Pair pair;
+  pair.install_pair();
+  UptimeFile uptime;
+  uptime.says("1.00 1.00\n");
+  SpareCores spare(uptime.reader(), 1);
+  const auto lane = start_lane(pair.alice, {.spare_cores = &spare});
+  const Frame frame = small_frame(pair.alice, pair.bob);
+  const auto becomes = [&](int policy) {
+    return eventually([&] {
+      (void)write_to(pair.alice, frame);
+      return policy_of("pw-lane0") == policy;
+    });
+  };
+  CHECK(becomes(SCHED_OTHER));
+  uptime.says("1.00 100000.00\n");
+  CHECK(becomes(SCHED_BATCH));
+  uptime.says("1.00 100000.01\n");
+  CHECK(becomes(SCHED_OTHER));
 }
