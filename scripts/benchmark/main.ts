@@ -63,7 +63,7 @@ const QUICK: Plan = {
 };
 const FULL: Plan = {
   rounds: 5,
-  searches: 3,
+  searches: 2,
   sizes: [
     [64, 'pps64'],
     [512, 'pps512'],
