@@ -165,8 +165,8 @@ std::size_t usable_cores() {
   return static_cast<std::size_t>(std::max(CPU_COUNT(&set), 1));
 }
 
-/// Nothing where another core than the idle one may be ours, or where somebody has chosen how we
-/// are scheduled.
+/// Nothing where we may not run on all cores, for those that are spare may be the others, or where
+/// somebody has chosen how we are scheduled.
 std::unique_ptr<SpareCores> watch_spare_cores() {
   const long all = sysconf(_SC_NPROCESSORS_ONLN);
   if (all < 0 || usable_cores() < static_cast<std::size_t>(all)) return nullptr;

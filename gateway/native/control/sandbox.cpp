@@ -188,8 +188,8 @@ class Filter {
 /// path come first: for a filter without a verdict bitmap (before Linux 5.11) order is time.
 constexpr long kHarmless[] = {
     SYS_sendmsg, SYS_recvmsg, SYS_sendmmsg, SYS_recvmmsg, SYS_read, SYS_write, SYS_readv,
-    SYS_writev, SYS_pread64, SYS_sendto, SYS_recvfrom, SYS_futex, SYS_clock_gettime, SYS_ppoll,
-    SYS_epoll_pwait, SYS_epoll_ctl,
+    SYS_writev, SYS_sendto, SYS_recvfrom, SYS_futex, SYS_clock_gettime, SYS_ppoll, SYS_epoll_pwait,
+    SYS_epoll_ctl,
 #if defined(__x86_64__)
     SYS_poll, SYS_epoll_wait,
 #endif
@@ -198,7 +198,7 @@ constexpr long kHarmless[] = {
     // memory; mmap, mprotect below
     SYS_brk, SYS_munmap, SYS_mremap, SYS_madvise, SYS_mlock, SYS_munlock,
     // descriptors that are held; sockets of the control plane and the broker are accepted
-    SYS_close, SYS_accept4, SYS_fstat,
+    SYS_close, SYS_accept4, SYS_fstat, SYS_pread64,
     // threads and signals of this process; glibc sets a handler when the first thread starts
     SYS_rt_sigreturn, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_sigaltstack, SYS_gettid, SYS_getpid,
     SYS_sched_yield, SYS_sched_getaffinity, SYS_rseq, SYS_set_robust_list, SYS_membarrier, SYS_exit,

@@ -32,8 +32,8 @@ class Inbound {
   /// anything. The caller is online in the RCU domain.
   bool batch();
 
-  /// Whether the last batch with anything in it was one short datagram, behind which nothing
-  /// waited.
+  /// Whether the last batch with anything in it was one short datagram, or several that the
+  /// kernel had joined to one, behind which nothing waited.
   [[nodiscard]] bool lone() const noexcept { return lone_; }
 
   /// After the last batch: gives up what waits for a key.

@@ -5,7 +5,6 @@
 
 #include <string_view>
 
-#include "core/spare-cores.hpp"
 #include "test/uptime-file.hpp"
 
 using namespace pairwire;
