@@ -255,7 +255,7 @@ void install_seccomp(bool permissive) {
   filter.allow_if(SYS_getsockopt, {{1, ~0U, SOL_SOCKET}, {2, ~0U, SO_DOMAIN}});
 
   // A lane between the two policies of ordinary threads, itself only; never before others.
-  for (const std::uint32_t policy : {SCHED_OTHER, SCHED_BATCH}) {
+  for (const std::uint32_t policy : {std::uint32_t{SCHED_OTHER}, std::uint32_t{SCHED_BATCH}}) {
     filter.allow_if(SYS_sched_setscheduler, {{0, ~0U, 0}, {1, ~0U, policy}});
   }
 
