@@ -15,6 +15,7 @@ import { parseArgs } from 'node:util';
 import { packageVersion } from '../../gateway/native-programs.js';
 import { messageOf } from '../../src/runtime/errors.js';
 import { chart } from './chart.js';
+import { ratiosInTurns } from './in-turns.js';
 import { describeMachine } from './machine.js';
 import { type Lengths, Meter, type Tunnel } from './measure.js';
 import { Bed, sweep } from './namespaces.js';
@@ -281,10 +282,7 @@ async function measure(
   candidate.add('controlMemoryMB', memory.controlMB);
 }
 
-/**
- * Compares what is near its target: two rows right after each other, who is first by turns. What slows the machine for some seconds hits
- * both, where it would move one of the medians of a whole run.
- */
+/** Compares what is near its target in turns. */
 async function compareInTurns(candidates: readonly Candidate[]): Promise<Comparison[]> {
   const meterOf = (name: string) => candidates.find(({ peer }) => peer.name === name)?.meter;
   const done: Comparison[] = [];
@@ -295,7 +293,13 @@ async function compareInTurns(candidates: readonly Candidate[]): Promise<Compari
     const begin = Date.now();
     const name = `${row} beside ${base}, ${figure}`;
     try {
-      const ratio = figureOf(await ratiosInTurns(meter, other, figure));
+      const ratio = figureOf(
+        await ratiosInTurns(
+          plan.turns,
+          () => figureNow(meter, figure),
+          () => figureNow(other, figure),
+        ),
+      );
       done.push({ ...wanted, ratio });
       say(`${name}: ${((Date.now() - begin) / 1000).toFixed(1)} s`);
     } catch (error) {
@@ -304,20 +308,6 @@ async function compareInTurns(candidates: readonly Candidate[]): Promise<Compari
     }
   }
   return done;
-}
-
-async function ratiosInTurns(
-  meter: Meter,
-  other: Meter,
-  figure: Comparison['figure'],
-): Promise<number[]> {
-  const ratios: number[] = [];
-  for (let turn = 0; turn < plan.turns; turn++) {
-    const first = turn % 2 === 0 ? await figureNow(meter, figure) : undefined;
-    const below = await figureNow(other, figure);
-    ratios.push((first ?? (await figureNow(meter, figure))) / below);
-  }
-  return ratios;
 }
 
 async function figureNow(meter: Meter, figure: Comparison['figure']): Promise<number> {
