@@ -9,6 +9,7 @@ import type { Capture } from '../../scripts/laboratory/capture.js';
 import type { Lab } from '../../scripts/laboratory/lab.js';
 import { waitFor } from '../../scripts/laboratory/processes.js';
 import { BROADCAST_MAC, macSchema } from '../../src/protocol/mac.js';
+import { dropsOf, growth } from './helpers/drops.js';
 import { linkOf, listening, ping } from './helpers/hosts.js';
 import {
   EVERYBODY,
@@ -17,6 +18,7 @@ import {
   LAN,
   MACHINES,
   macOf,
+  PLAIN_MEMBERS,
   plain4,
   plain6,
   plainTopology,
@@ -65,6 +67,15 @@ async function forget(lab: Lab, station: Station): Promise<void> {
   await lab.exec(station, ['ip', 'neigh', 'flush', 'dev', insideOf(station)]);
 }
 
+/** What every port dropped since it began, for who looks into a ping that was lost. */
+async function allDrops(lab: Lab): Promise<string> {
+  const hosts = [...PLAIN_MEMBERS, ...GATES];
+  const drops = await Promise.all(
+    hosts.map(async (host) => [host, growth({}, await dropsOf(lab, host))]),
+  );
+  return JSON.stringify(Object.fromEntries(drops));
+}
+
 /** A plain port listens before it takes or emits anything. */
 beforeAll(async () => {
   for (const gate of GATES) {
@@ -97,7 +108,8 @@ describe('members and machines outside', () => {
     const { lab } = handle;
     for (const address of [plain4(to), plain6(to)]) {
       const result = await ping(lab, from, address, { count: 3, intervalMs: 20 });
-      expect(result, address).toMatchObject({ sent: 3, received: 3 });
+      const about = result.received === 3 ? address : `${address}; drops ${await allDrops(lab)}`;
+      expect(result, about).toMatchObject({ sent: 3, received: 3 });
     }
     const { mtu } = await linkOf(lab, from, insideOf(from));
     const size = mtu - 28;
