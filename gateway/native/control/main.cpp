@@ -165,11 +165,11 @@ std::size_t usable_cores() {
   return static_cast<std::size_t>(std::max(CPU_COUNT(&set), 1));
 }
 
-/// Nothing where we may not run on all cores, for those that are spare may be the others, or where
+/// Nothing where not all cores are `usable`, for those that are spare may be the others, or where
 /// somebody has chosen how we are scheduled.
-std::unique_ptr<SpareCores> watch_spare_cores() {
+std::unique_ptr<SpareCores> watch_spare_cores(std::size_t usable) {
   const long all = sysconf(_SC_NPROCESSORS_ONLN);
-  if (all < 0 || usable_cores() < static_cast<std::size_t>(all)) return nullptr;
+  if (all < 0 || usable < static_cast<std::size_t>(all)) return nullptr;
   if (sched_getscheduler(0) != SCHED_OTHER) return nullptr;
   UniqueFd uptime(open("/proc/uptime", O_RDONLY | O_CLOEXEC));
   if (!uptime) return nullptr;
@@ -199,7 +199,7 @@ int run(const std::vector<std::string_view>& words) {
   options.orphan_ms = arguments.orphan_seconds * 1000;
   options.log_level = arguments.log_level;
   options.cores = usable_cores();
-  options.spare_cores = watch_spare_cores();
+  options.spare_cores = watch_spare_cores(options.cores);
   options.merge_udp = kernel_takes_uso();
   const bool uevents = static_cast<bool>(options.uevents);
   Server server(std::move(options));
